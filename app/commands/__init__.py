@@ -1,0 +1,1 @@
+"""Commands of `hone`, one a file: each reads arguments and a configuration, wires the packages, reports."""

@@ -1,0 +1,4 @@
+"""Chooses: reads `generations/` and publishes `negatives/`.
+
+It owns candidate sources, filters, samplers, batch plans and audits: pure choices over ranked lists.
+"""

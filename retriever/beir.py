@@ -1,0 +1,71 @@
+"""BEIR folders: corpus.jsonl, queries.jsonl and qrels/<split>.tsv, plain or gzipped, read line by line.
+
+Does not know what becomes of the lines.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from retriever.errors import InputError
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Return ``folder/name`` or ``folder/name.gz``. Raises InputError if neither exists."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder / name}: no such file (nor {name}.gz); a data set needs corpus.jsonl, queries.jsonl, qrels/"
+    )
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (line number, object) of a JSON-lines file; blank lines are passed over.
+
+    Raises InputError naming file and line for what is not a JSON object.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: malformed JSON ({error}); mend or remove the line") from error
+            if not isinstance(record, dict):
+                raise InputError(f'{path}:{number}: not a JSON object; write {{"_id": …, "text": …}}')
+            yield number, record
+
+
+def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    if value is None:
+        raise InputError(f"{path}:{number}: no field {name!r}; each line needs _id and text")
+    if not isinstance(value, str | int):
+        raise InputError(f"{path}:{number}: field {name!r} must be a string, not {type(value).__name__}")
+    return str(value)
+
+
+def read_passages(folder: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (line number, id, title, text) of the corpus. Raises InputError for a missing field or an empty text."""
+    path = find_file(folder, "corpus.jsonl")
+    for number, record in read_json_lines(path):
+        passage_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
+        title = str(record.get("title") or "")
+        if not (title.strip() or text.strip()):
+            raise InputError(f"{path}:{number}: passage {passage_id!r} has an empty text; remove it or fill it")
+        yield number, passage_id, title, text
+
+
+def read_queries(folder: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, id, text) of the queries. Raises InputError for a missing field or an empty text."""
+    path = find_file(folder, "queries.jsonl")
+    for number, record in read_json_lines(path):
+        query_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
+        if not text.strip():
+            raise InputError(f"{path}:{number}: query {query_id!r} has an empty text; remove it or fill it")
+        yield number, query_id, text

@@ -1,0 +1,89 @@
+"""Checkpoints: the model, and all that exact resumption needs beside it.
+
+Random states are not among that: each step seeds its generators from (seed, step, rank), see docs/decisions.
+Does not know when a checkpoint is due.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from retriever.artifacts import Artifact
+from retriever.encoder import DualEncoder
+from retriever.errors import CorruptError
+from retriever.store import Store
+
+
+@dataclass
+class TrainingState:
+    """Where training stands: everything but the tensors.
+
+    ``step`` counts finished optimiser steps; it fixes the learning rate, the place in the batch plan and the random
+    states. ``best`` and ``bad_generations`` belong to early stopping; ``judged`` is the last generation it counted.
+    """
+
+    seed: int
+    step: int = 0
+    best: float | None = None
+    bad_generations: int = 0
+    judged: int = -1
+    losses: list[float] = field(default_factory=list)
+
+
+def publish_checkpoint(
+    store: Store,
+    model: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    parents: dict[str, int],
+    facts: dict[str, Any],
+) -> Artifact:
+    """Publish model, optimiser and ``state``; ``facts`` (refresh, final …) are added to step and weights_sha256."""
+    with store.checkpoints.stage(parents) as draft:
+        model.save(draft.path / "model")
+        training = draft.path / "training"
+        training.mkdir()
+        tensors, groups = _flatten(optimizer)
+        save_file(tensors, training / "optimizer.safetensors")
+        (training / "state.json").write_text(json.dumps({**asdict(state), "groups": groups}) + "\n")
+        draft.facts.update(step=state.step, weights_sha256=model.weights_sha256(), **facts)
+    return store.checkpoints.at(draft.number)
+
+
+def restore_training(artifact: Artifact, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Load the optimiser's state into ``optimizer`` and return the rest. Raises CorruptError if it does not fit."""
+    folder = artifact.path / "training"
+    try:
+        saved = json.loads((folder / "state.json").read_text())
+        groups = saved.pop("groups")
+        _restore(optimizer, load_file(folder / "optimizer.safetensors"), groups)
+        return TrainingState(**saved)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{folder}: cannot be resumed ({error})") from error
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    state = optimizer.state_dict()
+    tensors = {
+        f"{parameter}.{name}": value.contiguous()
+        for parameter, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        parameter, name = key.split(".", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def model_folder(artifact: Artifact) -> Path:
+    """Return the folder of the weights in a checkpoint or generation."""
+    return artifact.path / "model"

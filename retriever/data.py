@@ -1,0 +1,138 @@
+"""The nouns of retrieval: a memory-mapped corpus whose row is its FAISS id, and the judged queries of one split.
+
+Does not know file formats of data sets, encoders or indexes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retriever.artifacts import Artifact
+from retriever.errors import CorruptError
+from retriever.protocols import IntArray
+
+BLOCK_ROWS = 4096
+"""Rows of an Arrow batch, of an embedding shard and of one unit of encoding work."""
+
+
+def passage_text(title: str, text: str) -> str:
+    """Return what an encoder reads of a passage: title, space, text, stripped."""
+    return f"{title} {text}".strip()
+
+
+def hash64(text: str) -> int:
+    """Return a 64-bit BLAKE2b digest of ``text``."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def duplicate_hash(text: str) -> int:
+    """Return a 64-bit digest that texts share if they differ in case and white space alone."""
+    return hash64(" ".join(text.lower().split()))
+
+
+class Corpus:
+    """The passages of one corpus artifact, read in place from its Arrow file: memory does not grow with the corpus."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Map the files of ``artifact``. Raises CorruptError if they disagree in their number of rows."""
+        self.number = artifact.number
+        self.sha256 = artifact.sha256("passages.arrow")
+        path = artifact.path / "passages.arrow"
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptError(f"{path}: not an Arrow file ({error}); ingest the data again") from error
+        self.text_hash: NDArray[np.uint64] = np.load(artifact.path / "text_hash.npy", mmap_mode="r")
+        self._id_hash: NDArray[np.uint64] = np.load(artifact.path / "id_hash.npy", mmap_mode="r")
+        if not len(self.text_hash) == len(self._id_hash) == artifact.facts["rows"]:
+            raise CorruptError(f"{artifact.path}: the arrays differ in length; ingest the data again")
+
+    def __len__(self) -> int:
+        return len(self.text_hash)
+
+    @cached_property
+    def _rows_by_id_hash(self) -> NDArray[np.int64]:
+        return np.argsort(self._id_hash, kind="stable")
+
+    def _cell(self, column: str, row: int) -> str:
+        block, offset = divmod(int(row), BLOCK_ROWS)
+        value: str = self._reader.get_batch(block).column(column)[offset].as_py()
+        return value
+
+    def id(self, row: int) -> str:
+        """Return the passage id at ``row``."""
+        return self._cell("id", row)
+
+    def text(self, row: int) -> str:
+        """Return title and text of the passage at ``row`` as an encoder reads it."""
+        return passage_text(self._cell("title", row), self._cell("text", row))
+
+    def ids(self, rows: Sequence[int] | IntArray) -> list[str]:
+        """Return the passage ids at ``rows``."""
+        return [self.id(int(row)) for row in rows]
+
+    def texts(self, rows: Sequence[int] | IntArray | range) -> list[str]:
+        """Return the passages at ``rows`` as an encoder reads them."""
+        return [self.text(int(row)) for row in rows]
+
+    def blocks(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield (first row, texts) of each fixed block of 4,096 rows."""
+        for block in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(block)
+            titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
+            yield block * BLOCK_ROWS, [passage_text(a, b) for a, b in zip(titles, texts, strict=True)]
+
+    def row_of(self, passage_id: str) -> int | None:
+        """Return the row of ``passage_id``, None if the corpus has no such passage."""
+        wanted = np.uint64(hash64(passage_id))
+        order = self._rows_by_id_hash
+        at = int(np.searchsorted(self._id_hash, wanted, sorter=order))
+        while at < len(order) and self._id_hash[order[at]] == wanted:
+            if self.id(int(order[at])) == passage_id:
+                return int(order[at])
+            at += 1
+        return None
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """The judged queries of one split; a query row is a position in ``ids``.
+
+    ``judgements[i]`` maps a corpus row to its relevance for query i: above 0 is relevant.
+    """
+
+    split: str
+    ids: Sequence[str]
+    texts: Sequence[str]
+    judgements: Sequence[Mapping[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def positives(self, query_row: int) -> IntArray:
+        """Return the rows int32 [p] judged relevant for a query, ascending."""
+        rows = sorted(row for row, relevance in self.judgements[query_row].items() if relevance > 0)
+        return np.array(rows, np.int32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the queries and their judgements."""
+        digest = hashlib.sha256()
+        for name, text, judged in zip(self.ids, self.texts, self.judgements, strict=True):
+            digest.update(repr((name, text, sorted(judged.items()))).encode())
+        return digest.hexdigest()
+
+    def subset(self, rows: Sequence[int] | IntArray) -> "QuerySet":
+        """Return the queries at ``rows``, in that order."""
+        picked = [int(row) for row in rows]
+        return QuerySet(
+            self.split,
+            [self.ids[i] for i in picked],
+            [self.texts[i] for i in picked],
+            [self.judgements[i] for i in picked],
+        )

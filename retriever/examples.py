@@ -1,0 +1,86 @@
+"""Training examples: which passages a batch of queries meets, and which of them may count as negatives.
+
+Does not know torch, losses or how hard negatives are found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.data import Corpus, QuerySet, duplicate_hash
+from retriever.protocols import BoolArray, IntArray, Negatives
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One contrastive batch of b queries and n distinct passages.
+
+    ``query_rows`` int32 [b] · ``passage_rows`` int32 [n] · ``positive`` int64 [b], a column of each query's positive ·
+    ``allowed`` bool [b, n], the candidates of each query: its positive and everything that may be its negative.
+    """
+
+    query_rows: IntArray
+    passage_rows: IntArray
+    positive: NDArray[np.int64]
+    allowed: BoolArray
+
+
+class Examples:
+    """Assembles batches from the training queries, their positives and drawn negatives."""
+
+    def __init__(self, corpus: Corpus, queries: QuerySet, *, in_batch: bool, seed: int) -> None:
+        """``in_batch``: every passage of the batch is a candidate of every query, not its own alone."""
+        self.corpus = corpus
+        self.queries = queries
+        self._in_batch = in_batch
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def texts(self, batch: Batch) -> tuple[list[str], list[str]]:
+        """Return the texts of the batch's queries and passages."""
+        return [self.queries.texts[row] for row in batch.query_rows], self.corpus.texts(batch.passage_rows)
+
+    def batch(self, query_rows: IntArray, epoch: int, negatives: Negatives | None) -> Batch:
+        """Return the batch of ``query_rows`` int32 [b] with one positive each and the drawn ``negatives``.
+
+        Of several positives an epoch takes one at random. A known positive, a text-duplicate of one and the query's
+        own text never stand among a query's negatives, whichever query brought them.
+        """
+        positives = np.array([self._pick_positive(int(row), epoch) for row in query_rows], np.int32)
+        drawn = negatives.rows[negatives.mask] if negatives is not None else np.empty(0, np.int32)
+        passage_rows, first = np.unique(np.concatenate([positives, drawn]), return_index=True)
+        passage_rows = passage_rows[np.argsort(first)]
+        columns = {int(row): column for column, row in enumerate(passage_rows)}
+        positive = np.array([columns[int(row)] for row in positives], np.int64)
+        own = (
+            [] if negatives is None else [rows[kept] for rows, kept in zip(negatives.rows, negatives.mask, strict=True)]
+        )
+        allowed = self._candidates(len(query_rows), columns, own)
+        allowed &= ~self._known(query_rows, passage_rows)
+        allowed[np.arange(len(query_rows)), positive] = True
+        return Batch(query_rows, passage_rows, positive, allowed)
+
+    def _pick_positive(self, query_row: int, epoch: int) -> int:
+        rows = self.queries.positives(query_row)
+        if len(rows) == 1:
+            return int(rows[0])
+        return int(np.random.default_rng((self._seed, epoch, query_row)).choice(rows))
+
+    def _candidates(self, queries: int, columns: dict[int, int], own: Sequence[IntArray]) -> BoolArray:
+        allowed = np.full((queries, len(columns)), self._in_batch)
+        for query, rows in enumerate(own):
+            allowed[query, [columns[int(row)] for row in rows]] = True
+        return allowed
+
+    def _known(self, query_rows: IntArray, passage_rows: IntArray) -> BoolArray:
+        hashes = self.corpus.text_hash
+        found = hashes[passage_rows]
+        known = np.empty((len(query_rows), len(passage_rows)), np.bool_)
+        for query, row in enumerate(query_rows):
+            own_text = np.uint64(duplicate_hash(self.queries.texts[row]))
+            known[query] = np.isin(found, np.append(hashes[self.queries.positives(int(row))], own_text))
+        return known

@@ -1,0 +1,175 @@
+"""From a BEIR folder to a corpus artifact and the judged queries of its splits.
+
+Does not know encoders, indexes or training.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retriever.artifacts import Artifact, Draft
+from retriever.beir import find_file, read_passages, read_queries
+from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
+from retriever.durable import sha256_file
+from retriever.errors import CorruptError, InputError
+from retriever.store import Store
+from retriever.trec import read_qrels
+
+SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+SHOWN_UNKNOWN = 5
+
+
+def ingest_corpus(store: Store, folder: Path) -> Artifact:
+    """Publish the corpus of the BEIR folder ``folder``, or return the store's newest if it holds the same file.
+
+    Raises InputError naming file and line for a bad line, a duplicate id or an empty corpus.
+    """
+    source = sha256_file(find_file(folder, "corpus.jsonl"))
+    newest = store.corpora.get()
+    if newest is not None and newest.facts["source_sha256"] == source:
+        with suppress(CorruptError):  # a damaged copy is ingested anew from the intact source
+            newest.verify()
+            return newest
+    with store.corpora.stage(parents={}) as draft:
+        rows = _write_passages(draft, folder)
+        draft.facts.update(rows=rows, source_sha256=source)
+    return store.corpora.at(draft.number)
+
+
+def _write_passages(draft: Draft, folder: Path) -> int:
+    id_hash, text_hash, lines = array("Q"), array("Q"), array("Q")
+    block: list[tuple[str, str, str]] = []
+    with pa.OSFile(str(draft.path / "passages.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for line, passage_id, title, text in read_passages(folder):
+            id_hash.append(hash64(passage_id))
+            text_hash.append(duplicate_hash(passage_text(title, text)))
+            lines.append(line)
+            block.append((passage_id, title, text))
+            if len(block) == BLOCK_ROWS:
+                writer.write_batch(_record_batch(block))
+                block.clear()
+        if block:
+            writer.write_batch(_record_batch(block))
+    if not lines:
+        raise InputError(f"{folder / 'corpus.jsonl'}: no passages; a corpus needs at least one line")
+    ids = np.frombuffer(id_hash, np.uint64)
+    _refuse_duplicates(folder, ids, np.frombuffer(lines, np.uint64))
+    np.save(draft.path / "id_hash.npy", ids)
+    np.save(draft.path / "text_hash.npy", np.frombuffer(text_hash, np.uint64))
+    return len(lines)
+
+
+def _record_batch(block: Iterable[tuple[str, str, str]]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*block, strict=True)], schema=SCHEMA)
+
+
+def _refuse_duplicates(folder: Path, ids: NDArray[np.uint64], lines: NDArray[np.uint64]) -> None:
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if not len(twice):
+        return
+    suspects = set(np.unique(ids[order][twice]).tolist())
+    seen: dict[str, int] = {}
+    for line, passage_id, _, _ in read_passages(folder):
+        if hash64(passage_id) in suspects:
+            if passage_id in seen:
+                path = find_file(folder, "corpus.jsonl")
+                raise InputError(f"{path}:{line}: duplicate id {passage_id!r}, first on line {seen[passage_id]}")
+            seen[passage_id] = line
+
+
+def load_query_set(
+    folder: Path, split: str, corpus: Corpus, *, skip_missing: bool = False, warn: Callable[[str], None]
+) -> QuerySet:
+    """Read the queries of ``split`` that have judgements, in the order of queries.jsonl.
+
+    ``split`` is a name, or "train:0.1": the tenth of train (by its positive passages) that is carved off for
+    validation, or "train:-0.1": what remains of train. Raises InputError for a qrel to an unknown query or passage
+    (with ``skip_missing`` these are counted through ``warn`` instead) and for a split without a relevant pair.
+    """
+    name, _, carved = split.partition(":")
+    judged = _read_judgements(folder, name, corpus, skip_missing, warn)
+    if carved:
+        judged = _carve(judged, _fraction(split, carved))
+    ids, texts = [], []
+    seen: set[str] = set()
+    for line, query_id, text in read_queries(folder):
+        if query_id in seen:
+            raise InputError(f"{find_file(folder, 'queries.jsonl')}:{line}: duplicate id {query_id!r}")
+        seen.add(query_id)
+        if query_id in judged:
+            ids.append(query_id)
+            texts.append(text)
+    _report_unknown(folder, name, [q for q in judged if q not in seen], "query", skip_missing, warn)
+    if not any(grade > 0 for query_id in ids for grade in judged[query_id].values()):
+        raise InputError(f"{folder}/qrels/{name}.tsv: split {split!r} has no relevant (query, passage) pair")
+    return QuerySet(split, ids, texts, [judged[query_id] for query_id in ids])
+
+
+def _read_judgements(
+    folder: Path, name: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
+) -> dict[str, dict[int, int]]:
+    judged: dict[str, dict[int, int]] = {}
+    unknown = []
+    for line, query_id, passage_id, relevance in read_qrels(find_file(folder, f"qrels/{name}.tsv")):
+        row = corpus.row_of(passage_id)
+        if row is None:
+            unknown.append(f"{passage_id} (line {line})")
+        else:
+            judged.setdefault(query_id, {})[row] = relevance
+    _report_unknown(folder, name, unknown, "passage", skip_missing, warn)
+    return judged
+
+
+def _report_unknown(
+    folder: Path, name: str, unknown: list[str], what: str, skip_missing: bool, warn: Callable[[str], None]
+) -> None:
+    if not unknown:
+        return
+    shown = ", ".join(unknown[:SHOWN_UNKNOWN]) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
+    message = f"{folder}/qrels/{name}.tsv: {len(unknown)} judgements name an unknown {what}: {shown}"
+    if not skip_missing:
+        raise InputError(f"{message}; mend them or pass --skip-missing to go on without")
+    warn(f"{message}; skipped")
+
+
+def _fraction(split: str, carved: str) -> float:
+    try:
+        fraction = float(carved)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < abs(fraction) < 1:
+        raise InputError(f"split {split!r}: write a name, or name:0.1 for a carved tenth, name:-0.1 for the rest")
+    return fraction
+
+
+def _carve(judged: dict[str, dict[int, int]], fraction: float) -> dict[str, dict[int, int]]:
+    """Keep the queries whose group of shared positives falls below ``fraction`` of the hash range (or above, if < 0).
+
+    Queries that share a positive passage stay on one side, so no passage is a positive of both.
+    """
+    leader: dict[int, int] = {}
+
+    def find(row: int) -> int:
+        while leader.setdefault(row, row) != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    positives = {query_id: [r for r, grade in rows.items() if grade > 0] for query_id, rows in judged.items()}
+    for rows in positives.values():
+        for row in rows[1:]:
+            first, second = sorted((find(rows[0]), find(row)))
+            leader[second] = first
+
+    def carved(rows: list[int]) -> bool:
+        share = int(hashlib.sha256(str(find(rows[0])).encode()).hexdigest()[:8], 16) / 0x100000000
+        return share < abs(fraction)
+
+    return {q: judged[q] for q, rows in positives.items() if rows and carved(rows) == (fraction > 0)}

@@ -1,0 +1,1 @@
+"""Losses, one idea a file: each reads similarity scores and masks, and gives the scalar to descend."""

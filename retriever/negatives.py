@@ -1,0 +1,97 @@
+"""The negative set on disk: a pool of labelled candidates for every training query.
+
+Does not know how candidates are found, judged or drawn.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.errors import CorruptError
+
+
+class Verdict(IntEnum):
+    """Whether a candidate may be a negative, and why not."""
+
+    ELIGIBLE = 0
+    POSITIVE = 1
+    DUPLICATE = 2
+    FILTERED = 3
+    JUDGED_RELEVANT = 4
+    JUDGED_IRRELEVANT = 5
+
+
+@dataclass(frozen=True)
+class NegativeSet:
+    """Arrays over Q queries, D candidates and at most P positives a query, memory-mapped.
+
+    queries int32 [Q] · passages int32 [Q, D] best first, −1 pads · scores float32 [Q, D], similarities not divided
+    by the temperature · sources uint8 [Q, D], a bit mask over facts.sources · verdicts uint8 [Q, D] (Verdict) ·
+    positives int32 [Q, P], −1 pads · positive_scores float32 [Q, P] · dropped bool [Q] · mined_from int32 [Q], the
+    generation that a row was mined from.
+    """
+
+    queries: NDArray[np.int32]
+    passages: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    sources: NDArray[np.uint8]
+    verdicts: NDArray[np.uint8]
+    positives: NDArray[np.int32]
+    positive_scores: NDArray[np.float32]
+    dropped: NDArray[np.bool_]
+    mined_from: NDArray[np.int32]
+
+    def flush(self) -> None:
+        """Write what is still in memory to the files."""
+        for field in fields(self):
+            array = getattr(self, field.name)
+            if isinstance(array, np.memmap):
+                array.flush()
+
+
+def _layout(queries: int, depth: int, positives: int) -> Mapping[str, tuple[type, tuple[int, ...], Any]]:
+    pool, known = (queries, depth), (queries, positives)
+    return {
+        "queries": (np.int32, (queries,), 0),
+        "passages": (np.int32, pool, -1),
+        "scores": (np.float32, pool, 0),
+        "sources": (np.uint8, pool, 0),
+        "verdicts": (np.uint8, pool, Verdict.FILTERED),
+        "positives": (np.int32, known, -1),
+        "positive_scores": (np.float32, known, 0),
+        "dropped": (np.bool_, (queries,), False),
+        "mined_from": (np.int32, (queries,), -1),
+    }
+
+
+def create_negative_set(folder: Path, queries: int, depth: int, positives: int) -> NegativeSet:
+    """Create the files of an empty negative set in ``folder`` and return it writable, mapped to disk."""
+    arrays: dict[str, Any] = {}
+    for name, (dtype, shape, fill) in _layout(queries, depth, positives).items():
+        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        arrays[name][...] = fill
+    arrays["queries"][:] = np.arange(queries, dtype=np.int32)
+    return NegativeSet(**arrays)
+
+
+def open_negative_set(folder: Path) -> NegativeSet:
+    """Map the negative set in ``folder`` read-only. Raises CorruptError for an absent or torn file."""
+    arrays: dict[str, Any] = {}
+    for field in fields(NegativeSet):
+        path = folder / f"{field.name}.npy"
+        try:
+            arrays[field.name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise CorruptError(f"{path}: unreadable ({error})") from error
+    shape = (*arrays["passages"].shape, arrays["positives"].shape[-1])
+    for name, (dtype, expected, _) in _layout(*shape).items():
+        if arrays[name].shape != expected or arrays[name].dtype != dtype:
+            raise CorruptError(
+                f"{folder / name}.npy: {arrays[name].dtype} {arrays[name].shape} where {expected} belongs"
+            )
+    return NegativeSet(**arrays)

@@ -1,0 +1,98 @@
+"""The ports between packages: what an encoder, a searcher, a source of negatives and a batch plan promise.
+
+Numpy in, numpy out; does not know torch, FAISS or any implementation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+BoolArray = NDArray[np.bool_]
+
+Progress = Callable[[int, int], None]
+"""Called with (units done, units in all); raises to cancel the work."""
+
+
+def silent(done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What identifies vectors: ``passage`` and ``query`` key one tower's, ``space`` tells which two may be compared."""
+
+    passage: str
+    query: str
+    space: str
+
+    def as_facts(self) -> dict[str, str]:
+        """Return them under the names that manifests use."""
+        return {f"{name}_fingerprint" if name != "space" else name: value for name, value in asdict(self).items()}
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors; a text's vector does not depend on its neighbours beyond rounding."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """What identifies this encoder's vectors."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(texts), dimensions] from the query tower."""
+        ...
+
+    def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(texts), dimensions] from the passage tower."""
+        ...
+
+
+class Searcher(Protocol):
+    """Answers from one index."""
+
+    @property
+    def rows(self) -> int:
+        """Number of passages in the index."""
+        ...
+
+    def search(self, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
+        """Return the rows int32 [n, depth], best first, −1 pads, and scores float32 [n, depth] for float32 [n, dim]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Hard negatives of one batch: ``rows`` int32 [batch, k], ``scores`` float32 [batch, k], ``mask`` bool [batch, k].
+
+    Where ``mask`` is False the place is empty: the query has fewer eligible negatives than k.
+    """
+
+    rows: IntArray
+    scores: FloatArray
+    mask: BoolArray
+
+
+class NegativeSource(Protocol):
+    """Draws the hard negatives of a batch; the same arguments always give the same draw."""
+
+    def draw(self, query_rows: IntArray, step: int) -> Negatives:
+        """Return negatives for ``query_rows`` int32 [batch] at training step ``step``."""
+        ...
+
+
+class BatchPlanner(Protocol):
+    """Orders the training queries of an epoch into batches; the same epoch always gives the same plan."""
+
+    def plan(self, epoch: int) -> IntArray:
+        """Return query rows int32 [batches, batch size]."""
+        ...

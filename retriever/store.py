@@ -1,0 +1,128 @@
+"""The store: one folder with every kind of artifact, the log of adoptions and events, and what may be removed.
+
+Does not know what trains, builds or serves from it.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from retriever.artifacts import FORMAT, Series
+from retriever.durable import append_line, read_lines, write_atomic
+from retriever.errors import FormatError, InputError, StoreError
+
+KINDS = ("corpora", "checkpoints", "generations", "negatives")
+SINGULAR = {
+    "corpora": "corpus",
+    "checkpoints": "checkpoint",
+    "generations": "generation",
+    "negatives": "negatives",
+}
+
+
+class Store:
+    """A store's folder, opened for reading and writing.
+
+    Raises FormatError for a store of a newer format, InputError if ``root`` is some other folder.
+    """
+
+    def __init__(self, root: Path, config_sha256: str = "", *, create: bool = False) -> None:
+        """Open ``root``; ``create`` makes a new store of an absent or empty folder."""
+        self.root = root
+        if create and not (root.exists() and any(root.iterdir())):
+            for kind in KINDS:
+                (root / kind).mkdir(parents=True, exist_ok=True)
+            (root / "embeddings").mkdir(exist_ok=True)
+            (root / "locks").mkdir(exist_ok=True)
+            write_atomic(root / "format.json", json.dumps({"format": FORMAT}).encode())
+        _check_format(root)
+        origin = {"code_version": code_version(), "config_sha256": config_sha256}
+        self.corpora, self.checkpoints, self.generations, self.negatives = (
+            Series(root / kind, root / "locks" / f"{kind}.lock", origin) for kind in KINDS
+        )
+
+    def series(self, kind: str) -> Series:
+        """Return the series of ``kind``. Raises InputError naming the kinds there are."""
+        if kind not in KINDS:
+            raise InputError(f"no kind {kind!r} of artifact; there are {', '.join(KINDS)}")
+        found: Series = getattr(self, kind)
+        return found
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of the embedding shards, a cache keyed by passage fingerprint."""
+        return self.root / "embeddings"
+
+    def log_event(self, event: str, **fields: Any) -> None:
+        """Append one line to events.jsonl, for those who watch; not flushed to the disk."""
+        append_line(self.root / "events.jsonl", {"time": time.time(), "event": event, **fields}, flush=False)
+
+    def record_adoption(self, step: int, number: int, sha256: str) -> None:
+        """Append {step, set, sha256} to adoptions.jsonl and flush it: call before the first batch is drawn from it."""
+        append_line(self.root / "adoptions.jsonl", {"step": step, "set": number, "sha256": sha256})
+
+    def adoptions(self) -> list[dict[str, Any]]:
+        """Return the recorded adoptions in order."""
+        return read_lines(self.root / "adoptions.jsonl")
+
+    def retain(self, kind: str, keep: int, grace_seconds: float, also: Collection[int] = ()) -> list[int]:
+        """Remove all but the newest ``keep`` artifacts of ``kind``; return the numbers removed.
+
+        What a pointer names, the parents of that, what is younger than ``grace_seconds`` and ``also`` stay.
+        """
+        series = self.series(kind)
+        with series.writer():
+            numbers = series.numbers()
+            protected = {*numbers[-keep:], *self._named(kind), *also}
+            removed = [n for n in numbers if n not in protected and series.age_seconds(n) > grace_seconds]
+            for number in removed:
+                series.remove(number)
+        return removed
+
+    def _named(self, kind: str) -> set[int]:
+        named = set(self.series(kind).pointers().values())
+        for other in KINDS:
+            series = self.series(other)
+            for number in set(series.pointers().values()):
+                try:
+                    named.add(series.at(number).parents.get(SINGULAR[kind], -1))
+                except StoreError:  # a broken artifact protects nothing; its reader reports it
+                    continue
+        return named
+
+
+def _check_format(root: Path) -> None:
+    path = root / "format.json"
+    try:
+        found = json.loads(path.read_bytes())["format"]
+    except FileNotFoundError as error:
+        raise InputError(f"{root}: not a hone store (no format.json); give the folder that a run wrote") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f'{path}: unreadable ({error}); restore it as {{"format": {FORMAT}}}') from error
+    if not isinstance(found, int) or found > FORMAT:
+        raise FormatError(f"{path}: format {found} is newer than this hone reads ({FORMAT}); upgrade hone")
+
+
+def is_store(root: Path) -> bool:
+    """Tell whether ``root`` holds a store, of whatever format."""
+    return (root / "format.json").is_file()
+
+
+@cache
+def code_version() -> str:
+    """Return hone's version and a digest of its source files, so that an artifact names the code that made it."""
+    digest = hashlib.sha256()
+    top = Path(__file__).parent.parent
+    for package in ("retriever", "indexer", "miner", "app"):
+        for path in sorted((top / package).rglob("*.py")):
+            digest.update(path.relative_to(top).as_posix().encode() + path.read_bytes())
+    try:
+        version = importlib.metadata.version("hone")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    return f"{version}+{digest.hexdigest()[:12]}"

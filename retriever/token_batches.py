@@ -1,0 +1,23 @@
+"""Batches of similar length under a token budget, so that little is spent on padding.
+
+Does not know torch: positions and lengths in, positions out.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Split positions 0…n−1 into batches, longest texts first.
+
+    The longest text of a batch times its number of texts stays within ``budget`` tokens (a single text may exceed
+    it). Longest first: a batch that does not fit into memory fails at once, not after hours. The batches depend on
+    ``lengths`` alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, budget // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,172 @@
+"""One tower: a Hugging Face encoder with its tokenizer, pooling and normalisation, in sentence-transformers' layout.
+
+Does not know queries from passages, nor training from inference.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from retriever.durable import sha256_json
+from retriever.errors import InputError
+from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
+
+MODULE_TYPES = "sentence_transformers.models"
+DROPOUT_KEYS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "embedding_dropout",
+)
+
+
+class Tower(nn.Module):
+    """Texts' tokens to vectors: transformer, pooling, optional normalisation to length 1."""
+
+    def __init__(self, transformer: Any, tokenizer: Any, pooling: str, normalize_output: bool) -> None:
+        """``pooling`` is a key of POOLINGS. Raises InputError naming the keys there are."""
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"[model] pooling = {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.normalize_output = normalize_output
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        size: int = self.transformer.config.hidden_size
+        return size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return vectors [n, dim] for token ids and mask, both int64 [n, length], padded on the right."""
+        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        vectors = POOLINGS[self.pooling](tokens, attention_mask)
+        return normalize(vectors.float(), dim=-1) if self.normalize_output else vectors.float()
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """Return the token ids of each text, cut to ``max_length``, and how many texts were cut."""
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+        )
+        cut = sum(bool(one.overflowing) for one in encoded.encodings or ())
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids, cut
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return input ids and mask, int64 [n, longest], padded on the right."""
+        longest = max(map(len, token_ids))
+        pad_id = self.tokenizer.pad_token_id or 0
+        ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(token_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    def weights_sha256(self) -> str:
+        """Digest of all weights: names, shapes and float32 values."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.transformer.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def tokenizer_sha256(self) -> str:
+        """Digest of the tokenizer's rules and vocabulary."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return sha256_json(sorted(self.tokenizer.get_vocab().items()))
+        rules = json.loads(backend.to_str())
+        rules.pop("padding", None), rules.pop("truncation", None)  # call arguments leave traces there
+        return sha256_json(rules)
+
+
+def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:
+    """Load a tower from a folder or hub id; None takes what the model's own files say (else mean, normalised).
+
+    Raises InputError if the model cannot be found or is no encoder with a fast tokenizer.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if dropout is not None:
+            for key in DROPOUT_KEYS:
+                if isinstance(getattr(config, key, None), float):
+                    setattr(config, key, dropout)
+        transformer = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"[model] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"[model] name = {name!r}: needs a fast tokenizer (tokenizer.json)")
+    folder = Path(name)
+    return Tower(
+        transformer,
+        tokenizer,
+        pooling or saved_pooling(folder) or "mean",
+        saved_normalize(folder) if normalized is None else normalized,
+    )
+
+
+def saved_pooling(folder: Path) -> str | None:
+    """Return the pooling that a sentence-transformers folder asks for, None if it says nothing that we know."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text())
+    if "pooling_mode" in config:
+        mode = str(config["pooling_mode"])
+        return {"lasttoken": "last"}.get(mode, mode)
+    asked = [ours for ours, theirs in SENTENCE_TRANSFORMERS_MODES.items() if config.get(f"pooling_mode_{theirs}")]
+    if len(asked) != 1:
+        raise InputError(f"{path}: needs exactly one of the poolings {', '.join(POOLINGS)}")
+    return asked[0]
+
+
+def saved_normalize(folder: Path) -> bool:
+    """Tell whether a sentence-transformers folder normalises; True for a folder of another layout."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return True
+    return any(module["type"].endswith("Normalize") for module in json.loads(path.read_text()))
+
+
+def saved_max_length(folder: Path) -> int | None:
+    """Return the maximum length that a sentence-transformers folder names, None if it names none."""
+    path = folder / "sentence_bert_config.json"
+    return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+
+
+def save_tower(tower: Tower, folder: Path, max_length: int, prompts: dict[str, str]) -> None:
+    """Write ``tower`` as a folder that sentence-transformers loads with the same vectors."""
+    tower.transformer.save_pretrained(folder)
+    tower.tokenizer.save_pretrained(folder)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    if not tower.normalize_output:
+        modules.pop()
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{MODULE_TYPES}.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    modes = {f"pooling_mode_{theirs}": ours == tower.pooling for ours, theirs in SENTENCE_TRANSFORMERS_MODES.items()}
+    files: dict[str, Any] = {
+        "modules.json": listed,
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "dot"},
+        "1_Pooling/config.json": {"word_embedding_dimension": tower.dimensions, **modes},
+    }
+    if tower.normalize_output:
+        files["2_Normalize/config.json"] = {}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")

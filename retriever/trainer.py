@@ -1,0 +1,314 @@
+"""The training loop: draw a batch, compare, step; mark checkpoints for a refresh, adopt negative sets between steps.
+
+Does not know who encodes the corpus, mines negatives or shows progress.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+from retriever.adoption import Adoption, Refresher, Report
+from retriever.artifacts import BEST, CURRENT, Artifact
+from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
+from retriever.encoder import DualEncoder
+from retriever.errors import InputError
+from retriever.examples import Batch, Examples
+from retriever.inference import TOKEN_BUDGETS
+from retriever.losses.infonce import info_nce
+from retriever.protocols import BatchPlanner, NegativeSource
+from retriever.ranks import Ranks
+from retriever.refresh_policy import RefreshConfig, parse_trigger
+from retriever.store import Store
+
+KEPT_LOSSES = 50
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """[train]: budget, optimiser and bookkeeping. ``patience`` counts generations without a better dev metric."""
+
+    max_steps: int = 600
+    batch_size: int = 32
+    num_negatives: int = 1
+    learning_rate: float = 5e-5
+    warmup_steps: int = 60
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    device: str = "auto"
+    save_every: int = 50
+    keep_checkpoints: int = 2
+    log_every: int = 1
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """[loss]: what is minimised. ``in_batch``: other queries' positives and negatives count as negatives, too."""
+
+    name: Literal["infonce"] = "infonce"
+    temperature: float = 0.05
+    in_batch: bool = True
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that one run of the trainer is made of."""
+
+    store: Store
+    model: DualEncoder
+    examples: Examples
+    planner: BatchPlanner
+    open_source: Callable[[Artifact, int], NegativeSource]
+    refresher: Refresher
+    report: Report
+    train: TrainConfig
+    loss: LossConfig
+    refresh: RefreshConfig
+    seed: int
+    dev_metric: str = "nDCG@10"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: "finished", "stopped early" or "interrupted", and what it had done by then."""
+
+    reason: str
+    step: int
+    checkpoint: int
+    negative_sets_adopted: int
+    max_staleness_steps: int
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the rate of optimiser step ``step`` (from 0): linear warm-up, then linear decay to 0 at max_steps."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    return config.learning_rate * (config.max_steps - step) / max(1, config.max_steps - config.warmup_steps)
+
+
+class Trainer:
+    """Runs one training from the store's newest checkpoint, or from checkpoint 0, to its end."""
+
+    def __init__(self, parts: Training, stop: Event) -> None:
+        """Setting ``stop`` ends the run at the next step boundary with a checkpoint to resume from."""
+        self._parts = parts
+        self._stop = stop
+        self._due = parse_trigger(parts.refresh.trigger)
+        precision = "bf16" if parts.train.precision == "bf16" else "no"
+        self._accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=parts.train.device == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self._ranks = Ranks(self._accelerator)
+        if parts.train.batch_size < self._ranks.count:
+            raise InputError(f"[train] batch_size = {parts.train.batch_size}: fewer than the {self._ranks.count} ranks")
+        self._optimizer = _adamw(parts.model, parts.train)
+        self._model, self._wrapped = self._accelerator.prepare(parts.model, self._optimizer)
+        self._adoption = Adoption(parts.store, parts.refresh, parts.refresher, self._report, stop)
+        self._state = TrainingState(parts.seed)
+        self._source: NegativeSource | None = None
+        self._marked: set[int] = set()
+        self._checkpoint = -1
+        plan = parts.planner.plan(0)
+        self._batches_per_epoch = len(plan)
+        self._plan = (0, plan)
+
+    def run(self) -> Outcome:
+        """Train until max_steps, early stopping or ``stop``. Raises StaleError as [refresh] on_stale asks."""
+        with self._ranks.first_only(self._parts.store.checkpoints.writer()):
+            self._start()
+            reason = self._steps()
+            if reason != "interrupted" or self._saved_step() != self._state.step:
+                self._save(refresh=reason != "interrupted", final=reason != "interrupted")
+        return Outcome(reason, self._state.step, self._checkpoint, self._adoption.count, self._adoption.max_staleness)
+
+    def _start(self) -> None:
+        store = self._parts.store
+        checkpoint = store.checkpoints.intact(CURRENT, lambda text: self._report("warning", message=text))
+        if checkpoint is None:
+            self._save(refresh=True)
+            return
+        self._state = restore_training(checkpoint, self._optimizer)
+        self._checkpoint = checkpoint.number
+        self._adoption.resume(self._state.step)
+        if self._adoption.adopted is not None:
+            self._use(self._adoption.adopted)
+        self._marked = {n for n in store.checkpoints.numbers() if store.checkpoints.at(n).facts.get("refresh")}
+        self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
+
+    def _steps(self) -> str:
+        config = self._parts.train
+        started, first = time.monotonic(), self._state.step
+        while self._state.step < config.max_steps:
+            if self._ranks.any(self._stop.is_set()):
+                return "interrupted"
+            self._adopt()
+            if self._judge_generation():
+                return "stopped early"
+            if self._ranks.any(self._stop.is_set()):
+                return "interrupted"
+            loss = self._step()
+            self._state.step += 1
+            self._report_step(loss, (self._state.step - first) / (time.monotonic() - started))
+            marked = self._due(self._state.step)
+            if self._state.step < config.max_steps and (marked or self._state.step % config.save_every == 0):
+                self._save(refresh=marked)
+        return "finished"
+
+    def _adopt(self) -> None:
+        found = self._adoption.at(self._state.step) if self._ranks.is_first else None
+        number = self._ranks.broadcast(-1 if found is None else found.number)
+        if number < 0:
+            return
+        adopted = self._parts.store.negatives.at(number)
+        self._use(adopted)
+        self._report(
+            "adopted",
+            step=self._state.step,
+            negatives=number,
+            generation=adopted.parents["generation"],
+            staleness=self._state.step - adopted.facts["step"],
+        )
+
+    def _use(self, adopted: Artifact) -> None:
+        self._source = self._parts.open_source(adopted, self._batches_per_epoch)
+
+    def _judge_generation(self) -> bool:
+        """Count the generation behind the negatives (so that it depends on the step alone); True ends the run."""
+        adopted = self._adoption.adopted
+        stopping = False
+        if adopted is not None and adopted.parents["generation"] > self._state.judged:
+            self._state.judged = adopted.parents["generation"]
+            value = (adopted.facts.get("dev") or {}).get(self._parts.dev_metric)
+            if value is not None:
+                better = self._state.best is None or value > self._state.best
+                self._state.best = value if better else self._state.best
+                self._state.bad_generations = 0 if better else self._state.bad_generations + 1
+            patience = self._parts.train.patience
+            stopping = patience is not None and self._state.bad_generations >= patience
+        return self._ranks.any(stopping)
+
+    def _step(self) -> float:
+        config = self._parts.train
+        rate = learning_rate(config, self._state.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(hash((self._parts.seed, self._state.step, self._ranks.index)) % 2**63)
+        total = 0.0
+        for part in range(config.accumulation):
+            batch = self._batch(self._state.step * config.accumulation + part)
+            last = part == config.accumulation - 1
+            with self._ranks.sync_gradients(self._model, last):
+                loss = self._loss(batch) / config.accumulation
+                self._accelerator.backward(loss * self._ranks.count)
+            total += loss.item()
+        self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
+        self._wrapped.step()
+        self._wrapped.zero_grad()
+        if not math.isfinite(total):
+            raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
+        self._state.losses = [*self._state.losses[1 - KEPT_LOSSES :], total]
+        return total
+
+    def _batch(self, position: int) -> Batch:
+        epoch, place = divmod(position, self._batches_per_epoch)
+        if self._plan[0] != epoch:
+            self._plan = (epoch, self._parts.planner.plan(epoch))
+        rows = self._plan[1][place]
+        drawn = None if self._source is None else self._source.draw(rows, position)
+        return self._parts.examples.batch(rows, epoch, drawn)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the whole batch; each rank encodes its share, and gradients flow to that alone."""
+        query_texts, passage_texts = self._parts.examples.texts(batch)
+        mine_q, mine_p = self._ranks.share(len(query_texts)), self._ranks.share(len(passage_texts))
+        queries, _ = self._parts.model.tokenize("query", query_texts[mine_q])
+        passages, _ = self._parts.model.tokenize("passage", passage_texts[mine_p])
+        device = self._accelerator.device
+        q, p = self._model(queries, passages, TOKEN_BUDGETS[device.type])
+        return info_nce(
+            self._ranks.gather(q, len(query_texts)),
+            self._ranks.gather(p, len(passage_texts)),
+            torch.from_numpy(batch.positive).to(device),
+            torch.from_numpy(batch.allowed).to(device),
+            self._parts.loss.temperature,
+        )
+
+    def _save(self, *, refresh: bool, final: bool = False) -> None:
+        if self._ranks.is_first:
+            self._publish(refresh, final)
+        self._ranks.wait()
+
+    def _publish(self, refresh: bool, final: bool) -> None:
+        store = self._parts.store
+        parents = {"corpus": self._parts.examples.corpus.number}
+        if self._adoption.adopted is not None:
+            parents["negatives"] = self._adoption.adopted.number
+        model = self._accelerator.unwrap_model(self._model)
+        facts = {"refresh": refresh, "final": final}
+        saved = publish_checkpoint(store, model, self._optimizer, self._state, parents, facts)
+        self._checkpoint = saved.number
+        self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
+        if refresh:
+            self._marked.add(saved.number)
+            self._parts.refresher.marked(saved)
+        newest = store.generations.get()
+        built = -1 if newest is None else newest.parents["checkpoint"]
+        self._marked = {number for number in self._marked if number > built}
+        store.retain("checkpoints", self._parts.train.keep_checkpoints, grace_seconds=60, also=self._marked)
+
+    def _saved_step(self) -> int:
+        saved = self._parts.store.checkpoints.get()
+        return -1 if saved is None else int(saved.facts["step"])
+
+    def _report(self, event: str, **fields: object) -> None:
+        if self._ranks.is_first:
+            self._parts.report(event, **fields)
+
+    def _report_step(self, loss: float, rate: float) -> None:
+        step, config = self._state.step, self._parts.train
+        if step % config.log_every and step != config.max_steps:
+            return
+        adopted = self._adoption.adopted
+        self._report(
+            "step",
+            step=step,
+            of=config.max_steps,
+            loss=round(loss, 4),
+            learning_rate=learning_rate(config, step - 1),
+            steps_per_second=round(rate, 3),
+            eta_seconds=round((config.max_steps - step) / rate, 1),
+            negatives=None if adopted is None else adopted.number,
+            generation=None if adopted is None else adopted.parents["generation"],
+            staleness=self._adoption.staleness(step),
+        )
+
+
+def mark_best(store: Store) -> int | None:
+    """Point BEST of the checkpoints to the one behind BEST of the generations; return its number."""
+    best = store.generations.get(BEST)
+    if best is None:
+        return None
+    store.checkpoints.point(BEST, best.parents["checkpoint"])
+    return best.parents["checkpoint"]
+
+
+def _adamw(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
