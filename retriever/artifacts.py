@@ -8,14 +8,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from retriever.durable import exclusive, publish_folder, remove_folder, sha256_file, write_atomic
-from retriever.errors import CorruptError, InputError, StoreError
+from retriever.errors import CorruptError, FormatError, InputError, StoreError
 
 FORMAT = 1
 CURRENT, SERVED, BEST = "CURRENT", "SERVED", "BEST"
@@ -91,9 +91,12 @@ class Series:
     def writer(self) -> Iterator[None]:
         """Be the one writer of this kind. Raises BusyError if another process is; may be nested."""
         if self._writers == 0:
-            self._held.enter_context(exclusive(self._lock, self.kind))
-            for leftover in self.folder.glob(".tmp-*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            with ExitStack() as held:
+                held.enter_context(exclusive(self._lock, self.kind))
+                with self._pointing():
+                    for leftover in self.folder.glob(".tmp-*"):
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                self._held = held.pop_all()
         self._writers += 1
         try:
             yield
@@ -101,6 +104,10 @@ class Series:
             self._writers -= 1
             if self._writers == 0:
                 self._held.close()
+
+    def _pointing(self) -> AbstractContextManager[None]:
+        """Hold the lock of the pointers, which anyone may move: a new writer's sweep must not meet a move half done."""
+        return exclusive(self._lock.with_suffix(".pointers"), f"pointers of {self.kind}", wait=True)
 
     @contextmanager
     def stage(self, parents: Mapping[str, int], pointer: str = CURRENT) -> Iterator[Draft]:
@@ -151,16 +158,21 @@ class Series:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def at(self, number: int) -> Artifact:
-        """Return artifact ``number``. Raises StoreError if it is absent, CorruptError if its manifest is unreadable."""
+        """Return artifact ``number``.
+
+        Raises StoreError if it is absent, CorruptError if its manifest is unreadable, FormatError if its format is newer.
+        """
         path = self.path(number) / "manifest.json"
         try:
             manifest = json.loads(path.read_bytes())
             if manifest["format"] > FORMAT:
-                raise InputError(f"{path}: format {manifest['format']} is newer than this hone reads ({FORMAT})")
-            manifest["facts"], manifest["parents"], manifest["files"]
+                raise FormatError(f"{path}: format {manifest['format']} is newer than this hone reads ({FORMAT})")
+            manifest["facts"], manifest["parents"]
+            for entry in manifest["files"].values():
+                entry["bytes"], entry["sha256"]
         except FileNotFoundError as error:
             raise StoreError(f"{path}: no such artifact; it was removed or never published") from error
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CorruptError(f"{path}: not a manifest ({error})") from error
         return Artifact(self.kind, number, path.parent, manifest)
 
@@ -179,7 +191,8 @@ class Series:
         if not pointer.isidentifier():
             raise InputError(f"pointer {pointer!r}: use letters, digits and _ only")
         self.at(number)
-        write_atomic(self.folder / pointer, f"{number:06d}\n".encode())
+        with self._pointing():
+            write_atomic(self.folder / pointer, f"{number:06d}\n".encode())
 
     def pointers(self) -> dict[str, int]:
         """Return all pointers of this kind with the numbers they name."""

@@ -5,6 +5,7 @@ Does not know what becomes of the lines.
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,25 @@ def find_file(folder: Path, name: str) -> Path:
 def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (line number, object) of a JSON-lines file; blank lines are passed over.
 
-    Raises InputError naming file and line for what is not a JSON object.
+    Raises InputError naming file and line for what is not a JSON object, and for a file that cannot be read.
     """
+    for number, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: malformed JSON ({error}); mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise InputError(f'{path}:{number}: not a JSON object; write {{"_id": …, "text": …}}')
+        yield number, record
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: malformed JSON ({error}); mend or remove the line") from error
-            if not isinstance(record, dict):
-                raise InputError(f'{path}:{number}: not a JSON object; write {{"_id": …, "text": …}}')
-            yield number, record
+    try:
+        with opener(path, "rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); check that the file is whole") from error
 
 
 def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str:
@@ -47,7 +53,14 @@ def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str
         raise InputError(f"{path}:{number}: no field {name!r}; each line needs _id and text")
     if not isinstance(value, str | int):
         raise InputError(f"{path}:{number}: field {name!r} must be a string, not {type(value).__name__}")
-    return str(value)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}:{number}: field {name!r} is not valid Unicode ({error.reason}); mend it") from error
+    if name == "_id" and not text.strip():
+        raise InputError(f"{path}:{number}: field {name!r} is empty; give each line its own id")
+    return text
 
 
 def read_passages(folder: Path) -> Iterator[tuple[int, str, str, str]]:
@@ -55,7 +68,7 @@ def read_passages(folder: Path) -> Iterator[tuple[int, str, str, str]]:
     path = find_file(folder, "corpus.jsonl")
     for number, record in read_json_lines(path):
         passage_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
-        title = str(record.get("title") or "")
+        title = _field(path, number, record, "title") if record.get("title") else ""
         if not (title.strip() or text.strip()):
             raise InputError(f"{path}:{number}: passage {passage_id!r} has an empty text; remove it or fill it")
         yield number, passage_id, title, text

@@ -50,7 +50,20 @@ def publish_checkpoint(
         tensors, groups = _flatten(optimizer)
         save_file(tensors, training / "optimizer.safetensors")
         (training / "state.json").write_text(json.dumps({**asdict(state), "groups": groups}) + "\n")
-        draft.facts.update(step=state.step, weights_sha256=model.weights_sha256(), **facts)
+        weights = model.weights_sha256()
+        draft.facts.update(step=state.step, weights_sha256=weights, model=asdict(model.config), **facts)
+    return store.checkpoints.at(draft.number)
+
+
+def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> Artifact:
+    """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one."""
+    weights = model.weights_sha256()
+    newest = store.checkpoints.get()
+    if newest is not None and newest.facts["weights_sha256"] == weights and newest.facts["model"] == asdict(model.config):
+        return newest
+    with store.checkpoints.stage(parents) as draft:
+        model.save(draft.path / "model")
+        draft.facts.update(step=0, weights_sha256=weights, model=asdict(model.config), refresh=False, final=False)
     return store.checkpoints.at(draft.number)
 
 

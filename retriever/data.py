@@ -39,18 +39,24 @@ class Corpus:
     """The passages of one corpus artifact, read in place from its Arrow file: memory does not grow with the corpus."""
 
     def __init__(self, artifact: Artifact) -> None:
-        """Map the files of ``artifact``. Raises CorruptError if they disagree in their number of rows."""
+        """Map the files of ``artifact``. Raises CorruptError if one is unreadable or they disagree in their rows."""
         self.number = artifact.number
         self.sha256 = artifact.sha256("passages.arrow")
         path = artifact.path / "passages.arrow"
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise CorruptError(f"{path}: not an Arrow file ({error}); ingest the data again") from error
-        self.text_hash: NDArray[np.uint64] = np.load(artifact.path / "text_hash.npy", mmap_mode="r")
-        self._id_hash: NDArray[np.uint64] = np.load(artifact.path / "id_hash.npy", mmap_mode="r")
-        if not len(self.text_hash) == len(self._id_hash) == artifact.facts["rows"]:
-            raise CorruptError(f"{artifact.path}: the arrays differ in length; ingest the data again")
+            self.text_hash: NDArray[np.uint64] = np.load(artifact.path / "text_hash.npy", mmap_mode="r")
+            self._id_hash: NDArray[np.uint64] = np.load(artifact.path / "id_hash.npy", mmap_mode="r")
+        except (OSError, EOFError, ValueError) as error:
+            raise CorruptError(f"{artifact.path}: a file is unreadable ({error}); ingest the data again") from error
+        if not self._arrow_rows() == len(self.text_hash) == len(self._id_hash) == artifact.facts["rows"]:
+            raise CorruptError(f"{artifact.path}: the files differ in their rows; ingest the data again")
+
+    def _arrow_rows(self) -> int:
+        """Count the rows on the promise that every block but the last is full."""
+        blocks: int = self._reader.num_record_batches
+        rows: int = (blocks - 1) * BLOCK_ROWS + self._reader.get_batch(blocks - 1).num_rows if blocks else 0
+        return rows
 
     def __len__(self) -> int:
         return len(self.text_hash)

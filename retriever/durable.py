@@ -140,15 +140,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
+def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``; the system releases it when the process ends, however it ends.
 
-    Raises BusyError at once if another process holds it, naming that process.
+    If another process holds it, waits for it or raises BusyError at once, naming that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"

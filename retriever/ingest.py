@@ -3,7 +3,6 @@
 Does not know encoders, indexes or training.
 """
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from retriever.artifacts import Artifact, Draft
 from retriever.beir import find_file, read_passages, read_queries
+from retriever.carving import places
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
 from retriever.durable import sha256_file
-from retriever.errors import CorruptError, InputError
+from retriever.errors import InputError, StoreError
 from retriever.store import Store
 from retriever.trec import read_qrels
 
@@ -31,9 +31,9 @@ def ingest_corpus(store: Store, folder: Path) -> Artifact:
     Raises InputError naming file and line for a bad line, a duplicate id or an empty corpus.
     """
     source = sha256_file(find_file(folder, "corpus.jsonl"))
-    newest = store.corpora.get()
-    if newest is not None and newest.facts["source_sha256"] == source:
-        with suppress(CorruptError):  # a damaged copy is ingested anew from the intact source
+    with suppress(StoreError):  # a damaged copy is ingested anew from the intact source
+        newest = store.corpora.get()
+        if newest is not None and newest.facts["source_sha256"] == source:
             newest.verify()
             return newest
     with store.corpora.stage(parents={}) as draft:
@@ -150,26 +150,6 @@ def _fraction(split: str, carved: str) -> float:
 
 
 def _carve(judged: dict[str, dict[int, int]], fraction: float) -> dict[str, dict[int, int]]:
-    """Keep the queries whose group of shared positives falls below ``fraction`` of the hash range (or above, if < 0).
-
-    Queries that share a positive passage stay on one side, so no passage is a positive of both.
-    """
-    leader: dict[int, int] = {}
-
-    def find(row: int) -> int:
-        while leader.setdefault(row, row) != row:
-            leader[row] = leader[leader[row]]
-            row = leader[row]
-        return row
-
-    positives = {query_id: [r for r, grade in rows.items() if grade > 0] for query_id, rows in judged.items()}
-    for rows in positives.values():
-        for row in rows[1:]:
-            first, second = sorted((find(rows[0]), find(row)))
-            leader[second] = first
-
-    def carved(rows: list[int]) -> bool:
-        share = int(hashlib.sha256(str(find(rows[0])).encode()).hexdigest()[:8], 16) / 0x100000000
-        return share < abs(fraction)
-
-    return {q: judged[q] for q, rows in positives.items() if rows and carved(rows) == (fraction > 0)}
+    """Keep the queries that ``fraction`` carves off, or, if it is negative, the others."""
+    positives = {query_id: [row for row, grade in rows.items() if grade > 0] for query_id, rows in judged.items()}
+    return {q: judged[q] for q, place in places(positives).items() if (place < abs(fraction)) == (fraction > 0)}

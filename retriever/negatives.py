@@ -86,8 +86,11 @@ def open_negative_set(folder: Path) -> NegativeSet:
         path = folder / f"{field.name}.npy"
         try:
             arrays[field.name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise CorruptError(f"{path}: unreadable ({error})") from error
+    for name in ("passages", "positives"):
+        if arrays[name].ndim != 2:
+            raise CorruptError(f"{folder / name}.npy: {arrays[name].ndim} dimensions where 2 belong")
     shape = (*arrays["passages"].shape, arrays["positives"].shape[-1])
     for name, (dtype, expected, _) in _layout(*shape).items():
         if arrays[name].shape != expected or arrays[name].dtype != dtype:

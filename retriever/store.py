@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retriever.artifacts import FORMAT, Series
-from retriever.durable import append_line, read_lines, write_atomic
+from retriever.durable import append_line, exclusive, fsync_path, read_lines, write_atomic
 from retriever.errors import FormatError, InputError, StoreError
 
 KINDS = ("corpora", "checkpoints", "generations", "negatives")
@@ -34,12 +34,8 @@ class Store:
     def __init__(self, root: Path, config_sha256: str = "", *, create: bool = False) -> None:
         """Open ``root``; ``create`` makes a new store of an absent or empty folder."""
         self.root = root
-        if create and not (root.exists() and any(root.iterdir())):
-            for kind in KINDS:
-                (root / kind).mkdir(parents=True, exist_ok=True)
-            (root / "embeddings").mkdir(exist_ok=True)
-            (root / "locks").mkdir(exist_ok=True)
-            write_atomic(root / "format.json", json.dumps({"format": FORMAT}).encode())
+        if create and _is_unmade(root):
+            _make(root)
         _check_format(root)
         origin = {"code_version": code_version(), "config_sha256": config_sha256}
         self.corpora, self.checkpoints, self.generations, self.negatives = (
@@ -78,7 +74,7 @@ class Store:
         series = self.series(kind)
         with series.writer():
             numbers = series.numbers()
-            protected = {*numbers[-keep:], *self._named(kind), *also}
+            protected = {*numbers[max(0, len(numbers) - keep) :], *self._named(kind), *also}
             removed = [n for n in numbers if n not in protected and series.age_seconds(n) > grace_seconds]
             for number in removed:
                 series.remove(number)
@@ -96,11 +92,28 @@ class Store:
         return named
 
 
+def _is_unmade(root: Path) -> bool:
+    """Tell whether ``root`` is absent, empty, or what a crash in the middle of ``_make`` leaves."""
+    made = {*KINDS, "embeddings", "locks", "locks/store.lock"}
+    found = root.rglob("*") if root.is_dir() else [root] if root.exists() else []
+    return all(path.name.startswith(".tmp-") or path.relative_to(root).as_posix() in made for path in found)
+
+
+def _make(root: Path) -> None:
+    with exclusive(root / "locks" / "store.lock", "the store", wait=True):
+        for leftover in root.glob(".tmp-*"):
+            leftover.unlink()
+        for name in (*KINDS, "embeddings"):
+            (root / name).mkdir(exist_ok=True)
+        write_atomic(root / "format.json", json.dumps({"format": FORMAT}).encode())
+        fsync_path(root.parent)
+
+
 def _check_format(root: Path) -> None:
     path = root / "format.json"
     try:
         found = json.loads(path.read_bytes())["format"]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{root}: not a hone store (no format.json); give the folder that a run wrote") from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f'{path}: unreadable ({error}); restore it as {{"format": {FORMAT}}}') from error

@@ -1,1 +1,1 @@
-"""HTTP routes, one group a file: each reads a request and one snapshot, and answers with its generation."""
+"""The routes of the server, one subject a file: reads the snapshot that is served, publishes nothing."""

@@ -1,0 +1,109 @@
+"""hone index, mine, pin: publish a generation or a negative set by hand, and name artifacts.
+
+Does not know how indexes are built or negatives mined.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.composition import open_run
+from app.indexing import index_data, rebuild
+from app.job_work import working
+from app.jobs import Jobs
+from app.live import progress_view
+from app.options import ConfigArgument, JsonOption, Precision, SkipMissing, StoreOption, print_json, store_path, warn
+from app.refreshing import RefreshSteps
+from app.settings import database_url
+from indexer.builder import IndexConfig
+from retriever.artifacts import CURRENT, Artifact
+from retriever.errors import InputError
+from retriever.store import Store
+
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="fp32 (exact) or bf16 (about twice as fast on a CPU).")]
+Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS factory string.")]
+
+
+def index(
+    data: Annotated[Path | None, typer.Argument(help="A data set in BEIR layout, for a new index.")] = None,
+    model: Annotated[str, typer.Option("--model", help="minilm, a folder or a hub id.")] = "minilm",
+    store: StoreOption = None,
+    factory: Factory = "auto",
+    precision: PrecisionOption = Precision.BF16,
+    job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
+    skip_missing: SkipMissing = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Index DATA with a model as it is; without DATA, rebuild the store's index from its newest checkpoint."""
+    root = store_path(store)
+    if job is not None:
+        _work_on_job(root, job)
+        return
+    with progress_view() as report:
+        config = IndexConfig(factory=factory, precision=precision.value)
+        if data is None:
+            generation = rebuild(Store(root), config, report)
+        else:
+            generation = index_data(root, data, model, config, report, skip_missing=skip_missing)
+    _show(generation, json_output, f'Next: hone search --store {root} "…", or hone serve --store {root}')
+
+
+def _work_on_job(root: Path, job: str) -> None:
+    jobs = Jobs(database_url(root))
+    store = Store(root)
+    with working(jobs, job) as progress:
+
+        def report(event: str, **fields: object) -> None:
+            store.log_event(event, source="refresher", **fields)
+
+        generation = rebuild(store, None, report, progress)
+        jobs.finish(job, {"generation": generation.number})
+    jobs.close()
+
+
+def mine(
+    config: ConfigArgument,
+    store: StoreOption = None,
+    skip_missing: SkipMissing = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Mine the training queries' hard negatives from the newest generation and publish them."""
+    run = open_run(config, store_path(store), skip_missing=skip_missing, warn=warn)
+    generation = run.store.generations.intact(CURRENT, warn)
+    if generation is None:
+        raise InputError(f"{run.store.root}: no generation to mine from; build one with `hone index` or `hone train`")
+    with progress_view() as report:
+        negatives = RefreshSteps(run, report).mine(generation)
+    _show(negatives, json_output, f"Next: hone export negatives {config} OUT --store {run.store.root}")
+
+
+def pin(
+    kind: Annotated[str, typer.Argument(help="corpora, checkpoints, generations or negatives.")],
+    number: Annotated[int | None, typer.Argument(help="The artifact to name; left out: list the names.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The pointer, e.g. WARMUP; SERVED rolls a server back.")] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Give an artifact a name; what has a name is never removed. Without a number: list the names."""
+    series = Store(store_path(store)).series(kind)
+    if number is not None:
+        if name is None:
+            raise InputError("hone pin: give a name after the number, e.g. hone pin generations 3 WARMUP")
+        series.point(name, number)
+    if json_output:
+        print_json(series.pointers())
+        return
+    for pointer, pointed in series.pointers().items():
+        print(f"{pointer:12} {kind} {pointed}")
+
+
+def _show(artifact: Artifact, as_json: bool, following: str) -> None:
+    if as_json:
+        print_json({"kind": artifact.kind, "number": artifact.number, "path": str(artifact.path), **artifact.facts})
+        return
+    print(f"{artifact.kind} {artifact.number}: {artifact.path}")
+    for name, value in artifact.facts.items():
+        if isinstance(value, int | float | str) and len(str(value)) < 40:
+            print(f"  {name:20} {value}")
+    print(following)

@@ -1,0 +1,63 @@
+"""hone demo: the main job on real text, from nothing to a server.
+
+Does not know how the figures come about.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.demonstration import METRICS, Demonstration, run_demo
+from app.evaluating import first_hits
+from app.live import duration
+from app.options import print_json
+from app.serving import serve_store
+from app.settings import Settings
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where data, run.toml and store are written.")] = Path(
+        "demo"
+    ),
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the result at the end.")] = True,
+) -> None:
+    """Make a data set from this environment's Python packages, train on it, show before and after, and serve."""
+    done = run_demo(folder)
+    console = Console()
+    console.print(_table(done))
+    root = done.store.root
+    print(
+        f"data {folder / 'data'} · run {folder / 'run.toml'} · store {root} (best model: hone export model OUT --store {root})"
+    )
+    settings = Settings()
+    address = f"http://{settings.host}:{settings.port}"
+    if serve:
+        print(f"Serving at {address} (docs at {address}/docs, Ctrl-C stops it). Try:")
+        for query in done.queries:
+            body = f'{{"queries": ["{query}"], "top_k": 3, "with_text": true}}'.replace("'", "'\\''")
+            print(f"  curl -s {address}/v1/search -H 'content-type: application/json' -d '{body}'")
+    else:
+        print(f"Asked: {done.queries[0]}")
+        for rank, (name, score, text) in enumerate(first_hits(done.store, done.queries[0], 3), 1):
+            print(f"  {rank}. {score:.3f} {name}: {' '.join(text.split())[:100]}")
+    print_json(done.as_json())
+    if serve:
+        serve_store(root, settings.host, settings.port)
+
+
+def _table(done: Demonstration) -> Table:
+    outcome = done.training.outcome
+    table = Table(title="Test queries, whole corpus")
+    for column in ("", "before (zero-shot)", "after", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in METRICS:
+        before, after = done.before[name], done.after[name]
+        table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    table.caption = (
+        f"{outcome.step} steps, {len(done.generations)} generations, {outcome.negative_sets_adopted} negative sets "
+        f"adopted, at most {outcome.max_staleness_steps} steps stale, {duration(done.seconds)}"
+    )
+    return table

@@ -1,0 +1,74 @@
+"""hone export: the model or the mined negatives for other tools.
+
+Does not know their formats.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.composition import open_run
+from app.exporting import export_model, export_negatives
+from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
+from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
+from retriever.errors import InputError
+from retriever.store import Store
+
+app = typer.Typer(help="Write the best model, or mined negatives, for other tools.", no_args_is_help=True)
+
+OutArgument = Annotated[Path, typer.Argument(help="Where to write.", show_default=False)]
+
+
+@app.command()
+def model(
+    out: OutArgument,
+    store: StoreOption = None,
+    generation: Annotated[str | None, typer.Option("--generation", help="Number or name. Default: BEST.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Copy the best model to a folder that sentence-transformers loads."""
+    opened = Store(store_path(store))
+    found = _generation(opened, generation)
+    export_model(found, out)
+    if json_output:
+        print_json({"out": str(out), "generation": found.number, "step": found.facts["step"]})
+        return
+    print(f"{out}: the model of generation {found.number} (step {found.facts['step']})")
+    print(f'Next: SentenceTransformer("{out}")')
+
+
+def _generation(store: Store, name: str | None) -> Artifact:
+    if name is not None and name.isdigit():
+        return store.generations.at(int(name))
+    for pointer in (name,) if name else (BEST, SERVED, CURRENT):
+        found = store.generations.get(pointer)
+        if found is not None:
+            return found
+    raise InputError(f"{store.root}: no generation {name or 'yet'}; there are {store.generations.pointers() or 'none'}")
+
+
+@app.command()
+def negatives(
+    config: ConfigArgument,
+    out: OutArgument,
+    store: StoreOption = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="sentence-transformers, flagembedding or tevatron.")
+    ] = "sentence-transformers",
+    count: Annotated[int, typer.Option("--count", min=1, help="Negatives a query.")] = 7,
+    skip_missing: SkipMissing = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Write the training queries with hard negatives of the newest set as JSON lines."""
+    run = open_run(config, store_path(store), skip_missing=skip_missing, warn=warn)
+    newest = run.store.negatives.intact(CURRENT, warn)
+    if newest is None:
+        raise InputError(
+            f"{run.store.root}: no negatives yet; `hone mine {config}` or `hone train {config}` makes them"
+        )
+    lines = export_negatives(run, newest, out, file_format, count)
+    if json_output:
+        print_json({"out": str(out), "negatives": newest.number, "lines": lines})
+        return
+    print(f"{out}: {lines} lines from negative set {newest.number}; {len(run.train)} training queries in all")

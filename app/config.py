@@ -1,0 +1,119 @@
+"""One run in TOML: strict reading into the frozen configurations of the modules that use them.
+
+Does not know what is done with them.
+"""
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from indexer.builder import IndexConfig
+from miner.mining import MiningConfig
+from retriever.durable import sha256_json
+from retriever.encoder import ModelConfig
+from retriever.errors import InputError
+from retriever.refresh_policy import RefreshConfig, parse_trigger
+from retriever.trainer import LossConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """[data]: a BEIR folder and its splits; "train:0.1" is a tenth carved off train by positive passage."""
+
+    path: str
+    train: str = "train"
+    dev: str | None = "dev"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run; each table is the configuration of the module that it is named after."""
+
+    data: DataConfig
+    seed: int = 13
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    negatives: MiningConfig = field(default_factory=MiningConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every setting, as it stands in each artifact's manifest."""
+        return sha256_json(asdict(self))
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a run.toml; data.path is relative to its folder.
+
+    Raises InputError naming file and key: for a misspelt key with the nearest right one.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); write one with `hone init DATA`") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML ({error})") from error
+    _check_keys(table, RunConfig, str(path), "")
+    try:
+        config = TypeAdapter(RunConfig).validate_python(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {key}: {first['msg']} (it is {first['input']!r})") from error
+    _check_values(config, path)
+    return config
+
+
+def data_folder(config: RunConfig, path: Path) -> Path:
+    """Return the folder of the data set that the run.toml at ``path`` names."""
+    return path.parent / config.data.path
+
+
+def _check_keys(table: Mapping[str, Any], kind: type, path: str, prefix: str) -> None:
+    hints = get_type_hints(kind)
+    known = [one.name for one in fields(kind)]
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(prefix + k for k in known)}"
+            raise InputError(f"{path}: unknown key {prefix}{key}; {hint}")
+        inner = _dataclass_in(hints[key])
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(value, inner, path, f"{prefix}{key}.")
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def _check_values(config: RunConfig, path: Path) -> None:
+    train, refresh = config.train, config.refresh
+    parse_trigger(refresh.trigger)
+    rules = {
+        "train.max_steps must be at least 1": train.max_steps >= 1,
+        "train.batch_size must be at least 1": train.batch_size >= 1,
+        "train.accumulation must be at least 1": train.accumulation >= 1,
+        "train.num_negatives must not be negative": train.num_negatives >= 0,
+        "train.learning_rate must be above 0": train.learning_rate > 0,
+        "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
+        "train.save_every, log_every and keep_checkpoints must be at least 1": min(
+            train.save_every, train.log_every, train.keep_checkpoints
+        )
+        >= 1,
+        "loss.temperature must be above 0": config.loss.temperature > 0,
+        "refresh.lag must not be negative": refresh.lag >= 0,
+        "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
+        "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(f"{path}: {rule}")

@@ -1,0 +1,110 @@
+"""A store's results in other tools' formats: the model for sentence-transformers, negatives for three trainers.
+
+Does not know how either was made.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from app.composition import Run
+from miner.publish import open_checked_set
+from miner.stored_pool import StoredPool
+from retriever.artifacts import Artifact
+from retriever.checkpoint import model_folder
+from retriever.errors import InputError
+
+CHUNK = 1024
+
+Row = tuple[int, list[int], list[int]]
+"""A query row, the corpus rows of its positives and of its negatives."""
+
+
+def export_model(artifact: Artifact, out: Path) -> None:
+    """Copy the model of a checkpoint or generation to ``out``, which sentence-transformers loads.
+
+    With untied towers ``out`` holds query/ and passage/, a model each. Raises InputError if ``out`` exists.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another folder")
+    artifact.verify()
+    shutil.copytree(model_folder(artifact), out)
+
+
+def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, count: int) -> int:
+    """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
+
+    ``file_format`` is a key of FORMATS. The draw is that of training step 0. Queries without an eligible negative
+    are left out. Raises InputError for an unknown format or an existing ``out``.
+    """
+    if file_format not in FORMATS:
+        raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another name")
+    written = 0
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            for row in _rows(run, artifact, count):
+                written += FORMATS[file_format](run, row, file, count)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
+    pool = open_checked_set(artifact, run.corpus, run.train)
+    config = run.config
+    source = StoredPool(pool, artifact.number, config.negatives.sampler, count, config.seed, 1)
+    for start in range(0, len(run.train), CHUNK):
+        queries = np.arange(start, min(start + CHUNK, len(run.train)), dtype=np.int32)
+        drawn = source.draw(queries, 0)
+        for query, rows, kept in zip(queries.tolist(), drawn.rows, drawn.mask, strict=True):
+            if kept.any():
+                yield query, run.train.positives(query).tolist(), rows[kept].tolist()
+
+
+def _line(file: TextIO, record: dict[str, Any]) -> int:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return 1
+
+
+def _sentence_transformers(run: Run, row: Row, file: TextIO, count: int) -> int:
+    """A line a positive: anchor, positive, negative_1 … negative_n; lines need equal columns, so n negatives or none."""
+    query, positives, negatives = row
+    if len(negatives) < count:
+        return 0
+    texts = run.corpus.texts(negatives)
+    columns = {f"negative_{place}": text for place, text in enumerate(texts, 1)}
+    return sum(
+        _line(file, {"anchor": run.train.texts[query], "positive": text, **columns})
+        for text in run.corpus.texts(positives)
+    )
+
+
+def _flag_embedding(run: Run, row: Row, file: TextIO, count: int) -> int:
+    query, positives, negatives = row
+    record = {"query": run.train.texts[query], "pos": run.corpus.texts(positives), "neg": run.corpus.texts(negatives)}
+    return _line(file, record)
+
+
+def _tevatron(run: Run, row: Row, file: TextIO, count: int) -> int:
+    query, positives, negatives = row
+
+    def passages(rows: list[int]) -> list[dict[str, str]]:
+        return [{"docid": run.corpus.id(r), "title": "", "text": run.corpus.text(r)} for r in rows]
+
+    record = {"query_id": run.train.ids[query], "query": run.train.texts[query]}
+    return _line(file, {**record, "positive_passages": passages(positives), "negative_passages": passages(negatives)})
+
+
+FORMATS: dict[str, Callable[[Run, Row, TextIO, int], int]] = {
+    "sentence-transformers": _sentence_transformers,
+    "flagembedding": _flag_embedding,
+    "tevatron": _tevatron,
+}

@@ -1,0 +1,127 @@
+"""Starts a process for each job and notices the ones that end without saying how.
+
+Does not know what the process does; a crash of it never reaches this one.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+from structlog.typing import FilteringBoundLogger
+
+from app.jobs import Job, Jobs
+
+START_SECONDS = 60.0
+LEASE_SECONDS = 60.0
+SHOWN_OUTPUT = 2000
+
+
+def rebuild_command(store_root: Path) -> tuple[str, ...]:
+    """Return the command of a rebuild; the job's id follows as its last argument."""
+    return (sys.executable, "-m", "app.cli", "index", "--store", str(store_root), "--job")
+
+
+class JobProcesses:
+    """The jobs of this host: a child process each, which outlives a restart of this one."""
+
+    def __init__(self, jobs: Jobs, command: Sequence[str], log: FilteringBoundLogger) -> None:
+        """``command`` runs one job when its id is appended; it finds the table through DATABASE_URL."""
+        self.jobs = jobs
+        self._command = tuple(command)
+        self._log = log
+        self.host = socket.gethostname()
+        self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._lock = Lock()
+
+    def start(self, kind: str) -> tuple[Job, bool]:
+        """Start a job and return it with True, or the one of this ``kind`` that already runs with False."""
+        self.reap()
+        job, new = self.jobs.create(kind, self.host)
+        if new:
+            with self._lock:
+                self._spawn(job)
+            self._log.info("job_started", job=job.id, kind=kind)
+        return self.jobs.get(job.id), new
+
+    def _spawn(self, job: Job) -> None:
+        output = tempfile.TemporaryFile()  # noqa: SIM115  (the child's output is read when it has ended)
+        try:
+            child = subprocess.Popen(
+                [*self._command, job.id],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "DATABASE_URL": self.jobs.url},
+                start_new_session=True,
+            )
+        except OSError as error:
+            output.close()
+            self.jobs.fail(job.id, f"its process could not be started: {error}")
+            raise
+        self._children[job.id] = child, output
+        self.jobs.assign(job.id, child.pid)
+
+    def children(self) -> list[subprocess.Popen[bytes]]:
+        """Return the processes that were started here and have not been reaped."""
+        with self._lock:
+            return [child for child, _ in self._children.values()]
+
+    def reap(self) -> None:
+        """Mark the jobs as failed whose process is gone though they never ended."""
+        with self._lock:
+            self._reap_children()
+            for job in self.jobs.active():
+                if job.id not in self._children and (reason := self._lost(job)):
+                    self._fail(job.id, reason)
+
+    def _reap_children(self) -> None:
+        for job_id, (child, output) in list(self._children.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            del self._children[job_id]
+            with output:
+                size = output.seek(0, os.SEEK_END)
+                output.seek(max(0, size - SHOWN_OUTPUT))
+                tail = output.read().decode(errors="replace").strip()
+            self._fail(job_id, f"its process ended with {_ending(code)} before the job did; it last said: {tail!r}")
+
+    def _fail(self, job_id: str, reason: str) -> None:
+        if self.jobs.fail(job_id, reason):
+            self._log.error("job_lost", job=job_id, reason=reason)
+
+    def _lost(self, job: Job) -> str:
+        """Say why ``job`` can no longer end by itself; empty if it may."""
+        silent = time.time() - job.updated
+        if job.pid is None:
+            return "its process was never started" if silent > START_SECONDS else ""
+        if job.host != self.host:
+            lost = silent > LEASE_SECONDS
+            return f"its process on host {job.host} has been silent for {silent:.0f} s" if lost else ""
+        return "" if _is_alive(job.pid, job.id) else f"its process {job.pid} is gone"
+
+
+def _is_alive(pid: int, job_id: str) -> bool:
+    """Tell whether process ``pid`` runs the job; where /proc tells, a process that inherited the number does not."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            return job_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:  # gone, or another user's
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _ending(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,212 @@
+"""Jobs as rows of one SQL table: what was asked for, how far it is, how it ended.
+
+Does not know what a job does, nor how its process is started.
+"""
+
+import sqlite3
+import time
+import uuid
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Index,
+    String,
+    Text,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from retriever.errors import HoneError, InputError
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
+ACTIVE = (QUEUED, RUNNING)
+LOCK_WAIT_MS = 30_000
+
+_is_active: ColumnElement[bool] = literal_column(f"state IN {ACTIVE}")
+
+
+class Cancelled(HoneError):
+    """Raised inside a job that is to stop: it was cancelled, or given up for lost."""
+
+
+class UnknownJobError(HoneError):
+    """No job has this id."""
+
+
+class TooLateError(HoneError):
+    """The job is done: there is nothing left to cancel."""
+
+
+class Table(DeclarativeBase):
+    """Root of the tables, as SQLAlchemy asks for."""
+
+
+class Job(Table):
+    """One job; times are seconds since 1970 in UTC, ``done`` and ``total`` count the units of its ``phase``."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("one_active_job_a_kind", "kind", unique=True, sqlite_where=_is_active, postgresql_where=_is_active),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16), default=QUEUED, index=True)
+    phase: Mapped[str] = mapped_column(String(64), default="")
+    done: Mapped[int] = mapped_column(default=0)
+    total: Mapped[int] = mapped_column(default=0)
+    rate: Mapped[float | None]
+    eta_seconds: Mapped[float | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[float]
+    updated: Mapped[float]
+    started: Mapped[float | None]
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int | None]
+    phase_started: Mapped[float] = mapped_column(default=0.0)
+    phase_offset: Mapped[int] = mapped_column(default=0)
+
+    def advance(self, phase: str, done: int, total: int) -> None:
+        """Set progress, rate and remaining seconds; what a phase re-used before its first report is not its rate."""
+        now = time.time()
+        if phase != self.phase:
+            self.phase, self.phase_started, self.phase_offset = phase, now, done
+        elapsed, fresh = now - self.phase_started, done - self.phase_offset
+        self.rate = fresh / elapsed if elapsed > 0 and fresh > 0 else None
+        self.eta_seconds = (total - done) / self.rate if self.rate and total >= done else None
+        self.done, self.total, self.updated = done, total, now
+
+
+class Jobs:
+    """The table of jobs behind a database URL; one object serves many threads.
+
+    At most one job of a kind is queued or running: the database itself holds to that.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Connect and create the table if it is not there. Raises InputError naming DATABASE_URL if that fails."""
+        self.url = url
+        try:
+            self._engine = create_engine(make_url(url), pool_pre_ping=True)
+            if self._engine.dialect.name == "sqlite":
+                event.listen(self._engine, "connect", _configure_sqlite)
+            Table.metadata.create_all(self._engine)
+        except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
+            shown = str(error).splitlines()[0]
+            raise InputError(
+                f"the database of jobs cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
+                "for example sqlite:////var/lib/hone/jobs.db"
+            ) from error
+        self._session: sessionmaker[Session] = sessionmaker(self._engine, expire_on_commit=False)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def create(self, kind: str, host: str) -> tuple[Job, bool]:
+        """Return a new queued job and True, or the one of this ``kind`` that is queued or running and False."""
+        while True:
+            now = time.time()
+            job = Job(id=uuid.uuid4().hex, kind=kind, host=host, created=now, updated=now)
+            try:
+                with self._session.begin() as session:
+                    session.add(job)
+                return job, True
+            except IntegrityError:
+                for active in self.active():
+                    if active.kind == kind:
+                        return active, False
+
+    def get(self, job_id: str) -> Job:
+        """Return a job as it stands now. Raises UnknownJobError."""
+        with self._session() as session:
+            job = session.get(Job, job_id)
+        if job is None:
+            raise UnknownJobError(f"there is no job {job_id!r}; GET /v1/jobs lists them")
+        return job
+
+    def newest(self, limit: int) -> list[Job]:
+        """Return at most ``limit`` jobs, newest first."""
+        with self._session() as session:
+            return list(session.scalars(select(Job).order_by(Job.created.desc(), Job.id).limit(limit)))
+
+    def active(self) -> list[Job]:
+        """Return the jobs that are queued or running."""
+        with self._session() as session:
+            return list(session.scalars(select(Job).where(Job.state.in_(ACTIVE))))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of jobs in each state."""
+        with self._session() as session:
+            found = {
+                state: count for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))
+            }
+        return dict.fromkeys(STATES, 0) | found
+
+    def request_cancel(self, job_id: str) -> bool:
+        """Ask a job to stop, a queued one at once; False if nothing runs that could stop. May be repeated.
+
+        Raises UnknownJobError, and TooLateError if the job is done.
+        """
+        if self._change(job_id, (QUEUED,), state=CANCELLED):
+            return True
+        if self._change(job_id, (RUNNING,), cancel_requested=True):
+            return True
+        if self.get(job_id).state == DONE:
+            raise TooLateError(f"job {job_id} is done: too late to cancel it")
+        return False
+
+    def begin(self, job_id: str, pid: int) -> None:
+        """Mark a queued job as running in process ``pid``. Raises Cancelled if it no longer waits."""
+        if not self._change(job_id, (QUEUED,), state=RUNNING, pid=pid, started=time.time()):
+            raise Cancelled(f"job {job_id} is {self.get(job_id).state} and will not run")
+
+    def assign(self, job_id: str, pid: int) -> None:
+        """Note the process of a job that was just started."""
+        self._change(job_id, ACTIVE, pid=pid)
+
+    def beat(self, job_id: str) -> None:
+        """Show that the job's process lives, though it has no progress to report."""
+        self._change(job_id, (RUNNING,))
+
+    def progress(self, job_id: str, phase: str, done: int, total: int) -> None:
+        """Note how far a running job is. Raises Cancelled if it is to stop."""
+        with self._session.begin() as session:
+            job = session.get(Job, job_id, with_for_update=True)
+            if job is None or job.state != RUNNING or job.cancel_requested:
+                raise Cancelled(f"job {job_id} was told to stop")
+            job.advance(phase, done, total)
+
+    def finish(self, job_id: str, result: dict[str, Any]) -> bool:
+        """Mark a running job as done; False if it had already ended."""
+        return self._change(job_id, (RUNNING,), state=DONE, result=result, eta_seconds=0.0)
+
+    def fail(self, job_id: str, error: str) -> bool:
+        """Mark an active job as failed, saying why; False if it had already ended."""
+        return self._change(job_id, ACTIVE, state=FAILED, error=error, eta_seconds=None)
+
+    def stopped(self, job_id: str) -> bool:
+        """Mark an active job as cancelled; False if it had already ended."""
+        return self._change(job_id, ACTIVE, state=CANCELLED, eta_seconds=None)
+
+    def _change(self, job_id: str, states: tuple[str, ...], **values: Any) -> bool:
+        change = update(Job).where(Job.id == job_id, Job.state.in_(states)).values(updated=time.time(), **values)
+        with self._session.begin() as session:
+            return session.execute(change.returning(Job.id)).first() is not None
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")

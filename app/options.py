@@ -1,0 +1,46 @@
+"""The command-line options that several commands share.
+
+Does not know what the commands do with them.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.settings import Settings
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of the store. Default: $HONE_STORE, else ./store.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Count and skip judgements of unknown passages or queries.")
+]
+ConfigArgument = Annotated[Path, typer.Argument(help="The run.toml that `hone init` wrote.", show_default=False)]
+
+
+class Precision(StrEnum):
+    """Number formats in which an encoder computes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+def store_path(given: Path | None) -> Path:
+    """Return the store's folder: the flag's, else the environment's, else ./store."""
+    return given or Settings().store
+
+
+def warn(message: str) -> None:
+    """Say what was skipped or replaced, on standard error."""
+    print(f"hone: warning: {message}", file=sys.stderr)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,108 @@
+"""The refresher as the trainer's child: started, watched, restarted with back-off, ended with its parent.
+
+Does not know what a refresh is.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, Thread
+from typing import IO
+
+from app.progress import Report
+from retriever.artifacts import Artifact
+
+RESTARTS = 5
+BACK_OFF_SECONDS = 0.5
+NICENESS = 10
+LOG_NAME = "refresher.log"
+
+
+class RefresherProcess:
+    """Implements retriever.adoption.Refresher over a child process that follows the store's checkpoints."""
+
+    def __init__(self, command: Sequence[str], store_root: Path, report: Report) -> None:
+        """``command`` follows ``store_root`` until its standard input ends; what it prints goes to a log there."""
+        self._command = list(command)
+        self._log = store_root / LOG_NAME
+        self._report = report
+        self._closing = Event()
+        self._failed: str | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._watcher = Thread(target=self._watch, name="refresher-watch", daemon=True)
+        self.pid: int | None = None
+
+    def start(self) -> None:
+        """Start the child and the thread that restarts it."""
+        self._spawn()
+        self._watcher.start()
+
+    def marked(self, checkpoint: Artifact) -> None:
+        """Do nothing: the child follows the store."""
+
+    def trouble(self) -> str | None:
+        """Return why the child is gone for good, None while it runs or is being restarted."""
+        return self._failed
+
+    def wait(self) -> str | None:
+        """Wait until the child has drained and ended by itself; return why it did not."""
+        self._watcher.join()
+        return self._failed
+
+    def close(self) -> None:
+        """End the child now."""
+        self._closing.set()
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+        self._watcher.join()
+
+    def _spawn(self) -> None:
+        with self._log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
+        self.pid = self._child.pid
+        self._report("refresher_started", pid=self.pid)
+
+    def _watch(self) -> None:
+        for restart in range(RESTARTS + 1):
+            assert self._child is not None
+            code = self._child.wait()
+            if code == 0 or self._closing.is_set():
+                return
+            reason = f"the refresher ended with exit code {code} ({self._last_words()})"
+            if restart == RESTARTS:
+                break
+            seconds = BACK_OFF_SECONDS * 2**restart
+            self._report("warning", message=f"{reason}; restart {restart + 1} of {RESTARTS} in {seconds} s")
+            if self._closing.wait(seconds):
+                return
+            self._spawn()
+        self._failed = f"{reason}, after {RESTARTS} restarts; see {self._log}"
+        self._report("warning", message=self._failed)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "it said nothing"
+
+
+def refresher_command(config: Path, store_root: Path, *, skip_missing: bool) -> list[str]:
+    """Return the command line of a child refresher."""
+    command = [sys.executable, "-m", "app.cli", "refresh", str(config), "--store", str(store_root), "--child"]
+    return [*command, "--skip-missing"] if skip_missing else command
+
+
+def end_with_parent(pipe: IO[bytes] | None = None) -> None:
+    """Let this process run at low priority and end at once when its standard input, its parent's pipe, closes.
+
+    It may end anywhere: whatever it was doing is re-derived from the store.
+    """
+    os.nice(NICENESS)
+
+    def watch() -> None:
+        (pipe or sys.stdin.buffer).read()
+        os._exit(1)
+
+    Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,83 @@
+"""Refreshing one run: the two halves of a refresh, following the trainer, or working inside its process.
+
+Does not know processes, nor how a generation is built or negatives mined.
+"""
+
+from threading import Event
+from typing import Any
+
+from app.composition import Run
+from app.opening import encoder_opener
+from app.progress import Meter, Report
+from indexer.builder import BuildInputs, build_generation
+from miner.loop import refresh
+from miner.mining import MiningTask
+from miner.publish import publish_negative_set
+from retriever.artifacts import Artifact
+
+BASELINE = "BASELINE"
+"""Pointer to the generation of checkpoint 0: what the model could do before training."""
+
+
+class RefreshSteps:
+    """The two halves of a refresh over one run: build a checkpoint's generation, mine a generation's negatives."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        """``report`` hears progress, warnings and results."""
+        self._run = run
+        self._report = report
+        self._meter = Meter(report)
+        self._open_encoder = encoder_opener(run.config.index.precision)
+
+    def build(self, checkpoint: Artifact) -> Artifact:
+        """Publish the generation of ``checkpoint``."""
+        self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
+        run = self._run
+        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index)
+        generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
+        if checkpoint.facts["step"] == 0:
+            run.store.generations.point(BASELINE, generation.number)
+        return generation
+
+    def mine(self, generation: Artifact) -> Artifact:
+        """Publish the negative set mined from ``generation``."""
+        run = self._run
+        task = MiningTask(
+            run.corpus, run.train, run.config.negatives, run.config.seed, run.config.refresh.query_fraction
+        )
+        encoder = self._open_encoder(generation)
+        progress = self._meter.phase("mine")
+        return publish_negative_set(run.store, generation, encoder, task, progress, self._warn)
+
+    def _warn(self, message: str) -> None:
+        self._report("warning", message=message)
+
+
+def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
+    """Be the refresher of ``run`` until its final checkpoint is done or ``stop`` is set."""
+    steps = RefreshSteps(run, report)
+    refresh(run.store, steps.build, steps.mine, stop, run.config.refresh.adopt, report)
+
+
+class InlineRefresher:
+    """Refreshes within the trainer's process, each marked checkpoint at once: slow, simple, deterministic."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        """Do the work of ``follow_checkpoints`` for ``run``, one checkpoint a call."""
+        self._run = run
+        self._report = report
+
+    def marked(self, checkpoint: Artifact) -> None:
+        """Build, mine and publish before returning."""
+        stop = Event()
+
+        def report(event: str, **fields: Any) -> None:
+            self._report(event, **fields)
+            if event == "negatives_published":
+                stop.set()
+
+        follow_checkpoints(self._run, report, stop)
+
+    def trouble(self) -> str | None:
+        """Return None: whatever goes wrong is raised in ``marked``."""
+        return None

@@ -1,0 +1,139 @@
+"""Every reply's form: one error body for all errors, JSON with float32 kept short, and what /docs says of both.
+
+Does not know any route.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.jobs import TooLateError, UnknownJobError
+from retriever.errors import HoneError, InputError, StoreError
+
+SHOWN_PROBLEMS = 10
+RETRY_AFTER_SECONDS = 2
+
+ERROR_TYPES = {
+    400: "malformed",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "too_large",
+    415: "not_json",
+    422: "invalid",
+    500: "internal",
+    503: "unavailable",
+}
+MEANINGS = {
+    400: "The body is not JSON.",
+    404: "There is no such thing.",
+    409: "The request does not fit the state that it met.",
+    413: "Too many or too large; the message names the limit.",
+    415: "The body was not sent as application/json.",
+    422: "A field is invalid; `detail` names it.",
+    500: "An error of the server; its log names it under the request's id.",
+    503: "There is no snapshot to answer from; try again after `Retry-After` seconds.",
+}
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: str = Field(description="What is wrong and what to do, in one line.")
+    error_type: str = Field(description=f"One of {', '.join(ERROR_TYPES.values())}.")
+    detail: Any = Field(description="The single problems where there are several, else null.")
+    request_id: str = Field(description="Also in the header x-request-id and in the server's log.")
+
+
+class Refusal(HTTPException):
+    """A request that is answered with an error of a given status."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        """``message`` says what is wrong and what to do."""
+        super().__init__(status, message, headers)
+
+
+def not_ready(message: str) -> Refusal:
+    """Return the refusal of a server that has nothing to answer from yet."""
+    return Refusal(503, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the OpenAPI document says of the errors that a route can give; 500 is among them."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, 500}):
+        documented[status] = {"model": ErrorBody, "description": MEANINGS[status]}
+    if 503 in documented:
+        seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
+        documented[503]["headers"] = {"Retry-After": seconds}
+    return documented
+
+
+def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return ``content`` as JSON; NumPy arrays and scalars are written with the digits of their own dtype."""
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(data, status, headers, media_type="application/json")
+
+
+def error_reply(
+    request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the one error body."""
+    body = {
+        "error": message,
+        "error_type": ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_")),
+        "detail": detail,
+        "request_id": request.state.request_id,
+    }
+    return reply(body, status, headers)
+
+
+def register_errors(app: FastAPI) -> None:
+    """Let every error of ``app`` leave in the one form."""
+    app.add_exception_handler(HTTPException, _on_refusal)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HoneError, _on_hone_error)
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_reply(request, error.status_code, error.detail, headers=error.headers)
+
+
+async def _on_hone_error(request: Request, error: Exception) -> Response:
+    for kind, status in {UnknownJobError: 404, TooLateError: 409, InputError: 422}.items():
+        if isinstance(error, kind):
+            return error_reply(request, status, str(error))
+    if isinstance(error, StoreError):  # an artifact went away or was altered under the snapshot; another one will come
+        return await _on_refusal(request, not_ready(str(error)))
+    raise error
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    kinds = {problem["type"] for problem in problems}
+    if "json_invalid" in kinds:
+        return error_reply(request, 400, f"the body is not JSON: {problems[0]['ctx']['error']}")
+    if not _is_json(request) and any(problem["loc"] == ("body",) for problem in problems):
+        return error_reply(request, 415, "send the body as JSON with the header content-type: application/json")
+    shown = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems[:SHOWN_PROBLEMS]]
+    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    status = 413 if kinds & {"too_long", "string_too_long"} else 422
+    return error_reply(request, status, f"{shown[0]['field']}: {shown[0]['message']}{more}", shown)
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    return kind.endswith(("/json", "+json"))
+
+
+def _field(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in location)

@@ -1,0 +1,148 @@
+"""A commented run.toml for a data set, with settings and estimates that fit the data and this machine.
+
+Does not know how a run is carried out.
+"""
+
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from retriever.beir import find_file, read_passages
+from retriever.data import passage_text
+from retriever.durable import write_atomic
+from retriever.encoder import ModelConfig, create_encoder
+from retriever.errors import InputError
+from retriever.inference import TorchEncoder
+from retriever.trec import read_qrels
+
+SAMPLE_PASSAGES = 64
+STEP_FACTOR = 3.0
+"""A training step costs about this many times the forward pass of its texts."""
+GENERATIONS_KEPT = 4
+BATCH = 32
+
+TEMPLATE = """\
+# A run of hone. Paths are relative to this file. Every key has a default; `hone train {name}` runs it.
+# Estimate on this machine: {rate:.0f} passages/s encoded, {step_seconds:.1f} s a step;
+# in all {minutes:.0f} min and {disk_mb} MB of disk.
+seed = 13
+
+[data]                      # a BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv
+path = "{path}"
+train = "train"
+dev = "{dev}"{dev_note}
+
+[model]
+name = "{model}"            # minilm (packaged), a folder, or a hub id
+tied = true                 # one tower for queries and passages
+query_max_length = 64       # tokens; longer texts are cut, and counted
+passage_max_length = {passage_max_length}
+query_prompt = ""
+passage_prompt = ""
+dropout = 0.0
+
+[train]
+max_steps = {max_steps}
+batch_size = {batch}
+num_negatives = 1           # hard negatives a query, beside those of its batch
+learning_rate = 5e-5
+warmup_steps = {warmup}
+precision = "bf16"
+save_every = {every}
+# patience = 3              # stop after so many generations without a better dev metric
+
+[loss]
+name = "infonce"
+temperature = 0.05
+in_batch = true
+
+[negatives]                 # what is mined of each generation
+sources = ["ann"]
+depth = {depth}                 # candidates a query
+range_min = 0               # skip the first ranks if they hold many unlabelled positives
+relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the positive's score
+sampler = {{ name = "uniform" }}
+
+[refresh]
+trigger = "steps:{every}"       # mark a checkpoint so often; a schedule is "0-1000:500,1000-:1000"
+adopt = "ready"             # or "scheduled": exactly `lag` steps after the checkpoint, so runs repeat to the bit
+lag = {lag}
+max_staleness = 1000
+on_stale = "warn"           # or "wait", "stop"
+
+[index]
+factory = "auto"            # or any FAISS factory string
+target_recall = 0.95
+precision = "bf16"          # of encoding; fp32 is exact and about twice as slow on a CPU
+"""
+
+
+def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
+    """Write ``out`` for the BEIR folder ``data`` and return the estimates in it.
+
+    Raises InputError if ``out`` exists or ``data`` lacks a part.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another name with --out")
+    dev = _dev_split(data)
+    passages, sample = _passages(data)
+    queries = len({query for _, query, _, relevance in read_qrels(find_file(data, "qrels/train.tsv")) if relevance > 0})
+    if queries == 0:
+        raise InputError(f"{data}/qrels/train.tsv: no relevant pair to train on")
+    length = 256
+    rate = _measure(model, sample, length)
+    step_seconds = STEP_FACTOR * BATCH * 2.2 / rate
+    rebuild_seconds = passages / rate
+    max_steps = max(30, min(600, round(3 * queries / BATCH)))
+    every = max(10, min(max_steps // 3, round(2 * rebuild_seconds / step_seconds)))
+    refreshes = max_steps // every + 1
+    seconds = max_steps * step_seconds + refreshes * rebuild_seconds
+    disk_mb = round(passages * 384 * 4 * 2 * GENERATIONS_KEPT / 1e6 + 6 * 100)
+    write_atomic(
+        out,
+        TEMPLATE.format(
+            name=out.name,
+            rate=rate,
+            step_seconds=step_seconds,
+            minutes=seconds / 60,
+            disk_mb=disk_mb,
+            path=os.path.relpath(data, out.parent),
+            dev=dev,
+            dev_note="" if dev == "dev" else "            # a tenth of train, carved off by positive passage",
+            model=model,
+            passage_max_length=length,
+            max_steps=max_steps,
+            batch=min(BATCH, queries),
+            warmup=max(1, max_steps // 10),
+            every=every,
+            depth=min(200, passages),
+            lag=max(1, every // 2),
+        ).encode(),
+    )
+    return {"passages": passages, "train_queries": queries, "seconds": round(seconds), "disk_mb": disk_mb}
+
+
+def _dev_split(data: Path) -> str:
+    try:
+        find_file(data, "qrels/dev.tsv")
+    except InputError:
+        return "train:0.1"
+    return "dev"
+
+
+def _passages(data: Path) -> tuple[int, list[str]]:
+    lines = read_passages(data)
+    sample = [passage_text(title, text) for _, _, title, text in islice(lines, SAMPLE_PASSAGES)]
+    if not sample:
+        raise InputError(f"{data / 'corpus.jsonl'}: no passages")
+    return len(sample) + sum(1 for _ in lines), sample
+
+
+def _measure(model: str, sample: list[str], length: int) -> float:
+    encoder = TorchEncoder(create_encoder(ModelConfig(name=model, passage_max_length=length)), "bf16")
+    encoder.encode_passages(sample[:8])
+    started = time.monotonic()
+    encoder.encode_passages(sample)
+    return len(sample) / (time.monotonic() - started)

@@ -1,0 +1,248 @@
+"""What requests may hold and what replies hold, with limits, units and examples for /docs.
+
+Does not know how a reply is found.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.jobs import Job
+from miner.samplers import SAMPLERS
+
+MAX_INPUTS = 2048
+MAX_CHARACTERS = 65_536
+MAX_TOP_K = 1000
+MAX_HITS = 200_000
+MAX_IDS = 10_000
+MAX_DIMENSIONS = 65_536
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
+PassageId = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[
+    list[Text],
+    Field(min_length=1, max_length=MAX_INPUTS),
+    BeforeValidator(_as_list, json_schema_input_type=Text | list[Text]),
+]
+"""One text or a list of them."""
+
+Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_DIMENSIONS)]
+Vectors = Annotated[list[Vector], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class Body(BaseModel):
+    """A request's body: an unknown field is an error, and a number in quotes is not a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EncodeRequest(Body):
+    """Texts to encode with one of the two towers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["read a file line by line"]}]})
+
+    inputs: Texts = Field(description=f"One text or at most {MAX_INPUTS}, each of at most {MAX_CHARACTERS} characters.")
+    input_type: Literal["query", "passage"] = Field("query", description="The tower to encode with.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Numbers, or one base64 string a text that holds its float32 numbers, little-endian."
+    )
+
+
+class EncodeReply(BaseModel):
+    """One embedding for each input, in their order."""
+
+    generation: int
+    space: str = Field(description="Fingerprint of what makes vectors comparable; /v1/search asks for it.")
+    dimensions: int
+    embeddings: list[list[float]] | list[str]
+
+
+class SearchRequest(Body):
+    """Queries as texts, or as vectors from /v1/encode, and what to answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"queries": ["read a file line by line"], "top_k": 3, "with_text": True}]}
+    )
+
+    queries: Texts | None = Field(None, description=f"One text or at most {MAX_INPUTS}; either these or vectors.")
+    vectors: Vectors | None = Field(None, description="Query vectors; needs space.")
+    space: str | None = Field(None, description="The space of the vectors; 409 if the served generation has another.")
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Hits for each query; all passages if there are fewer.")
+    exclude_ids: list[PassageId] = Field(
+        [], max_length=MAX_IDS, description="Passages that no query gets; ids that the corpus lacks change nothing."
+    )
+    mode: Literal["dense"] = Field("dense", description="How to search.")
+    exact: bool = Field(False, description="Compare with every passage instead of asking the index.")
+    with_text: bool = Field(False, description="Give each hit its title and text.")
+
+    @model_validator(mode="after")
+    def _is_answerable(self) -> Self:
+        if (self.queries is None) == (self.vectors is None):
+            raise ValueError("give either queries or vectors")
+        if self.vectors is not None and self.space is None:
+            raise ValueError("vectors need their space, as /v1/encode gave it")
+        hits = len(self.queries or self.vectors or ()) * self.top_k
+        if hits > MAX_HITS:
+            message = f"queries × top_k is {hits}, the limit is {MAX_HITS} hits a request"
+            raise PydanticCustomError("too_long", message)
+        return self
+
+
+class Hit(BaseModel):
+    """A passage found."""
+
+    id: str
+    score: float
+    rank: int = Field(description="From 1.")
+    text: str | None = Field(None, description="Title and text; only where with_text is true.")
+
+
+class SearchReply(BaseModel):
+    """The hits of each query, best first, in the order of the queries."""
+
+    generation: int
+    space: str
+    results: list[list[Hit]]
+
+
+class MineQuery(Body):
+    """A query to mine negatives for."""
+
+    id: str = Field(min_length=1, description="Names the query in the reply and in the draw: keep it to repeat a draw.")
+    text: Text
+    positives: list[PassageId] = Field(
+        max_length=MAX_TOP_K, description="Relevant passages: neither they nor copies of their texts come back."
+    )
+
+
+class MineSampler(Body):
+    """How negatives are drawn from the candidates that remain."""
+
+    name: str = Field("uniform", description=f"One of {', '.join(SAMPLERS)}.", json_schema_extra={"enum": [*SAMPLERS]})
+
+
+class MineRequest(Body):
+    """Queries with their positives, and which of their nearest passages may be negatives."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "queries": [{"id": "q1", "text": "read a file line by line", "positives": []}],
+                    "num_negatives": 3,
+                    "depth": 50,
+                    "relative_margin": 0.05,
+                }
+            ]
+        }
+    )
+
+    queries: list[MineQuery] = Field(min_length=1, max_length=MAX_INPUTS)
+    num_negatives: int = Field(8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain.")
+    sampler: MineSampler = MineSampler(name="uniform")
+    depth: int = Field(100, ge=1, le=MAX_TOP_K, description="Candidates for each query; at most the whole corpus.")
+    range_min: int = Field(0, ge=0, description="The first rank that may be a negative, from 0.")
+    range_max: int | None = Field(None, ge=1, description="The first rank that may no longer be one.")
+    absolute_margin: FiniteFloat | None = Field(
+        None, description="m: refuse scores above s⁺ − m, s⁺ being the lowest score of the positives; 0 is off."
+    )
+    relative_margin: FiniteFloat | None = Field(None, description="m: refuse scores above s⁺ − m·|s⁺|; 0 is off.")
+    max_score: FiniteFloat | None = Field(None, description="Refuse scores above it.")
+    seed: int = Field(13, description="The same seed and generation give the same negatives.")
+
+    @model_validator(mode="after")
+    def _is_answerable(self) -> Self:
+        if self.num_negatives > self.depth:
+            raise ValueError(f"num_negatives = {self.num_negatives} is larger than depth = {self.depth}")
+        if len(self.queries) * self.depth > MAX_HITS:
+            message = f"queries × depth is {len(self.queries) * self.depth}, the limit is {MAX_HITS} a request"
+            raise PydanticCustomError("too_long", message)
+        return self
+
+
+class MinedNegative(BaseModel):
+    """A candidate that was drawn as a negative."""
+
+    id: str
+    score: float = Field(description="Similarity to the query.")
+    rank: int = Field(description="Its rank among the candidates, from 1.")
+    source: str = Field(description="The source that found it.")
+    verdict: str = Field(description="Why it may be a negative.")
+
+
+class Mined(BaseModel):
+    """The negatives of one query in the order in which they were drawn."""
+
+    id: str
+    negatives: list[MinedNegative]
+
+
+class MineReply(BaseModel):
+    """Negatives for each query, in the order of the queries."""
+
+    generation: int
+    results: list[Mined]
+
+
+class JobReply(BaseModel):
+    """A job as it stands now."""
+
+    id: str
+    kind: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    phase: str = Field(description="What it is doing.")
+    done: int = Field(description="Units of this phase that are done.")
+    total: int = Field(description="Units of this phase in all.")
+    rate: float | None = Field(description="Units a second.")
+    eta_seconds: float | None = Field(description="Seconds until the end of this phase.")
+    result: dict[str, Any] | None = Field(description="What it made, once it is done.")
+    error: str | None = Field(description="Why it failed.")
+    cancel_requested: bool
+    created: datetime
+    started: datetime | None
+    updated: datetime
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the reply for a row of the table."""
+        times = {name: getattr(job, name) for name in ("created", "started", "updated")}
+        dated = {name: None if t is None else datetime.fromtimestamp(t, UTC) for name, t in times.items()}
+        plain = {name: getattr(job, name) for name in cls.model_fields if name not in dated}
+        return cls.model_validate({**plain, **dated})
+
+
+class JobsReply(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobReply]
+    total: int = Field(description="How many there are, shown or not.")
+
+
+class CancelReply(BaseModel):
+    """What became of the wish to cancel."""
+
+    outcome: Literal["CANCELLED", "CANCELLING", "NO_OP"] = Field(
+        description="It is cancelled; it stops at its next step; or nothing ran that could stop."
+    )
+    job: JobReply
+
+
+class ReadyReply(BaseModel):
+    """The server answers."""
+
+    status: Literal["ready"]
+    generation: int
+
+
+class LiveReply(BaseModel):
+    """The process is alive."""
+
+    status: Literal["live"]

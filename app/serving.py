@@ -1,0 +1,31 @@
+"""Puts the server over a store on a port.
+
+Does not know routes or snapshots.
+"""
+
+from pathlib import Path
+
+import uvicorn
+
+from app.jobs import Jobs
+from app.opening import open_generation_encoder
+from app.server import ServerConfig, check_bind, create_app
+from app.settings import database_url
+from retriever.store import Store
+
+DRAIN_SECONDS = 30
+
+
+def serve_store(root: Path, host: str, port: int, *, insecure: bool = False) -> None:
+    """Serve the store at ``root`` until a signal; requests in flight are finished first.
+
+    Raises InputError for a folder that is no store, and for an address that others can reach unless ``insecure``.
+    """
+    check_bind(host, insecure)
+    store = Store(root)
+    jobs = Jobs(database_url(root))
+    try:
+        app = create_app(ServerConfig(), store, open_generation_encoder, jobs)
+        uvicorn.run(app, host=host, port=port, log_config=None, timeout_graceful_shutdown=DRAIN_SECONDS)
+    finally:
+        jobs.close()

@@ -1,0 +1,216 @@
+"""What the server answers from: one snapshot of a generation, and the thread that swaps it when SERVED moves.
+
+Does not know HTTP, nor who moves SERVED.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
+
+from structlog.typing import FilteringBoundLogger
+
+from indexer.searcher import IndexSearcher, open_searcher
+from indexer.shards import Vectors, open_vectors
+from retriever.artifacts import SERVED, Artifact
+from retriever.data import Corpus
+from retriever.errors import CorruptError, InputError
+from retriever.protocols import Encoder, Fingerprints, FloatArray, Progress, silent
+from retriever.store import Store
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 30.0
+STOP_SECONDS = 2.0
+UNREADABLE = -1
+WARM_UP_TEXT = "which passage answers this query?"
+
+OpenEncoder = Callable[[Artifact], Encoder]
+
+
+class OneAtATime:
+    """An encoder for many threads: each call waits for its turn, so one call's error is that call's alone."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Guard ``encoder``, whose tokenizer and weights serve one call at a time."""
+        self.guarded = encoder
+        self._turn = Lock()
+        self.dimensions = encoder.dimensions
+        self.fingerprints: Fingerprints = encoder.fingerprints
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(texts), dimensions] from the query tower."""
+        with self._turn:
+            return self.guarded.encode_queries(texts, progress)
+
+    def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(texts), dimensions] from the passage tower."""
+        with self._turn:
+            return self.guarded.encode_passages(texts, progress)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A generation with all that answers from it; a request reads it once, so its parts always belong together."""
+
+    generation: Artifact
+    corpus: Corpus
+    encoder: OneAtATime
+    searcher: IndexSearcher
+    vectors: Vectors
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the vectors that may be compared with this generation's."""
+        return self.encoder.fingerprints.space
+
+
+def load_snapshot(
+    store: Store,
+    open_encoder: OpenEncoder,
+    warn: Callable[[str], None],
+    *,
+    number: int | None = None,
+    served: Snapshot | None = None,
+) -> Snapshot:
+    """Open generation ``number``, or the one that SERVED names, with its checksums verified and every part warm.
+
+    A corrupt SERVED generation is reported through ``warn`` and the newest intact one before it is taken; a corrupt
+    ``number`` is an error. Of ``served``, the snapshot before, the parts that have not changed are used again.
+    Raises InputError if nothing is served yet, StoreError or CorruptError if there is no intact generation.
+    """
+    generation = _intact(store, number, warn)
+    snapshot = Snapshot(
+        generation,
+        _corpus(store, generation.parents["corpus"], served),
+        _in_turns(open_encoder(generation), served),
+        open_searcher(generation),
+        open_vectors(generation.path / "vectors"),
+    )
+    _check(snapshot)
+    _warm_up(snapshot)
+    return snapshot
+
+
+def _intact(store: Store, number: int | None, warn: Callable[[str], None]) -> Artifact:
+    if number is not None:
+        generation = store.generations.at(number)
+        generation.verify()
+        return generation
+    found = store.generations.intact(SERVED, warn)
+    if found is None:
+        raise InputError(f"{store.generations.folder}: no generation is served yet; build one with `hone index`")
+    return found
+
+
+def _corpus(store: Store, number: int, served: Snapshot | None) -> Corpus:
+    if served is not None and served.corpus.number == number:
+        return served.corpus
+    artifact = store.corpora.at(number)
+    artifact.verify()
+    return Corpus(artifact)
+
+
+def _in_turns(encoder: Encoder, served: Snapshot | None) -> OneAtATime:
+    """Guard ``encoder`` by the lock that guards it already, if the opener has handed out the same one again."""
+    if served is not None and served.encoder.guarded is encoder:
+        return served.encoder
+    return OneAtATime(encoder)
+
+
+def _check(snapshot: Snapshot) -> None:
+    """Raise CorruptError if the parts of a snapshot were not made for each other."""
+    name = f"{snapshot.generation.path}"
+    rows = {"corpus": len(snapshot.corpus), "index": snapshot.searcher.rows, "vectors": len(snapshot.vectors)}
+    if len(set(rows.values())) > 1:
+        raise CorruptError(f"{name}: the parts differ in their number of rows ({rows}); build it again")
+    if snapshot.space != snapshot.generation.facts["space"]:
+        raise CorruptError(f"{name}: its encoder is not the one that made its vectors; build it again")
+
+
+def _warm_up(snapshot: Snapshot) -> None:
+    """Make the first request as quick as the next: run each part once."""
+    vectors = snapshot.encoder.encode_queries([WARM_UP_TEXT])
+    rows, _ = snapshot.searcher.search(vectors, min(10, snapshot.searcher.rows))
+    snapshot.corpus.row_of(snapshot.corpus.id(max(0, int(rows[0, 0]))))
+
+
+class Serving:
+    """Holds the snapshot that is served, and follows SERVED, also backwards, in a thread of its own.
+
+    ``snapshot`` is None before the first is loaded, ``problem`` says why the last attempt failed. A generation that
+    cannot be loaded is logged and counted, the snapshot before it stays, and the generation is tried again later.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        open_encoder: OpenEncoder,
+        logger: FilteringBoundLogger,
+        swapped: Callable[[str], None],
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """``swapped`` is told "loaded" or "failed" after each attempt."""
+        self.snapshot: Snapshot | None = None
+        self.problem = ""
+        self._store = store
+        self._open_encoder = open_encoder
+        self._logger = logger
+        self._swapped = swapped
+        self._poll_seconds = poll_seconds
+        self._failed: int | None = None
+        self._retry_at = 0.0
+        self._stop = Event()
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Begin to follow SERVED."""
+        self._stop.clear()
+        self._thread = Thread(target=self._follow, name="follow-served", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following; what is being loaded is given up."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_SECONDS)
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self.catch_up()
+            self._stop.wait(self._poll_seconds)
+
+    def catch_up(self) -> None:
+        """Load what SERVED names, unless it is served already or has just failed, and swap it in."""
+        wanted: int | None = UNREADABLE
+        try:
+            wanted = self._store.generations.pointed(SERVED)
+            if wanted is None or self._is_settled(wanted):
+                return
+            self.snapshot = self._load(wanted)
+        except Exception as error:
+            if not self._is_settled(wanted):
+                self._failed, self._retry_at, self.problem = wanted, time.monotonic() + RETRY_SECONDS, str(error)
+                self._swapped("failed")
+                self._logger.exception("swap_failed", wanted=wanted, serving=self.number)
+        else:
+            self._failed, self.problem = None, ""
+            self._swapped("loaded")
+            self._logger.info("swapped", wanted=wanted, serving=self.number)
+
+    @property
+    def number(self) -> int | None:
+        """Number of the generation that is served."""
+        snapshot = self.snapshot
+        return None if snapshot is None else snapshot.generation.number
+
+    def _is_settled(self, wanted: int | None) -> bool:
+        return wanted == self.number or (wanted == self._failed and time.monotonic() < self._retry_at)
+
+    def _load(self, number: int) -> Snapshot:
+        served = self.snapshot
+        if served is None:
+            return load_snapshot(self._store, self._open_encoder, self._warn)
+        return load_snapshot(self._store, self._open_encoder, self._warn, number=number, served=served)
+
+    def _warn(self, message: str) -> None:
+        self._logger.warning("artifact_skipped", reason=message)

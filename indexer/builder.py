@@ -1,0 +1,170 @@
+"""From a checkpoint to a published generation: encode, index, check, evaluate, publish, and judge at the gate.
+
+Does not know models, the training loop, or who asked for the build.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from indexer.encode import encode_corpus
+from indexer.evaluation import evaluate
+from indexer.exact import exact_search
+from indexer.factory import IndexConfig as IndexConfig
+from indexer.factory import check_config, earlier_choice, make_index
+from indexer.faiss_auto import Choice
+from indexer.faiss_index import read_index, write_index
+from indexer.promotion import promote_if_good as promote_if_good
+from indexer.quality import check_complete, check_self_retrieval, recall_at
+from indexer.searcher import IndexSearcher
+from indexer.shards import Vectors, link_vectors
+from retriever.artifacts import Artifact
+from retriever.data import Corpus, QuerySet
+from retriever.durable import link_tree
+from retriever.errors import CorruptError
+from retriever.protocols import Encoder, FloatArray
+from retriever.store import Store
+
+RECALL_DEPTH = 100
+PASSAGES_AS_QUERIES = 256
+
+BuildProgress = Callable[[str, int, int], None]
+"""Called with (phase, units done, units in all); phases: encode, index, check, evaluate, publish; raises to cancel."""
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What a generation is built from besides the checkpoint; ``dev`` None: no dev metrics, recall over passages."""
+
+    open_encoder: Callable[[Artifact], Encoder]
+    corpus: Corpus
+    dev: QuerySet | None
+    config: IndexConfig
+
+
+def build_generation(
+    store: Store,
+    checkpoint: Artifact,
+    inputs: BuildInputs,
+    progress: BuildProgress,
+    warn: Callable[[str], None],
+) -> Artifact:
+    """Publish the generation of ``checkpoint`` over the corpus, let the gate judge it, and return it.
+
+    Whatever ``progress`` raises cancels the build: the finished embedding shards stay, nothing else does. Raises
+    InputError for an index that FAISS refuses (before anything is encoded), StoreError for vectors or an index that
+    fail the checks, BusyError if another process builds.
+    """
+    seconds: dict[str, float] = {}
+    corpus, config = inputs.corpus, inputs.config
+    with store.generations.writer():
+        encoder = inputs.open_encoder(checkpoint)
+        check_config(config, encoder.dimensions, len(corpus))
+        with _timed(seconds, "encode"):
+            vectors = encode_corpus(encoder, corpus, store.embeddings, partial(progress, "encode"), warn)
+            check_complete(vectors, len(corpus))
+        queries = _query_vectors(encoder, vectors, inputs)
+        parents = {"checkpoint": checkpoint.number, "corpus": corpus.number}
+        with store.generations.stage(parents) as draft:
+            with _timed(seconds, "index"):
+                earlier = _earlier(store, inputs, warn)
+                phase = partial(progress, "index")
+                phase(0, len(vectors))
+                index, choice = make_index(vectors, queries, config, earlier, phase, warn)
+                write_index(index, draft.path / "index.faiss")
+                del index
+                gc.collect()  # FAISS frees its memory before the written file is mapped
+            searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters)
+            draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
+            draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))
+            draft.facts["seconds"] = seconds
+            link_vectors(vectors, draft.path / "vectors")
+            link_tree(checkpoint.path / "model", draft.path / "model")
+            progress("publish", 1, 1)
+        generation = store.generations.at(draft.number)
+        promote_if_good(store, generation)
+    return generation
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _query_vectors(encoder: Encoder, vectors: Vectors, inputs: BuildInputs) -> FloatArray:
+    if inputs.dev is not None:
+        return encoder.encode_queries(inputs.dev.texts)
+    generator = np.random.default_rng(inputs.config.seed)
+    sample = generator.choice(len(vectors), min(PASSAGES_AS_QUERIES, len(vectors)), replace=False)
+    return vectors.gather(np.sort(sample))
+
+
+def _earlier(store: Store, inputs: BuildInputs, warn: Callable[[str], None]) -> Choice | None:
+    try:
+        previous = store.generations.get()
+    except CorruptError as error:
+        warn(f"{error}; its choice of index is not taken over")
+        return None
+    if previous is None:
+        return None
+    return earlier_choice(previous.facts, inputs.config, inputs.corpus.sha256)
+
+
+def _origin(checkpoint: Artifact, encoder: Encoder, inputs: BuildInputs) -> dict[str, Any]:
+    copied = {name: checkpoint.facts[name] for name in ("final", "refresh") if name in checkpoint.facts}
+    return {
+        "step": checkpoint.facts["step"],
+        **copied,
+        "weights_sha256": checkpoint.facts["weights_sha256"],
+        **encoder.fingerprints.as_facts(),
+        "corpus_sha256": inputs.corpus.sha256,
+        "index_config": asdict(inputs.config),
+    }
+
+
+def _description(vectors: Vectors, choice: Choice) -> dict[str, Any]:
+    return {
+        "rows": len(vectors),
+        "dim": vectors.dimensions,
+        "metric": "ip",
+        "factory": choice.factory,
+        "search": dict(choice.parameters),
+        "front": list(choice.front),
+    }
+
+
+def _measured(
+    searcher: IndexSearcher,
+    vectors: Vectors,
+    queries: FloatArray,
+    inputs: BuildInputs,
+    progress: BuildProgress,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    corpus, dev = inputs.corpus, inputs.dev
+    progress("check", 0, 1)
+    with _timed(seconds, "check"):
+        check_complete(vectors, len(corpus), searcher.rows)
+        check_self_retrieval(searcher.search, vectors, corpus, exact=searcher.exact, seed=inputs.config.seed)
+        found, _ = searcher.search(queries, RECALL_DEPTH)
+        exact, _ = exact_search(queries, vectors, RECALL_DEPTH)
+        recall = recall_at(found, exact, RECALL_DEPTH)
+    progress("evaluate", 0, 1)
+    with _timed(seconds, "evaluate"):
+        figures = evaluate(dev, queries, vectors, searcher.search).metrics if dev is not None else {}
+    progress("evaluate", 1, 1)
+    return {
+        "recall_at_100": recall,
+        "recall_queries": {"from": "passages" if dev is None else "dev", "count": len(queries)},
+        "dev": figures,
+        "dev_queries": 0 if dev is None else len(dev),
+        "dev_sha256": None if dev is None else dev.sha256,
+    }

@@ -1,0 +1,75 @@
+"""What must hold before a generation is published: every row is there, and a vector finds itself.
+
+Does not know FAISS, encoders or judgements.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.exact import Search
+from indexer.shards import Vectors
+from retriever.data import Corpus
+from retriever.errors import StoreError
+from retriever.protocols import BoolArray, IntArray
+
+NEAR = 10
+"""Places within which an approximate index must find a vector that asks for itself."""
+TOLERATED_MISSES = 0.05
+"""Share of sampled vectors that an approximate index may miss; shifted ids miss nearly all."""
+ROUNDING = 1e-5
+SHOWN_ROWS = 5
+
+
+def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
+    """Return |found ∩ exact| / |exact| over the first ``k`` places of all queries; pads (−1) do not count.
+
+    ``found`` and ``exact`` are int32 [q, at least k or all there is].
+    """
+    queries = np.arange(len(exact), dtype=np.int64)[:, None] << 32
+    wanted = (queries + exact[:, :k])[exact[:, :k] >= 0]
+    given = (queries + found[:, :k])[found[:, :k] >= 0]
+    return float(np.isin(wanted, given).mean()) if len(wanted) else 1.0
+
+
+def check_complete(vectors: Vectors, corpus_rows: int, index_rows: int | None = None) -> None:
+    """Raise StoreError unless there is one vector for each row of the corpus, and one entry of the index if given."""
+    if not len(vectors) == corpus_rows == (corpus_rows if index_rows is None else index_rows):
+        raise StoreError(
+            f"{corpus_rows} passages, {len(vectors)} vectors, {'no' if index_rows is None else index_rows} index "
+            "entries; a row would not be its FAISS id"
+        )
+
+
+def check_self_retrieval(
+    search: Search, vectors: Vectors, corpus: Corpus, *, exact: bool, sample: int = 64, seed: int = 0
+) -> None:
+    """Raise StoreError naming rows if sampled vectors are beaten by another text when they ask for themselves.
+
+    A hit counts as itself if it is the row, has the same text, or scores no less by the true inner product (equal
+    vectors; a longer vector where they are not normalised). ``exact``: it must come first for every sampled row;
+    otherwise among the first 10, for 95 % of them.
+    """
+    generator = np.random.default_rng(seed)
+    rows = np.sort(generator.choice(len(vectors), min(sample, len(vectors)), replace=False)).astype(np.int32)
+    missed = rows[~_finds_itself(search, vectors, corpus.text_hash, rows, 1 if exact else NEAR)]
+    if len(missed) > (0 if exact else TOLERATED_MISSES * len(rows)):
+        shown = ", ".join(f"{row} ({corpus.id(row)})" for row in missed[:SHOWN_ROWS].tolist())
+        raise StoreError(
+            f"{len(missed)} of {len(rows)} sampled passages do not find themselves in the index: rows {shown}"
+            f"{', …' if len(missed) > SHOWN_ROWS else ''}; ids are shifted, or the factory is too coarse"
+        )
+
+
+def _finds_itself(
+    search: Search, vectors: Vectors, text_hash: NDArray[np.uint64], rows: IntArray, depth: int
+) -> BoolArray:
+    asking = vectors.gather(rows)
+    found, _ = search(asking, depth)
+    there = found >= 0
+    hits = np.where(there, found, rows[:, None])
+    hit_vectors = vectors.gather(hits.ravel()).reshape(*hits.shape, vectors.dimensions)
+    own = np.einsum("qd,qd->q", asking, asking)[:, None]
+    scores = np.einsum("qd,qhd->qh", asking, hit_vectors)
+    itself = (text_hash[hits] == text_hash[rows][:, None]) | (scores >= own * (1 - ROUNDING))
+    passed: BoolArray = (itself & there).any(axis=1)
+    return passed

@@ -1,0 +1,119 @@
+"""Which candidates may be negatives: pure functions over a chunk of ranked lists.
+
+Does not know where the candidates come from, nor how negatives are drawn from those that remain.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.errors import InputError
+from retriever.negatives import Verdict
+from retriever.protocols import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """Limits on candidates; the positive score s⁺ that margins are measured from is the query's lowest.
+
+    ``range_min``, ``range_max``: ranks range_min … range_max − 1 stay, from 0 in the list as it was searched.
+    ``absolute_margin`` m: a score above s⁺ − m is refused; ``relative_margin`` m: one above s⁺ − m·|s⁺|.
+    A margin of 0 or None is off: write a tiny one to refuse just what outscores the positive.
+    ``max_score``: a score above it is refused; None is off.
+    """
+
+    range_min: int = 0
+    range_max: int | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = 0.0
+    max_score: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError naming the key of a limit that nothing could pass or that is not a number."""
+        if self.range_min < 0:
+            raise InputError(f"[negatives] range_min = {self.range_min}: ranks start at 0")
+        if self.range_max is not None and self.range_max <= self.range_min:
+            raise InputError(f"[negatives] range_max = {self.range_max}: range_min = {self.range_min} is not below")
+        for key in ("absolute_margin", "relative_margin", "max_score"):
+            value = getattr(self, key)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"[negatives] {key} = {value}: write a finite number, or leave the key out")
+
+
+def judge(
+    rows: IntArray,
+    scores: FloatArray,
+    positives: IntArray,
+    positive_scores: FloatArray,
+    query_hash: NDArray[np.uint64],
+    text_hash: NDArray[np.uint64],
+    config: FilterConfig,
+) -> NDArray[np.uint8]:
+    """Return a Verdict uint8 for each of the candidates ``rows`` int32 [q, D], best first with −1 pads.
+
+    ``scores`` float32 [q, D]; ``positives`` int32 [q, P], −1 pads, with ``positive_scores`` float32 [q, P];
+    ``query_hash`` [q] and ``text_hash`` [corpus] are duplicate hashes of the query texts and of all passages.
+    A positive is POSITIVE whatever else it is, then a duplicate of one or of the query is DUPLICATE, and what
+    a limit of ``config`` refuses is FILTERED, as are pads.
+    """
+    refused = too_close(scores, positives, positive_scores, config) | ~in_range(rows.shape[1], config)
+    refused |= rows < 0
+    verdicts = np.where(refused, np.uint8(Verdict.FILTERED), np.uint8(Verdict.ELIGIBLE))
+    verdicts[duplicates(rows, positives, query_hash, text_hash)] = Verdict.DUPLICATE
+    verdicts[known_positives(rows, positives)] = Verdict.POSITIVE
+    return verdicts
+
+
+def known_positives(rows: IntArray, positives: IntArray) -> BoolArray:
+    """Tell which of ``rows`` [q, D] are among the query's ``positives`` [q, P]; pads are in neither."""
+    return _among(rows, rows >= 0, positives, positives >= 0)
+
+
+def duplicates(
+    rows: IntArray, positives: IntArray, query_hash: NDArray[np.uint64], text_hash: NDArray[np.uint64]
+) -> BoolArray:
+    """Tell which of ``rows`` [q, D] have the text of a positive of the query, or of the query itself."""
+    real = rows >= 0
+    hashes = text_hash[np.where(real, rows, 0)]
+    found = _among(hashes, real, text_hash[np.maximum(positives, 0)], positives >= 0)
+    found |= real & (hashes == query_hash[:, None])
+    return found
+
+
+def _among(values: NDArray[Any], real: BoolArray, wanted: NDArray[Any], wanted_real: BoolArray) -> BoolArray:
+    """Tell which of ``values`` [q, D] occur in the same line of ``wanted`` [q, P], in memory q × D."""
+    found: BoolArray = np.zeros(values.shape, np.bool_)
+    for column, column_real in zip(wanted.T, wanted_real.T, strict=True):
+        found |= (values == column[:, None]) & column_real[:, None]
+    return found & real
+
+
+def in_range(depth: int, config: FilterConfig) -> BoolArray:
+    """Tell which of the ranks 0 … ``depth`` − 1 lie in the configured range, as bool [1, depth]."""
+    ranks = np.arange(depth)[None, :]
+    within: BoolArray = ranks >= config.range_min
+    return within if config.range_max is None else within & (ranks < config.range_max)
+
+
+def too_close(scores: FloatArray, positives: IntArray, positive_scores: FloatArray, config: FilterConfig) -> BoolArray:
+    """Tell which ``scores`` [q, D] exceed a margin below the query's lowest positive score, or ``max_score``.
+
+    The relative margin is a share of the score's size, so that it lowers a negative s⁺ too. Margins refuse
+    nothing where a query has no positive.
+    """
+    score = scores.astype(np.float64)
+    refused: BoolArray = np.zeros(scores.shape, np.bool_)
+    if config.max_score is not None:
+        refused |= score > config.max_score
+    real = positives >= 0
+    known = real.any(axis=1, keepdims=True)
+    lowest = np.where(real, positive_scores.astype(np.float64), np.inf).min(axis=1, keepdims=True)
+    lowest = np.where(known, lowest, 0.0)
+    if config.absolute_margin:
+        refused |= known & (score > lowest - config.absolute_margin)
+    if config.relative_margin:
+        refused |= known & (score > lowest - config.relative_margin * np.abs(lowest))
+    return refused

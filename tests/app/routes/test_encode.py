@@ -1,0 +1,59 @@
+import base64
+
+import numpy as np
+import pytest
+
+from app.schemas import EncodeReply
+from tests.app.served import Server
+from tests.stand_ins import HashEncoder
+
+
+def test_one_text_and_a_list_are_treated_alike(server: Server) -> None:
+    one = server.post("/v1/encode", {"inputs": "alpha beta"})
+    listed = server.post("/v1/encode", {"inputs": ["alpha beta", "gamma"]})
+    assert one["embeddings"] == listed["embeddings"][:1]
+    assert len(listed["embeddings"]) == 2
+    EncodeReply.model_validate(one)
+
+
+@pytest.mark.parametrize("input_type", ["query", "passage"])
+def test_vectors_are_the_encoder_s_to_the_last_bit(server: Server, input_type: str) -> None:
+    texts = ["alpha beta", "gamma"]
+    expected = HashEncoder(seed=0).encode_queries(texts)
+    body = {"inputs": texts, "input_type": input_type}
+    floats = server.post("/v1/encode", body)
+    assert np.array_equal(np.array(floats["embeddings"], np.float32), expected)
+    packed = server.post("/v1/encode", {**body, "encoding_format": "base64"})["embeddings"]
+    assert np.array_equal(np.array([np.frombuffer(base64.b64decode(text), "<f4") for text in packed]), expected)
+    assert (floats["dimensions"], floats["space"]) == (32, "hash-32-0")
+    assert server.metric("hone_encoded_texts_total", input_type=input_type) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        ({"inputs": []}, 422, "body.inputs"),
+        ({"inputs": [""]}, 422, "body.inputs.0"),
+        ({"inputs": [1]}, 422, "body.inputs.0"),
+        ({"inputs": ["a"] * 2049}, 413, "2048"),
+        ({"inputs": "a" * 65_537}, 413, "65536"),
+        ({"inputs": "a", "input_type": "document"}, 422, "body.input_type"),
+        ({"inputs": "a", "inputt_type": "query"}, 422, "body.inputt_type"),
+        ({}, 422, "body.inputs"),
+    ],
+)
+def test_invalid_requests_are_refused_by_name(server: Server, body: object, status: int, named: str) -> None:
+    assert named in server.post("/v1/encode", body, status)["error"]
+
+
+def test_half_a_surrogate_pair_is_no_text(server: Server) -> None:
+    response = server.client.post(
+        "/v1/encode", content=b'{"inputs": "\\ud800"}', headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 422
+
+
+def test_nothing_is_encoded_before_a_snapshot_is_loaded(empty_server: Server) -> None:
+    response = empty_server.client.post("/v1/encode", json={"inputs": "a"})
+    assert (response.status_code, response.json()["error_type"]) == (503, "unavailable")
+    assert int(response.headers["retry-after"]) > 0

@@ -1,0 +1,56 @@
+from tests.app.served import Server, damage, new_store, publish_generation, serving
+from pathlib import Path
+
+from retriever.artifacts import SERVED
+
+
+def test_alive_and_ready(server: Server) -> None:
+    assert server.get("/livez") == {"status": "live"}
+    assert server.get("/readyz") == {"status": "ready", "generation": 0}
+
+
+def test_alive_but_not_ready_without_a_generation(empty_server: Server) -> None:
+    assert empty_server.get("/livez") == {"status": "live"}
+    assert "hone index" in empty_server.get("/readyz", 503)["error"]
+    assert "Nothing is served yet" in empty_server.client.get("/").text
+
+
+def test_ready_as_soon_as_the_first_generation_is_served(empty_server: Server) -> None:
+    from retriever.data import Corpus
+
+    store = empty_server.store
+    corpus = store.corpora.get()
+    assert corpus is not None
+    publish_generation(store, Corpus(corpus))
+    empty_server.wait_for(0)
+    assert empty_server.get("/readyz")["generation"] == 0
+
+
+def test_not_ready_says_why_the_snapshot_cannot_be_loaded(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    damage(publish_generation(store, corpus, serve=False).path / "index.faiss")
+    with serving(store) as server:
+        store.generations.point(SERVED, 0)
+        while not server.log_lines("swap_failed"):
+            pass
+        assert "no intact artifact" in server.get("/readyz", 503)["error"]
+
+
+def test_metrics_are_in_prometheus_text_format(server: Server) -> None:
+    server.post("/v1/search", {"queries": "alpha"})
+    response = server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    lines = response.text.splitlines()
+    assert "hone_generation_number 0.0" in lines
+    assert 'hone_requests_total{method="POST",route="/v1/search",status="200"} 1.0' in lines
+    assert 'hone_jobs{state="running"} 0.0' in lines
+    assert any(line.startswith("process_resident_memory_bytes") for line in lines)
+
+
+def test_the_start_page_shows_the_generation_and_links_the_routes(server: Server) -> None:
+    page = server.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert '<a href="/docs">' in page.text
+    assert "<tr><th>generation</th><td>0</td></tr>" in page.text
+    assert "<tr><th>nDCG@10</th><td>0.5000</td></tr>" in page.text
+    assert server.client.get("/docs").status_code == 200

@@ -1,0 +1,124 @@
+"""Stores that a server can answer from, made in milliseconds, and servers over them. They do not know pytest."""
+
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from app.jobs import Jobs
+from app.server import ServerConfig, create_app
+from indexer.faiss_index import build_index, write_index
+from indexer.shards import open_vectors
+from retriever.artifacts import SERVED, Artifact
+from retriever.data import Corpus
+from retriever.ingest import ingest_corpus
+from retriever.store import Store
+from tests.stand_ins import HashEncoder, write_json_lines
+
+TEXTS = {
+    "p0": "alpha beta gamma",
+    "p1": "alpha beta delta",
+    "p2": "alpha epsilon zeta",
+    "p3": "eta theta iota",
+    "p4": "Alpha  beta gamma",
+    "p5": "kappa lambda mu",
+    "p6": "alpha beta gamma nu",
+    "p7": "xi omicron pi",
+}
+"""p4 is p0 again but for case and white space."""
+
+
+def add_corpus(store: Store, folder: Path, texts: Mapping[str, str]) -> Corpus:
+    folder.mkdir(parents=True)
+    write_json_lines(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for key, text in texts.items()])
+    return Corpus(ingest_corpus(store, folder))
+
+
+def new_store(folder: Path, texts: Mapping[str, str] = TEXTS) -> tuple[Store, Corpus]:
+    store = Store(folder / "store", create=True)
+    return store, add_corpus(store, folder / "data", texts)
+
+
+def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bool = True) -> Artifact:
+    """Publish a generation that HashEncoder(seed=``seed``) made, and let SERVED name it."""
+    encoder = HashEncoder(seed=seed)
+    with store.generations.stage({"checkpoint": seed, "corpus": corpus.number}) as draft:
+        (draft.path / "vectors").mkdir()
+        np.save(draft.path / "vectors" / "00000.npy", encoder.encode_passages(corpus.texts(range(len(corpus)))))
+        write_index(build_index("Flat", open_vectors(draft.path / "vectors"), seed=1), draft.path / "index.faiss")
+        draft.facts.update(encoder.fingerprints.as_facts(), seed=seed, step=10 * seed, factory="Flat", search={})
+        draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
+    if serve:
+        store.generations.point(SERVED, draft.number)
+    return store.generations.at(draft.number)
+
+
+def open_encoder(generation: Artifact) -> HashEncoder:
+    return HashEncoder(seed=generation.facts["seed"])
+
+
+def damage(path: Path) -> None:
+    """Alter the last byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+class Server:
+    """A started server over ``store``, driven in-process."""
+
+    def __init__(self, store: Store, app: FastAPI, client: TestClient, log: io.StringIO) -> None:
+        self.store, self.app, self.client, self._log = store, app, client, log
+
+    def post(self, path: str, body: object, status: int = 200) -> dict[str, Any]:
+        response = self.client.post(path, json=body)
+        assert response.status_code == status, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def get(self, path: str, status: int = 200) -> dict[str, Any]:
+        response = self.client.get(path)
+        assert response.status_code == status, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def metric(self, name: str, **labels: str) -> float:
+        value: float | None = self.app.state.service.telemetry.registry.get_sample_value(name, labels)
+        assert value is not None, f"no metric {name} {labels}"
+        return value
+
+    def wait_for(self, generation: int) -> None:
+        """Wait until ``generation`` is served."""
+        deadline = time.monotonic() + 20
+        while self.app.state.service.serving.number != generation:
+            assert time.monotonic() < deadline, f"generation {generation} is not served: {self.log_lines()}"
+            time.sleep(0.005)
+
+    def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        return [line for line in lines if event in (None, line["event"])]
+
+
+@contextmanager
+def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server]:
+    """Start a server over ``store``; it serves at once what SERVED names, if anything."""
+    log, jobs = io.StringIO(), Jobs(f"sqlite:///{store.root / 'hone.db'}")
+    config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=log)
+    app = create_app(config, store, open_encoder, jobs)
+    try:
+        with TestClient(app) as client:
+            server = Server(store, app, client, log)
+            served = store.generations.pointed(SERVED)
+            if served is not None:
+                server.wait_for(served)
+            yield server
+    finally:
+        jobs.close()

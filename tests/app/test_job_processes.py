@@ -1,0 +1,170 @@
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app import job_processes
+from app.job_processes import JobProcesses, rebuild_command
+from app.jobs import Job, Jobs
+from app.telemetry import json_log
+
+SCRIPT = Path(__file__).with_name("job_script.py")
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    table = Jobs(f"sqlite:///{tmp_path / 'hone.db'}")
+    yield table
+    table.close()
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def server(jobs: Jobs, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], JobProcesses]]:
+    """Makes what a server keeps of its jobs' processes, which act as told; what still runs at the end is killed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    made: list[JobProcesses] = []
+
+    def make(action: str) -> JobProcesses:
+        made.append(JobProcesses(jobs, [sys.executable, str(SCRIPT), action], json_log(log)))
+        return made[-1]
+
+    yield make
+    for processes in made:
+        for child in processes.children():
+            child.kill()
+            child.wait()
+        processes.reap()
+
+
+def ended(processes: JobProcesses, job_id: str) -> Job:
+    """Wait for a job's end, as the server's own watch does."""
+    deadline = time.monotonic() + 30
+    while (job := processes.jobs.get(job_id)).state in ("queued", "running"):
+        assert time.monotonic() < deadline
+        processes.reap()
+        time.sleep(0.01)
+    return job
+
+
+def running(jobs: Jobs, job_id: str) -> Job:
+    deadline = time.monotonic() + 30
+    while (job := jobs.get(job_id)).state == "queued":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return job
+
+
+def test_a_job_runs_in_a_process_of_its_own(server: Callable[[str], JobProcesses]) -> None:
+    processes = server("work")
+    job, new = processes.start("rebuild")
+    assert new and job.pid not in (None, os.getpid())
+    done = ended(processes, job.id)
+    assert (done.state, done.result) == ("done", {"generation": 1})
+    assert (done.phase, done.done, done.total) == ("count", 6000, 6000)
+
+
+def test_a_crash_is_noticed_and_what_the_process_said_is_kept(
+    server: Callable[[str], JobProcesses], log: io.StringIO
+) -> None:
+    processes = server("crash")
+    job, _ = processes.start("rebuild")
+    failed = ended(processes, job.id)
+    assert failed.state == "failed"
+    assert "SIGABRT" in (failed.error or "") and "out of luck" in (failed.error or "")
+    events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
+    assert events == ["job_started", "job_lost"]
+
+
+def test_a_process_that_never_says_how_it_ended_has_failed(server: Callable[[str], JobProcesses]) -> None:
+    processes = server("silent")
+    job, _ = processes.start("rebuild")
+    assert "exit code 0" in (ended(processes, job.id).error or "")
+
+
+def test_a_job_that_is_cancelled_stops(server: Callable[[str], JobProcesses], jobs: Jobs) -> None:
+    processes = server("slow")
+    job, _ = processes.start("rebuild")
+    running(jobs, job.id)
+    assert jobs.request_cancel(job.id)
+    assert ended(processes, job.id).state == "cancelled"
+
+
+def test_a_second_wish_is_the_first_one_s_job(server: Callable[[str], JobProcesses]) -> None:
+    processes = server("hang")
+    first, _ = processes.start("rebuild")
+    second, new = processes.start("rebuild")
+    assert (second.id, new) == (first.id, False)
+    assert len(processes.children()) == 1
+
+
+def test_a_job_goes_on_over_a_restart_of_the_server(server: Callable[[str], JobProcesses], jobs: Jobs) -> None:
+    before = server("slow")
+    job, _ = before.start("rebuild")
+    running(jobs, job.id)
+    after = server("slow")
+    after.reap()
+    assert jobs.get(job.id).state == "running"
+    assert after.start("rebuild")[0].id == job.id
+
+
+def test_a_job_that_died_while_the_server_was_away_has_failed(
+    server: Callable[[str], JobProcesses], jobs: Jobs
+) -> None:
+    before = server("hang")
+    job, _ = before.start("rebuild")
+    os.kill(job.pid or 0, signal.SIGKILL)
+    after = server("hang")
+    failed = ended(after, job.id)
+    assert failed.error == f"its process {job.pid} is gone"
+    assert after.start("rebuild")[1]
+
+
+def test_another_process_with_the_number_of_a_job_is_not_that_job(
+    server: Callable[[str], JobProcesses], jobs: Jobs
+) -> None:
+    processes = server("hang")
+    job, _ = jobs.create("rebuild", processes.host)
+    jobs.begin(job.id, os.getpid())
+    processes.reap()
+    assert jobs.get(job.id).state == "failed"
+
+
+@pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (None, None)])
+def test_silence_is_given_time(
+    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch, host: str | None, pid: int | None
+) -> None:
+    """Of a job of another host, or one whose process was never started, only the time since its last word is known."""
+    processes = server("hang")
+    job, _ = jobs.create("rebuild", host or processes.host)
+    if pid is not None:
+        jobs.begin(job.id, pid)
+    processes.reap()
+    assert jobs.get(job.id).state != "failed"
+    later = time.time() + job_processes.LEASE_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    processes.reap()
+    assert jobs.get(job.id).state == "failed"
+
+
+def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:
+    processes = JobProcesses(jobs, ["/nowhere/python"], json_log(io.StringIO()))
+    with pytest.raises(FileNotFoundError):
+        processes.start("rebuild")
+    (job,) = jobs.newest(1)
+    assert job.state == "failed" and "could not be started" in (job.error or "")
+
+
+def test_the_rebuild_is_hone_index() -> None:
+    assert rebuild_command(Path("store"))[1:] == ("-m", "app.cli", "index", "--store", "store", "--job")

@@ -1,0 +1,157 @@
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.jobs import Cancelled, Jobs, TooLateError, UnknownJobError
+from retriever.errors import InputError
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    table = Jobs(f"sqlite:///{tmp_path / 'hone.db'}")
+    yield table
+    table.close()
+
+
+def new_job(jobs: Jobs, kind: str = "rebuild") -> str:
+    return jobs.create(kind, "here")[0].id
+
+
+def test_a_job_from_queued_to_done(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    assert jobs.get(job_id).state == "queued"
+    jobs.begin(job_id, pid=7)
+    assert (jobs.get(job_id).state, jobs.get(job_id).pid) == ("running", 7)
+    assert jobs.finish(job_id, {"generation": 3})
+    done = jobs.get(job_id)
+    assert (done.state, done.result, done.eta_seconds) == ("done", {"generation": 3}, 0.0)
+    assert done.created <= (done.started or 0) <= done.updated
+
+
+def test_a_job_outlives_the_connection(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'hone.db'}"
+    first = Jobs(url)
+    job_id = new_job(first)
+    first.close()
+    again = Jobs(url)
+    assert again.get(job_id).state == "queued"
+    again.close()
+
+
+def test_one_job_of_a_kind_is_active_at_a_time(jobs: Jobs) -> None:
+    first = new_job(jobs)
+    again, new = jobs.create("rebuild", "there")
+    assert (again.id, new) == (first, False)
+    assert new_job(jobs, "other") != first
+    jobs.begin(first, 1)
+    assert jobs.create("rebuild", "here")[0].id == first
+    jobs.fail(first, "broke")
+    assert jobs.create("rebuild", "here")[1]
+
+
+def test_many_requests_at_once_make_one_job(jobs: Jobs) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: jobs.create("rebuild", "here"), range(32)))
+    assert len({job.id for job, _ in made}) == 1
+    assert sum(new for _, new in made) == 1
+
+
+def test_progress_tells_rate_and_time_left(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    jobs.progress(job_id, "encode", 400, 1000)
+    assert (jobs.get(job_id).rate, jobs.get(job_id).eta_seconds) == (None, None)
+    now += 10
+    jobs.progress(job_id, "encode", 500, 1000)
+    job = jobs.get(job_id)
+    assert (job.phase, job.done, job.total, job.rate, job.eta_seconds) == ("encode", 500, 1000, 10.0, 50.0)
+    now += 1
+    jobs.progress(job_id, "index", 0, 10)
+    assert (jobs.get(job_id).phase, jobs.get(job_id).rate) == ("index", None)
+
+
+def test_cancelling_a_queued_job_ends_it_at_once(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    assert jobs.request_cancel(job_id)
+    assert jobs.get(job_id).state == "cancelled"
+    with pytest.raises(Cancelled, match="will not run"):
+        jobs.begin(job_id, 1)
+
+
+def test_cancelling_a_running_job_reaches_its_progress(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    assert jobs.request_cancel(job_id)
+    assert jobs.request_cancel(job_id)
+    assert jobs.get(job_id).state == "running"
+    with pytest.raises(Cancelled):
+        jobs.progress(job_id, "encode", 1, 2)
+    assert jobs.stopped(job_id)
+    assert not jobs.request_cancel(job_id)
+    assert jobs.get(job_id).state == "cancelled"
+
+
+def test_cancelling_what_has_ended(jobs: Jobs) -> None:
+    done, failed = new_job(jobs, "a"), new_job(jobs, "b")
+    jobs.begin(done, 1)
+    jobs.finish(done, {})
+    with pytest.raises(TooLateError, match="too late"):
+        jobs.request_cancel(done)
+    jobs.fail(failed, "broke")
+    assert not jobs.request_cancel(failed)
+    with pytest.raises(UnknownJobError, match="no job 'x'"):
+        jobs.request_cancel("x")
+
+
+def test_a_job_ends_once(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    assert jobs.fail(job_id, "its process is gone")
+    assert not jobs.finish(job_id, {"generation": 1})
+    with pytest.raises(Cancelled):
+        jobs.progress(job_id, "encode", 1, 2)
+    assert (jobs.get(job_id).state, jobs.get(job_id).error) == ("failed", "its process is gone")
+
+
+def test_newest_first_and_counted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for number in range(3):
+        monkeypatch.setattr(time, "time", lambda: 1000.0 + number)
+        made.append(new_job(jobs, f"kind {number}"))
+    assert [job.id for job in jobs.newest(2)] == made[:0:-1]
+    jobs.fail(made[0], "broke")
+    assert jobs.counts() == {"queued": 2, "running": 0, "done": 0, "failed": 1, "cancelled": 0}
+    assert {job.id for job in jobs.active()} == set(made[1:])
+
+
+def test_many_writers_never_find_the_database_locked(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    stop = threading.Event()
+
+    def beat() -> int:
+        count = 0
+        while not stop.is_set():
+            jobs.beat(job_id)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        beats = [pool.submit(beat) for _ in range(2)]
+        for done in range(100):
+            jobs.progress(job_id, "encode", done, 100)
+        stop.set()
+        assert all(future.result() > 0 for future in beats)
+    assert jobs.get(job_id).done == 99
+
+
+@pytest.mark.parametrize("url", ["sqlite:////proc/none/hone.db", "no url", "nosuchdatabase://host/name"])
+def test_a_database_that_cannot_be_opened_names_its_setting(url: str) -> None:
+    with pytest.raises(InputError, match="DATABASE_URL"):
+        Jobs(url)

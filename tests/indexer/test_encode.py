@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.encode import encode_corpus
+from indexer.shards import Vectors
+from retriever.data import BLOCK_ROWS, Corpus
+from retriever.errors import StoreError
+from retriever.protocols import silent
+from retriever.store import Store
+from tests.indexer.planted import Cancelled, FaultyEncoder, QuickEncoder
+from tests.stand_ins import WORDS
+
+
+def no_warning(message: str) -> None:
+    raise AssertionError(message)
+
+
+def whole(vectors: Vectors) -> list[bytes]:
+    return [path.read_bytes() for path in vectors.paths]
+
+
+def test_row_i_is_the_vector_of_passage_i(wide: tuple[Store, Corpus]) -> None:
+    store, corpus = wide
+    steps: list[tuple[int, int]] = []
+    vectors = encode_corpus(QuickEncoder(), corpus, store.embeddings, lambda *step: steps.append(step), no_warning)
+    assert len(vectors) == len(corpus) == 9000
+    rows = np.array([8999, 0, BLOCK_ROWS, BLOCK_ROWS - 1, 2 * BLOCK_ROWS])
+    np.testing.assert_array_equal(vectors.gather(rows), QuickEncoder().encode_passages(corpus.texts(rows)))
+    assert steps[0] == (0, 9000) and steps[-1] == (9000, 9000)
+    assert steps == sorted(steps)
+
+
+def test_an_unchanged_encoder_encodes_nothing(tiny: tuple[Store, Corpus]) -> None:
+    store, corpus = tiny
+    first = encode_corpus(QuickEncoder(), corpus, store.embeddings, silent, no_warning)
+    again, steps = QuickEncoder(), list[tuple[int, int]]()
+    second = encode_corpus(again, corpus, store.embeddings, lambda *step: steps.append(step), no_warning)
+    assert again.encoded_passages == 0 and steps == [(60, 60)]
+    assert second.paths == first.paths
+
+
+def test_other_weights_share_no_shard(tiny: tuple[Store, Corpus]) -> None:
+    store, corpus = tiny
+    first = encode_corpus(QuickEncoder(seed=0), corpus, store.embeddings, silent, no_warning)
+    other = QuickEncoder(seed=1)
+    second = encode_corpus(other, corpus, store.embeddings, silent, no_warning)
+    assert other.encoded_passages == 60
+    assert whole(first) != whole(second)
+
+
+def test_a_cancelled_encoding_resumes_with_the_missing_blocks(wide: tuple[Store, Corpus], tmp_path: Path) -> None:
+    store, corpus = wide
+    undisturbed = encode_corpus(QuickEncoder(), corpus, tmp_path / "undisturbed", silent, no_warning)
+
+    def cancel(done: int, total: int) -> None:
+        if done > BLOCK_ROWS:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        encode_corpus(QuickEncoder(), corpus, store.embeddings, cancel, no_warning)
+    resumed, steps = QuickEncoder(), list[int]()
+    vectors = encode_corpus(resumed, corpus, store.embeddings, lambda done, _: steps.append(done), no_warning)
+    assert steps[0] == BLOCK_ROWS
+    assert resumed.seen == corpus.texts(range(BLOCK_ROWS, 9000))
+    assert whole(vectors) == whole(undisturbed)
+
+
+def test_an_altered_block_alone_is_encoded_anew(wide: tuple[Store, Corpus]) -> None:
+    store, corpus = wide
+    sound = encode_corpus(QuickEncoder(), corpus, store.embeddings, silent, no_warning)
+    before = whole(sound)
+    altered = bytearray(before[1])
+    altered[-1] ^= 0xFF
+    sound.paths[1].write_bytes(altered)
+    encoder, said = QuickEncoder(), list[str]()
+    vectors = encode_corpus(encoder, corpus, store.embeddings, silent, said.append)
+    assert encoder.seen == corpus.texts(range(BLOCK_ROWS, 2 * BLOCK_ROWS))
+    assert len(said) == 1 and str(sound.paths[1]) in said[0]
+    assert whole(vectors) == before
+
+
+@pytest.mark.parametrize(("fault", "kind"), [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "zero")])
+def test_an_unusable_vector_is_refused_by_name(tiny: tuple[Store, Corpus], fault: float, kind: str) -> None:
+    store, corpus = tiny
+    word = WORDS[0]
+    wrong = [row for row in range(60) if word in corpus.text(row).split()]
+    assert 0 < len(wrong) < 60
+    expected = f"'p{wrong[0]}' .*is {kind} .{len(wrong)} of 60"
+    with pytest.raises(StoreError, match=expected):
+        encode_corpus(FaultyEncoder(word, fault), corpus, store.embeddings, silent, no_warning)
+    assert list(store.embeddings.glob("*/*")) == []
+
+
+def test_an_encoder_that_drops_a_passage_is_refused(tiny: tuple[Store, Corpus]) -> None:
+    store, corpus = tiny
+    encoder = QuickEncoder()
+    encode = encoder.encode_passages
+    encoder.encode_passages = lambda texts, progress=silent: encode(texts, progress)[1:]  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match=r"\(59, 8\) where \(60, 8\)"):
+        encode_corpus(encoder, corpus, store.embeddings, silent, no_warning)

@@ -1,0 +1,159 @@
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from miner.filters import FilterConfig, judge, too_close
+from retriever.errors import InputError
+from retriever.negatives import Verdict
+from retriever.protocols import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Ranked lists with all that a verdict depends on."""
+
+    rows: IntArray
+    scores: FloatArray
+    positives: IntArray
+    positive_scores: FloatArray
+    query_hash: NDArray[np.uint64]
+    text_hash: NDArray[np.uint64]
+
+    def judged(self, config: FilterConfig) -> NDArray[np.uint8]:
+        return judge(
+            self.rows, self.scores, self.positives, self.positive_scores, self.query_hash, self.text_hash, config
+        )
+
+
+def shaped(draw: Callable[[Any], Any], elements: st.SearchStrategy[Any], *shape: int) -> list[Any]:
+    flat = draw(st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)))
+    return list(np.array(flat).reshape(shape))
+
+
+SCORES = st.integers(-8, 8).map(lambda n: n / 4)  # few values, exact in float32: ties and equal limits happen
+LIMITS = st.none() | st.sampled_from([-0.25, 0.0, 0.25, 0.5, 1.0])
+
+
+@st.composite
+def ranked_lists(draw: Callable[[Any], Any]) -> Lists:
+    queries, depth, width, corpus = (draw(st.integers(1, high)) for high in (4, 6, 3, 6))
+    return Lists(
+        rows=np.array(shaped(draw, st.integers(-1, corpus - 1), queries, depth), np.int32),
+        scores=np.array(shaped(draw, SCORES, queries, depth), np.float32),
+        positives=np.array(shaped(draw, st.integers(-1, corpus - 1), queries, width), np.int32),
+        positive_scores=np.array(shaped(draw, SCORES, queries, width), np.float32),
+        query_hash=np.array(shaped(draw, st.integers(0, 3), queries), np.uint64),
+        text_hash=np.array(shaped(draw, st.integers(0, 4), corpus), np.uint64),
+    )
+
+
+@st.composite
+def limits(draw: Callable[[Any], Any]) -> FilterConfig:
+    range_min = draw(st.integers(0, 4))
+    range_max = draw(st.none() | st.integers(range_min + 1, 7))
+    return FilterConfig(range_min, range_max, draw(LIMITS), draw(LIMITS), draw(st.none() | SCORES))
+
+
+def verdict_by_hand(lists: Lists, query: int, rank: int, config: FilterConfig) -> Verdict:
+    """Judge one candidate from the rules, in plain Python."""
+    row, score = int(lists.rows[query, rank]), float(lists.scores[query, rank])
+    known = [
+        (int(p), float(s)) for p, s in zip(lists.positives[query], lists.positive_scores[query], strict=True) if p >= 0
+    ]
+    if row < 0:
+        return Verdict.FILTERED
+    if row in [p for p, _ in known]:
+        return Verdict.POSITIVE
+    if lists.text_hash[row] in [lists.query_hash[query], *(lists.text_hash[p] for p, _ in known)]:
+        return Verdict.DUPLICATE
+    ceilings = [] if config.max_score is None else [config.max_score]
+    if known:
+        lowest = min(s for _, s in known)
+        ceilings += [lowest - config.absolute_margin] if config.absolute_margin else []
+        ceilings += [lowest - config.relative_margin * abs(lowest)] if config.relative_margin else []
+    outside = rank < config.range_min or (config.range_max is not None and rank >= config.range_max)
+    return Verdict.FILTERED if outside or any(score > c for c in ceilings) else Verdict.ELIGIBLE
+
+
+@given(ranked_lists(), limits())
+def test_verdicts_are_those_of_the_rules_taken_one_by_one(lists: Lists, config: FilterConfig) -> None:
+    queries, depth = lists.rows.shape
+    expected = [[verdict_by_hand(lists, q, r, config) for r in range(depth)] for q in range(queries)]
+    np.testing.assert_array_equal(lists.judged(config), expected)
+
+
+def refused(scores: list[float], positives: list[float], config: FilterConfig) -> list[bool]:
+    """Ask too_close about one query, whose positives are rows 0, 1 …."""
+    rows = np.arange(len(positives), dtype=np.int32)[None]
+    answer: list[bool] = too_close(np.array([scores], np.float32), rows, np.array([positives], np.float32), config)[
+        0
+    ].tolist()
+    return answer
+
+
+def test_a_relative_margin_lies_below_a_negative_positive_score_too() -> None:
+    # The factor 1 − m alone, as in s > s⁺·(1 − m), would put the limit at −0.45, above the positive itself.
+    tenth = FilterConfig(relative_margin=0.1)
+    assert refused([-0.44, -0.5, -0.54, -0.56], [-0.5], tenth) == [True, True, True, False]
+    assert refused([0.56, 0.5, 0.46, 0.44], [0.5], tenth) == [True, True, True, False]
+
+
+def test_margins_are_measured_from_the_lowest_positive() -> None:
+    assert refused([0.5, 0.3], [0.9, 0.4], FilterConfig(absolute_margin=0.05)) == [True, False]
+
+
+@pytest.mark.parametrize("off", [0.0, None])
+def test_a_margin_of_nothing_is_off(off: float | None) -> None:
+    assert refused([9.0], [0.1], FilterConfig(absolute_margin=off, relative_margin=off)) == [False]
+
+
+def test_a_query_without_positives_has_no_margin_but_a_highest_score() -> None:
+    nobody, zero = np.array([[-1]], np.int32), np.zeros((1, 1), np.float32)
+    config = FilterConfig(absolute_margin=0.1, relative_margin=0.1, max_score=0.8)
+    assert too_close(np.array([[0.9, 0.5]], np.float32), nobody, zero, config).tolist() == [[True, False]]
+
+
+def test_a_positive_that_was_not_retrieved_still_guards_its_duplicates() -> None:
+    lists = Lists(
+        rows=np.array([[1, 2, 3]], np.int32),
+        scores=np.array([[0.9, 0.8, 0.7]], np.float32),
+        positives=np.array([[0, -1]], np.int32),
+        positive_scores=np.array([[0.1, 0.0]], np.float32),
+        query_hash=np.array([13], np.uint64),
+        text_hash=np.array([10, 10, 12, 13], np.uint64),
+    )
+    assert lists.judged(FilterConfig()).tolist() == [[Verdict.DUPLICATE, Verdict.ELIGIBLE, Verdict.DUPLICATE]]
+
+
+def test_a_pad_among_the_positives_matches_no_pad_among_the_candidates() -> None:
+    lists = Lists(
+        rows=np.array([[-1, 3]], np.int32),
+        scores=np.zeros((1, 2), np.float32),
+        positives=np.array([[-1]], np.int32),
+        positive_scores=np.zeros((1, 1), np.float32),
+        query_hash=np.array([99], np.uint64),
+        text_hash=np.array([0, 1, 2, 0], np.uint64),  # row 3 has the text of row 0, where a clipped pad points
+    )
+    assert lists.judged(FilterConfig()).tolist() == [[Verdict.FILTERED, Verdict.ELIGIBLE]]
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        ("range_min", {"range_min": -1}),
+        ("range_max", {"range_min": 5, "range_max": 5}),
+        ("absolute_margin", {"absolute_margin": math.nan}),
+        ("relative_margin", {"relative_margin": math.inf}),
+        ("max_score", {"max_score": -math.inf}),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_named(key: str, config: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"\[negatives\] {key} = "):
+        FilterConfig(**config)

@@ -1,0 +1,238 @@
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import miner.mining
+from miner.mining import MiningConfig, MiningTask, OpenGeneration, mine, positive_scores, queries_due
+from miner.samplers import SamplerConfig
+from miner.stored_pool import StoredPool
+from retriever.data import Corpus, QuerySet
+from retriever.errors import InputError
+from retriever.negatives import NegativeSet, Verdict, create_negative_set, open_negative_set
+from retriever.protocols import FloatArray
+from tests.miner.searchers import BruteForce
+from tests.stand_ins import HashEncoder, tiny_store, write_json_lines
+
+PASSAGES, QUERIES = 36, 10
+TEXTS = ["ba ka li", "bo ku", "da la", "du lu ka", "de li la", "di ko", "bi ki bo", "be ke da la", "ba ka"]
+
+
+def varied(text: str, place: int) -> str:
+    """Write ``text`` otherwise without making another text of it."""
+    return (text, text.upper(), text.replace(" ", "  "), f" {text.title()} ")[place % 4]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus in which each text occurs four times, in other cases and spacings."""
+    folder = tmp_path_factory.mktemp("data")
+    texts = [varied(TEXTS[row % len(TEXTS)], row // len(TEXTS)) for row in range(PASSAGES)]
+    write_json_lines(folder / "corpus.jsonl", [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)])
+    return tiny_store(tmp_path_factory.mktemp("store"), folder)[1]
+
+
+def query_set(judgements: Sequence[dict[int, int]]) -> QuerySet:
+    """Return queries of one or two words, of which some are the whole text of a passage."""
+    texts = [varied(TEXTS[-1 - place % 4], place) for place in range(len(judgements))]
+    return QuerySet("train", [f"q{place}" for place in range(len(texts))], texts, judgements)
+
+
+@pytest.fixture
+def queries() -> QuerySet:
+    return query_set([{place: 1, place + 20: 1, 35: 0} for place in range(QUERIES)])
+
+
+def opened(corpus: Corpus, number: int = 1, seed: int = 0) -> OpenGeneration:
+    """Open a generation of a HashEncoder, other seeds being other weights."""
+    encoder = HashEncoder(dimensions=16, seed=seed)
+    vectors = encoder.encode_passages(corpus.texts(range(len(corpus))))
+    return OpenGeneration(number, encoder.encode_queries, BruteForce(vectors), lambda rows: vectors[rows])
+
+
+JUDGED = st.lists(
+    st.dictionaries(st.integers(0, PASSAGES - 1), st.integers(0, 2), max_size=4), min_size=1, max_size=QUERIES
+)
+
+
+@given(JUDGED, st.integers(1, PASSAGES), st.sampled_from([0.0, 0.2, -0.5]), st.integers(0, 50))
+@settings(max_examples=60)
+def test_a_known_positive_or_duplicate_is_never_mined_nor_drawn(
+    corpus: Corpus, judged: list[dict[int, int]], depth: int, margin: float, step: int
+) -> None:
+    queries = query_set(judged)
+    task = MiningTask(corpus, queries, MiningConfig(depth=depth, relative_margin=margin), seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = mine(Path(folder), opened(corpus), task)
+        k = min(depth, 5)
+        drawn = StoredPool(found, 1, SamplerConfig(), k, 1, 10).draw(found.queries, step)
+        chosen = [
+            {
+                *found.passages[query][found.verdicts[query] == Verdict.ELIGIBLE].tolist(),
+                *drawn.rows[query][mask].tolist(),
+            }
+            for query, mask in enumerate(drawn.mask)
+        ]
+        dropped = found.dropped.tolist()
+    for query, rows in enumerate(chosen):
+        known = [corpus.text(row) for row, relevance in judged[query].items() if relevance > 0]
+        forbidden = {" ".join(text.lower().split()) for text in [queries.texts[query], *known]}
+        assert not [row for row in rows if " ".join(corpus.text(row).lower().split()) in forbidden]
+        assert dropped[query] == (not rows)
+
+
+def test_a_set_holds_what_was_found_best_first(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    generation = opened(corpus, number=7)
+    mine(tmp_path, generation, MiningTask(corpus, queries, MiningConfig(depth=30), seed=1))
+    found = open_negative_set(tmp_path)
+    rows, scores = generation.searcher.search(generation.encode(queries.texts), 30)
+    np.testing.assert_array_equal(found.passages, rows)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert (found.sources == 1).all() and (found.mined_from == 7).all()
+    assert found.positives.tolist() == [[place, place + 20] for place in range(QUERIES)]
+    assert (found.verdicts[found.passages == found.queries[:, None]] == Verdict.POSITIVE).all()
+
+
+def test_a_positive_that_was_not_retrieved_is_scored(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    generation = opened(corpus)
+    found = mine(tmp_path, generation, MiningTask(corpus, queries, MiningConfig(depth=1), seed=1))
+    vectors = generation.encode(queries.texts).astype(np.float64)
+    for query in range(QUERIES):
+        expected = generation.gather(queries.positives(query)).astype(np.float64) @ vectors[query]
+        np.testing.assert_allclose(found.positive_scores[query], expected, atol=1e-6)
+
+
+def test_positives_are_gathered_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(1).standard_normal((9, 4)).astype(np.float32)
+    asked: list[int] = []
+
+    def gather(rows: np.ndarray) -> FloatArray:
+        asked.append(len(rows))
+        found: FloatArray = vectors[rows]
+        return found
+
+    monkeypatch.setattr(miner.mining, "CHUNK_POSITIVES", 3)
+    positives = np.array([[0, 1, 2], [3, -1, -1], [4, 5, -1], [-1, -1, -1]], np.int32)
+    scores = positive_scores(vectors[:4], positives, gather)
+    assert asked == [3, 3]
+    expected = np.where(positives >= 0, np.einsum("qd,qpd->qp", vectors[:4], vectors[positives]), 0)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_chunks_bound_the_work_and_do_not_change_it(
+    corpus: Corpus, queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = MiningTask(corpus, queries, MiningConfig(depth=12), seed=1)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = mine(tmp_path / "whole", opened(corpus), task)
+    monkeypatch.setattr(miner.mining, "CHUNK_QUERIES", 3)
+    generation, encoded, done = opened(corpus), [], []
+
+    def encode(texts: Sequence[str]) -> FloatArray:
+        encoded.append(len(texts))
+        return generation.encode(texts)
+
+    counted = replace(generation, encode=encode)
+    parts = mine(tmp_path / "parts", counted, task, progress=lambda *place: done.append(place))
+    assert encoded == [3, 3, 3, 1]
+    assert done == [(3, 10), (6, 10), (9, 10), (10, 10)]
+    for array in fields(NegativeSet):
+        np.testing.assert_allclose(getattr(parts, array.name), getattr(whole, array.name), atol=1e-6)
+
+
+def test_a_query_of_which_nothing_is_left_is_dropped(corpus: Corpus, tmp_path: Path) -> None:
+    everything = dict.fromkeys(range(PASSAGES), 1)
+    found = mine(
+        tmp_path, opened(corpus), MiningTask(corpus, query_set([{0: 1}, everything]), MiningConfig(depth=20), 1)
+    )
+    assert found.dropped.tolist() == [False, True]
+
+
+def previous_set(folder: Path, mined_from: Sequence[int], depth: int) -> NegativeSet:
+    """Return a set whose every number tells that it comes from the set before."""
+    folder.mkdir()
+    before = create_negative_set(folder, len(mined_from), depth, 2)
+    before.passages[:] = 5
+    before.scores[:] = 0.125
+    before.verdicts[:] = Verdict.JUDGED_IRRELEVANT
+    before.mined_from[:] = mined_from
+    return before
+
+
+def test_queries_that_are_not_due_are_carried_over(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    before = previous_set(tmp_path / "before", [1] * QUERIES, depth=8)
+    task = MiningTask(corpus, queries, MiningConfig(depth=8), seed=1, query_fraction=0.25)
+    whole = mine(tmp_path, opened(corpus, number=2), task)  # without a set before, all are mined
+    (tmp_path / "after").mkdir()
+    after = mine(tmp_path / "after", opened(corpus, number=2), task, before)
+    due = after.mined_from == 2
+    assert due.sum() == 3  # a quarter of ten, rounded up
+    for array in fields(NegativeSet):
+        np.testing.assert_array_equal(getattr(after, array.name)[~due], getattr(before, array.name)[~due])
+        np.testing.assert_allclose(getattr(after, array.name)[due], getattr(whole, array.name)[due], atol=1e-6)
+
+
+@given(st.floats(0.05, 1), st.integers(0, 5), st.integers(0, 100))
+def test_every_query_is_mined_within_one_over_the_fraction(
+    corpus: Corpus, fraction: float, seed: int, first: int
+) -> None:
+    task = MiningTask(corpus, query_set([{0: 1}] * QUERIES), MiningConfig(), seed, fraction)
+    refreshes = int(np.ceil(1 / fraction))
+    with tempfile.TemporaryDirectory() as folder:
+        before = previous_set(Path(folder) / "before", [-1] * QUERIES, depth=1)
+        for generation in range(first, first + refreshes):
+            due = queries_due(task, generation, before)
+            assert len(due) == np.ceil(fraction * QUERIES)
+            before.mined_from[due] = generation
+        assert before.mined_from.min() >= first
+
+
+def test_the_queries_due_differ_by_seed_and_generation(corpus: Corpus, tmp_path: Path) -> None:
+    before = previous_set(tmp_path / "before", [1] * 200, depth=1)
+    many = query_set([{0: 1}] * 200)
+    chosen = {
+        tuple(queries_due(MiningTask(corpus, many, MiningConfig(), seed, 0.2), generation, before).tolist())
+        for seed, generation in [(1, 2), (1, 3), (2, 2), (1, 2)]
+    }
+    assert len(chosen) == 3
+
+
+def test_a_cancelled_run_stops_at_once(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine(tmp_path, opened(corpus), MiningTask(corpus, queries, MiningConfig(depth=4), 1), progress=cancel)
+
+
+def test_a_depth_beyond_the_corpus_is_refused(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"depth = 200 is larger than the corpus \(36 passages\)"):
+        mine(tmp_path, opened(corpus), MiningTask(corpus, queries, MiningConfig(), seed=1))
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        (r"sources = \['anm'\]: choose from ann", lambda: MiningConfig(sources=("anm",))),
+        (r"sources = \[\]", lambda: MiningConfig(sources=())),
+        (r"depth = 0", lambda: MiningConfig(depth=0)),
+        (r"range_min = 200 leaves nothing of depth = 200", lambda: MiningConfig(range_min=200)),
+        (r"range_max = 3", lambda: MiningConfig(range_min=3, range_max=3)),
+    ],
+)
+def test_a_key_that_cannot_be_mined_with_is_named(message: str, make: Callable[[], Any]) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_fraction_that_is_none_is_named(corpus: Corpus, queries: QuerySet, fraction: float) -> None:
+    with pytest.raises(InputError, match=r"\[refresh\] query_fraction = "):
+        MiningTask(corpus, queries, MiningConfig(), seed=1, query_fraction=fraction)

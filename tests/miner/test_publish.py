@@ -1,0 +1,180 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.builder import BuildInputs, IndexConfig, build_generation
+from miner.mining import MiningConfig, MiningTask
+from miner.publish import open_checked_set, publish_negative_set, summary
+from retriever.artifacts import Artifact
+from retriever.data import Corpus, QuerySet
+from retriever.errors import BusyError, InputError, StoreError
+from retriever.ingest import ingest_corpus, load_query_set
+from retriever.negatives import Verdict, create_negative_set, open_negative_set
+from retriever.protocols import silent
+from retriever.store import Store
+from tests.stand_ins import HashEncoder, tiny_store, write_tiny_data
+
+DEPTH = 20
+
+
+@dataclass
+class Bench:
+    """A store with one corpus, and a generation of it for each call of ``generation``."""
+
+    store: Store
+    corpus: Corpus
+    task: MiningTask
+    said: list[str]
+
+    def generation(self, step: int = 0, seed: int = 0, **facts: Any) -> Artifact:
+        """Publish a checkpoint and its generation."""
+        with self.store.checkpoints.stage({}) as draft:
+            (draft.path / "model").mkdir()
+            (draft.path / "model" / "weights").write_text(f"seed {seed}")
+            draft.facts.update(step=step, weights_sha256=f"weights-{seed}", **facts)
+        inputs = BuildInputs(lambda checkpoint: HashEncoder(seed=seed), self.corpus, None, IndexConfig())
+        checkpoint = self.store.checkpoints.at(draft.number)
+        return build_generation(self.store, checkpoint, inputs, lambda *place: None, self.said.append)
+
+    def publish(self, generation: Artifact, task: MiningTask | None = None, seed: int = 0) -> Artifact:
+        """Mine the generation with the encoder of ``seed``."""
+        encoder = HashEncoder(seed=seed)
+        return publish_negative_set(self.store, generation, encoder, task or self.task, silent, self.said.append)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    data = write_tiny_data(tmp_path / "data")
+    store, corpus = tiny_store(tmp_path / "store", data)
+    said: list[str] = []
+    train = load_query_set(data, "train", corpus, warn=said.append)
+    return Bench(store, corpus, MiningTask(corpus, train, MiningConfig(depth=DEPTH), seed=13), said)
+
+
+def test_a_published_set_tells_what_it_is(bench: Bench) -> None:
+    bench.generation()
+    generation = bench.generation(step=100, final=True)
+    published = bench.publish(generation)
+    published.verify()
+    assert published.parents == {"generation": 1, "checkpoint": 1, "corpus": 0}
+    facts = published.facts
+    assert (facts["step"], facts["final"], facts["depth"], facts["sources"]) == (100, True, DEPTH, {"ann": 1})
+    assert (facts["corpus_sha256"], facts["queries_sha256"]) == (bench.corpus.sha256, bench.task.queries.sha256)
+    assert (facts["queries"], facts["mined"], facts["carried"], facts["dropped"], facts["pads"]) == (20, 20, 0, 0, 0)
+    assert facts["verdicts"]["positive"] <= 20 and sum(facts["verdicts"].values()) == 20 * DEPTH
+    assert facts["eligible_mean"] == facts["verdicts"]["eligible"] / 20
+    assert 0 < facts["top_negative_score_mean"] < facts["positive_score_mean"] <= 1
+    assert facts["seconds"]["mine"] > 0
+    assert bench.said == []
+
+
+def test_the_means_of_a_set_are_those_of_its_arrays(bench: Bench) -> None:
+    published = bench.publish(bench.generation())
+    found = open_negative_set(published.path)
+    top = [
+        scores[verdicts == Verdict.ELIGIBLE][0] for scores, verdicts in zip(found.scores, found.verdicts, strict=True)
+    ]
+    assert published.facts["top_negative_score_mean"] == pytest.approx(np.mean(top), rel=1e-6)
+    assert published.facts["positive_score_mean"] == pytest.approx(found.positive_scores.mean(), rel=1e-6)
+
+
+def test_a_mean_over_nothing_is_none_and_pads_are_no_candidates(tmp_path: Path) -> None:
+    empty = create_negative_set(tmp_path, 3, 4, 1)
+    empty.dropped[:] = True
+    facts = summary(empty, 1)
+    assert (facts["dropped"], facts["pads"], sum(facts["verdicts"].values())) == (3, 12, 0)
+    assert facts["top_negative_score_mean"] is facts["positive_score_mean"] is None
+
+
+def test_the_same_generation_gives_the_same_set(bench: Bench) -> None:
+    generation = bench.generation()
+    one, two = bench.publish(generation), bench.publish(generation)
+    assert one.manifest["files"] == two.manifest["files"]
+
+
+def test_a_set_is_opened_for_its_own_corpus_and_queries_alone(bench: Bench, tmp_path: Path) -> None:
+    published = bench.publish(bench.generation())
+    queries = bench.task.queries
+    assert len(open_checked_set(published, bench.corpus, queries).queries) == len(queries)
+    with pytest.raises(InputError, match=r"mined for another query set .*queries_sha256"):
+        open_checked_set(published, bench.corpus, queries.subset(range(19)))
+    other = Corpus(ingest_corpus(bench.store, write_tiny_data(tmp_path / "other", seed=8)))
+    with pytest.raises(InputError, match=r"mined for another corpus .*corpus_sha256"):
+        open_checked_set(published, other, queries)
+
+
+def test_a_generation_of_another_corpus_is_refused(bench: Bench, tmp_path: Path) -> None:
+    generation = bench.generation()
+    other = Corpus(ingest_corpus(bench.store, write_tiny_data(tmp_path / "other", seed=8)))
+    with pytest.raises(InputError, match=r"holds corpus 0, the run reads another \(corpus 1\)"):
+        bench.publish(generation, replace(bench.task, corpus=other))
+    assert bench.store.negatives.numbers() == []
+
+
+def test_another_models_encoder_is_refused(bench: Bench) -> None:
+    with pytest.raises(StoreError, match="open the encoder from the generation's own model"):
+        bench.publish(bench.generation(seed=0), seed=1)
+
+
+def test_a_depth_beyond_the_corpus_leaves_the_store_as_it_was(bench: Bench) -> None:
+    generation = bench.generation()
+    with pytest.raises(InputError, match="depth = 61 is larger than the corpus"):
+        bench.publish(generation, replace(bench.task, config=MiningConfig(depth=61)))
+    assert list(bench.store.negatives.folder.iterdir()) == []
+
+
+def test_two_miners_of_one_store_are_refused(bench: Bench) -> None:
+    generation = bench.generation()
+    with Store(bench.store.root).negatives.writer(), pytest.raises(BusyError, match="already writing negatives"):
+        bench.publish(generation)
+
+
+def test_a_fraction_of_the_queries_is_mined_and_the_others_carried_over(bench: Bench) -> None:
+    part = replace(bench.task, query_fraction=0.3)
+    first = bench.publish(bench.generation(), part)
+    assert (first.facts["mined"], first.facts["carried"]) == (20, 0)
+    second = bench.publish(bench.generation(100, seed=1), part, seed=1)
+    assert (second.facts["mined"], second.facts["carried"]) == (6, 14)
+    before, after = open_negative_set(first.path), open_negative_set(second.path)
+    carried = after.mined_from == 0
+    np.testing.assert_array_equal(after.passages[carried], before.passages[carried])
+    assert (after.scores[~carried] != before.scores[~carried]).any()
+    assert bench.said == []
+
+
+def changed_queries(bench: Bench) -> MiningTask:
+    queries = bench.task.queries
+    texts = [f"{text} also" for text in queries.texts]
+    return replace(bench.task, queries=QuerySet("train", queries.ids, texts, queries.judgements))
+
+
+@pytest.mark.parametrize("changed", ["queries_sha256", "depth", "filters"])
+def test_nothing_is_carried_over_from_a_set_of_another_kind(bench: Bench, changed: str) -> None:
+    tasks = {
+        "queries_sha256": changed_queries(bench),
+        "depth": replace(bench.task, config=MiningConfig(depth=DEPTH - 1)),
+        "filters": replace(bench.task, config=MiningConfig(depth=DEPTH, max_score=0.9)),
+    }
+    bench.publish(bench.generation())
+    second = bench.publish(bench.generation(100), replace(tasks[changed], query_fraction=0.5))
+    assert (second.facts["mined"], second.facts["carried"]) == (20, 0)
+    (said,) = bench.said
+    assert f"differs in {changed}" in said and "all queries are mined" in said
+
+
+def test_a_corrupt_set_is_said_and_not_carried_over(bench: Bench) -> None:
+    first = bench.publish(bench.generation())
+    (first.path / "scores.npy").write_bytes(b"torn")
+    second = bench.publish(bench.generation(100), replace(bench.task, query_fraction=0.5))
+    assert second.facts["carried"] == 0
+    assert "scores.npy" in bench.said[0] and "all queries are mined" in bench.said[-1]
+
+
+def test_a_sampler_of_another_name_does_not_stop_the_carrying_over(bench: Bench) -> None:
+    bench.publish(bench.generation())
+    config = replace(bench.task.config, sampler=replace(bench.task.config.sampler, name="top"))
+    second = bench.publish(bench.generation(100), replace(bench.task, config=config, query_fraction=0.5))
+    assert second.facts["carried"] == 10
