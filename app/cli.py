@@ -4,44 +4,53 @@ Does not know how any of it is done.
 """
 
 import errno
+import os
 import sys
 from typing import NoReturn
 
 import typer
 
-from app.commands import ask, build, data, demo, export, run
 from retriever.errors import HoneError
 
-app = typer.Typer(
-    name="hone",
-    help="Train a dense retriever on the hard negatives that its newest self finds, and serve the result.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(data.app, name="dataset")
-app.add_typer(export.app, name="export")
-for command in (
-    run.init,
-    run.train,
-    run.refresh,
-    run.cycle,
-    build.index,
-    build.mine,
-    build.pin,
-    ask.search,
-    ask.evaluate,
-    ask.serve,
-    demo.demo,
-):
-    app.command()(command)
+
+def build_app() -> typer.Typer:
+    """Return the command line with all its commands; imports what they need, so not before ``main``."""
+    from app.commands import ask, build, data, demo, export, run
+
+    app = typer.Typer(
+        name="hone",
+        help="Train a dense retriever on the hard negatives that its newest self finds, and serve the result.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.add_typer(data.app, name="dataset")
+    app.add_typer(export.app, name="export")
+    for command in (
+        run.init,
+        run.train,
+        run.refresh,
+        run.cycle,
+        build.index,
+        build.mine,
+        build.pin,
+        ask.search,
+        ask.evaluate,
+        ask.serve,
+        demo.demo,
+    ):
+        app.command()(command)
+    return app
 
 
 def main() -> NoReturn:
     """Run the command line; bad input, a full disk and Ctrl-C end with one line and exit code 2."""
+    # Trainer and refresher share the cores: threads that wait must sleep, not spin. OpenMP reads this when it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = app(standalone_mode=False)
+        code = build_app()(standalone_mode=False)
     except HoneError as error:
         _fail(str(error))
     except typer.Abort:

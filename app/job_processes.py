@@ -74,6 +74,15 @@ class JobProcesses:
         with self._lock:
             return [child for child, _ in self._children.values()]
 
+    def release(self) -> None:
+        """Let go of the processes that still run: they go on, and the next server of this host watches them."""
+        with self._lock:
+            for job_id, (child, output) in self._children.items():
+                output.close()
+                if child.poll() is None:
+                    self._log.warning("job_goes_on", job=job_id, pid=child.pid)
+            self._children.clear()
+
     def reap(self) -> None:
         """Mark the jobs as failed whose process is gone though they never ended."""
         with self._lock:

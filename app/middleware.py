@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.replies import Refusal, error_reply
 from app.telemetry import Telemetry
 
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -61,7 +62,7 @@ class Observe:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if route != "none" else "any"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._telemetry.requests.labels(route, method, status).inc()
         self._telemetry.seconds.labels(route).observe(seconds)
         self._telemetry.log.info(

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app.jobs import TooLateError, UnknownJobError
@@ -39,7 +40,7 @@ MEANINGS = {
     415: "The body was not sent as application/json.",
     422: "A field is invalid; `detail` names it.",
     500: "An error of the server; its log names it under the request's id.",
-    503: "There is no snapshot to answer from; try again after `Retry-After` seconds.",
+    503: "What the answer comes from (snapshot, database) is not there; try again after `Retry-After` seconds.",
 }
 
 
@@ -100,6 +101,7 @@ def register_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HoneError, _on_hone_error)
+    app.add_exception_handler(OperationalError, _on_lost_database)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -114,6 +116,11 @@ async def _on_hone_error(request: Request, error: Exception) -> Response:
     if isinstance(error, StoreError):  # an artifact went away or was altered under the snapshot; another one will come
         return await _on_refusal(request, not_ready(str(error)))
     raise error
+
+
+async def _on_lost_database(request: Request, error: Exception) -> Response:
+    request.app.state.service.telemetry.log.error("database_lost", reason=str(error))
+    return await _on_refusal(request, not_ready("the database of jobs does not answer"))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -62,6 +62,7 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
         stop.set()
         reaper.join()
         serving.stop()
+        processes.release()
 
     app = FastAPI(title="hone", version=code_version(), description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service

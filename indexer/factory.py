@@ -26,7 +26,8 @@ class IndexConfig:
 
     ``factory`` is a FAISS factory string, or "auto"; ``target_recall`` is recall@10 against exact search; ``search``
     fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured); ``seed`` is
-    that of k-means, ``precision`` the number format in which the encoder computes. Raises InputError naming the key that is out of range.
+    that of k-means; ``precision`` is the number format in which the encoder computes. Raises InputError naming the key
+    that is out of range.
     """
 
     factory: str = "auto"

@@ -93,6 +93,12 @@ def measure(index: "Index", factory: str, probe: Probe, build_seconds: float) ->
     return points
 
 
+def _build_and_measure(factory: str, vectors: Vectors, probe: Probe, seed: int) -> list[Point]:
+    start = time.perf_counter()
+    index = build_index(factory, vectors, seed)
+    return measure(index, factory, probe, time.perf_counter() - start)
+
+
 def pick(points: Sequence[Point], target_recall: float) -> Choice:
     """Return the fastest point that reaches ``target_recall`` (none does: the one of highest recall), and the front.
 
@@ -116,12 +122,8 @@ def choose_index(vectors: Vectors, queries: FloatArray, target_recall: float, k:
     probe = make_probe(vectors, queries, k)
     lists = 2 ** round(math.log2(4 * math.sqrt(len(vectors))))
     codes = next(m for m in range(vectors.dimensions // 2, 0, -1) if vectors.dimensions % m == 0)
-    points: list[Point] = []
-    for template in CANDIDATES:
-        factory = template.format(n=lists, m=codes)
-        start = time.perf_counter()
-        index = build_index(factory, vectors, seed)
-        points += measure(index, factory, probe, time.perf_counter() - start)
+    factories = [template.format(n=lists, m=codes) for template in CANDIDATES]
+    points = [point for factory in factories for point in _build_and_measure(factory, vectors, probe, seed)]
     choice = pick(points, target_recall)
     reached = any(point["recall"] >= target_recall for point in points)
     return choice if reached else Choice("Flat", {}, choice.front)

@@ -160,7 +160,7 @@ class Series:
     def at(self, number: int) -> Artifact:
         """Return artifact ``number``.
 
-        Raises StoreError if it is absent, CorruptError if its manifest is unreadable, FormatError if its format is newer.
+        Raises StoreError if it is absent, CorruptError if its manifest is unreadable, FormatError if that is newer.
         """
         path = self.path(number) / "manifest.json"
         try:

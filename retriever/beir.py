@@ -28,7 +28,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
     Raises InputError naming file and line for what is not a JSON object, and for a file that cannot be read.
     """
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -38,7 +38,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number, line) of a plain or gzipped file; blank lines are passed over.
+
+    Raises InputError for a file that cannot be read.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:

@@ -59,7 +59,11 @@ def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> 
     """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one."""
     weights = model.weights_sha256()
     newest = store.checkpoints.get()
-    if newest is not None and newest.facts["weights_sha256"] == weights and newest.facts["model"] == asdict(model.config):
+    if (
+        newest is not None
+        and newest.facts["weights_sha256"] == weights
+        and newest.facts["model"] == asdict(model.config)
+    ):
         return newest
     with store.checkpoints.stage(parents) as draft:
         model.save(draft.path / "model")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from retriever.durable import sha256_json
 from retriever.errors import InputError
@@ -96,6 +97,7 @@ def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropo
 
     Raises InputError if the model cannot be found or is no encoder with a fast tokenizer.
     """
+    transformers_logging.disable_progress_bar()  # its bars would cut through our own progress
     try:
         config = AutoConfig.from_pretrained(name)
         if dropout is not None:

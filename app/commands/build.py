@@ -21,7 +21,9 @@ from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
 
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="fp32 (exact) or bf16 (about twice as fast on a CPU).")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="fp32 (exact) or bf16 (about twice as fast on a CPU).")
+]
 Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS factory string.")]
 
 

@@ -22,7 +22,7 @@ router = APIRouter(tags=["jobs"])
     "/v1/index/rebuild",
     response_model=JobReply,
     status_code=202,
-    responses={200: {"model": JobReply, "description": "A rebuild is queued or running: this one."}, **errors()},
+    responses={200: {"model": JobReply, "description": "A rebuild is queued or running: this one."}, **errors(503)},
 )
 def rebuild(service: ServiceOf) -> Response:
     """Build a new generation from the newest checkpoint, in a process of its own; follow it under `Location`."""
@@ -31,20 +31,20 @@ def rebuild(service: ServiceOf) -> Response:
     return reply(JobReply.of(job).model_dump(), 202 if new else 200, headers)
 
 
-@router.get("/v1/jobs", response_model=JobsReply, responses=errors(422))
+@router.get("/v1/jobs", response_model=JobsReply, responses=errors(422, 503))
 def newest(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=MAX_SHOWN)] = 100) -> Response:
     """List the newest jobs, and say how many there are."""
     shown = [JobReply.of(job) for job in service.jobs.newest(limit)]
     return reply(JobsReply(jobs=shown, total=sum(service.jobs.counts().values())).model_dump())
 
 
-@router.get("/v1/jobs/{job_id}", response_model=JobReply, responses=errors(404, 422))
+@router.get("/v1/jobs/{job_id}", response_model=JobReply, responses=errors(404, 422, 503))
 def job(job_id: str, service: ServiceOf) -> Response:
     """Show a job as it stands now."""
     return reply(JobReply.of(service.jobs.get(job_id)).model_dump())
 
 
-@router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422))
+@router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503))
 def cancel(job_id: str, service: ServiceOf) -> Response:
     """Ask a job to stop. May be repeated; 409 once it is done, NO_OP once it has failed or was cancelled."""
     stopping = service.jobs.request_cancel(job_id)

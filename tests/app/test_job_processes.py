@@ -45,7 +45,7 @@ def server(jobs: Jobs, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Ite
         for child in processes.children():
             child.kill()
             child.wait()
-        processes.reap()
+        processes.release()
 
 
 def ended(processes: JobProcesses, job_id: str) -> Job:
@@ -82,7 +82,7 @@ def test_a_crash_is_noticed_and_what_the_process_said_is_kept(
     job, _ = processes.start("rebuild")
     failed = ended(processes, job.id)
     assert failed.state == "failed"
-    assert "SIGABRT" in (failed.error or "") and "out of luck" in (failed.error or "")
+    assert "SIGKILL" in (failed.error or "") and "out of luck" in (failed.error or "")
     events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
     assert events == ["job_started", "job_lost"]
 

@@ -3,11 +3,18 @@
 import shutil
 from pathlib import Path
 
+import faiss
 import pytest
 
 from retriever.data import Corpus
 from retriever.store import Store
 from tests.stand_ins import tiny_store, write_tiny_data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_faiss_thread() -> None:
+    """Threads that spin for a core cost more than they give on so little data."""
+    faiss.omp_set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

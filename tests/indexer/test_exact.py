@@ -29,33 +29,31 @@ def brute_force(
     return rows, scores
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(1, 50),
-    queries=st.integers(0, 9),
-    block_rows=st.integers(1, 20),
-    chunk=st.integers(1, 5),
-    depth=st.integers(1, 60),
-    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+CASES = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**32 - 1),
+        "rows": st.integers(1, 50),
+        "queries": st.integers(0, 9),
+        "block_rows": st.integers(1, 20),
+        "chunk": st.integers(1, 5),
+        "depth": st.integers(1, 60),
+    }
 )
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=CASES, share=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 def test_the_merge_of_blocks_is_the_best_of_all(
-    tmp_path_factory: pytest.TempPathFactory,
-    seed: int,
-    rows: int,
-    queries: int,
-    block_rows: int,
-    chunk: int,
-    depth: int,
-    share: float,
+    tmp_path_factory: pytest.TempPathFactory, case: dict[str, int], share: float
 ) -> None:
-    generator = np.random.default_rng(seed)
+    rows, queries, depth = case["rows"], case["queries"], case["depth"]
+    generator = np.random.default_rng(case["seed"])
     matrix = generator.integers(-2, 3, (rows, 3)).astype(np.float32)  # small integers: exact sums and many ties
     asked = generator.integers(-2, 3, (queries, 3)).astype(np.float32)
     allowed = generator.random(rows) < share if share < 1 else np.ones(rows, bool)
-    vectors = plant_vectors(tmp_path_factory.mktemp("shards"), matrix, block_rows)
+    vectors = plant_vectors(tmp_path_factory.mktemp("shards"), matrix, case["block_rows"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "QUERY_CHUNK", chunk)
+        patch.setattr(exact, "QUERY_CHUNK", case["chunk"])
         found, scores = exact_search(asked, vectors, depth, None if share == 1 else allowed)
     expected_rows, expected_scores = brute_force(asked, matrix, depth, allowed)
     assert found.dtype == np.int32 and scores.dtype == np.float32

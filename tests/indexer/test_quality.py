@@ -17,7 +17,9 @@ from tests.stand_ins import tiny_store
 PLACES = st.lists(st.integers(0, 20), min_size=6, max_size=6, unique=True)
 
 
-@given(found=st.lists(PLACES, min_size=3, max_size=3), exact=st.lists(PLACES, min_size=3, max_size=3), k=st.integers(1, 9))
+@given(
+    found=st.lists(PLACES, min_size=3, max_size=3), exact=st.lists(PLACES, min_size=3, max_size=3), k=st.integers(1, 9)
+)
 def test_recall_is_the_share_of_exact_hits_found(found: list[list[int]], exact: list[list[int]], k: int) -> None:
     pairs = [(set(f[:k]), set(e[:k])) for f, e in zip(found, exact, strict=True)]
     expected = sum(len(f & e) for f, e in pairs) / sum(len(e) for _, e in pairs)

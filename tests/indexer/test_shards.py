@@ -19,7 +19,7 @@ MATRICES = st.tuples(st.integers(1, 40), st.integers(1, 5)).flatmap(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(matrix=MATRICES, block_rows=st.integers(1, 20), data=st.data())
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, matrix: FloatArray, block_rows: int, data: st.DataObject

@@ -55,7 +55,7 @@ class Refresher:
         with self.store.generations.stage({"checkpoint": checkpoint.number, "corpus": 0}) as draft:
             (draft.path / "index.faiss").write_text(f"index of step {step}")
             draft.facts.update(step=step, final=checkpoint.facts.get("final", False), dev={}, seconds={})
-            draft.facts["passage_fingerprint"] = f"fingerprint-{step}"
+            draft.facts.update(passage_fingerprint=f"fingerprint-{step}", weights_sha256=f"weights-{step}")
         (self.store.embeddings / f"fingerprint-{step}").mkdir(exist_ok=True)
         self.built.append(step)
         generation = self.store.generations.at(draft.number)
@@ -153,7 +153,7 @@ def test_it_waits_for_the_first_checkpoint_and_stops_when_told(store: Store, ado
     thread.start()
     mark(store, 0)
     mark(store, 100, refresh=True)
-    while not refresher.told("negatives_published"):
+    while thread.is_alive() and not refresher.told("negatives_published"):
         thread.join(0.01)
     refresher.stop.set()
     thread.join(10)
@@ -293,7 +293,7 @@ def test_ready_goes_on_when_no_marked_checkpoint_is_intact(store: Store) -> None
     refresher = Refresher(store, "ready")
     thread = threading.Thread(target=refresher.run)
     thread.start()
-    while not refresher.told("corrupt"):
+    while thread.is_alive() and not refresher.told("corrupt"):
         thread.join(0.01)
     mark(store, 100, refresh=True, final=True)
     thread.join(10)

@@ -1,7 +1,9 @@
-from tests.app.served import Server, damage, new_store, publish_generation, serving
+import time
 from pathlib import Path
 
 from retriever.artifacts import SERVED
+from retriever.data import Corpus
+from tests.app.served import Server, damage, new_store, publish_generation, serving
 
 
 def test_alive_and_ready(server: Server) -> None:
@@ -16,8 +18,6 @@ def test_alive_but_not_ready_without_a_generation(empty_server: Server) -> None:
 
 
 def test_ready_as_soon_as_the_first_generation_is_served(empty_server: Server) -> None:
-    from retriever.data import Corpus
-
     store = empty_server.store
     corpus = store.corpora.get()
     assert corpus is not None
@@ -31,8 +31,10 @@ def test_not_ready_says_why_the_snapshot_cannot_be_loaded(tmp_path: Path) -> Non
     damage(publish_generation(store, corpus, serve=False).path / "index.faiss")
     with serving(store) as server:
         store.generations.point(SERVED, 0)
+        deadline = time.monotonic() + 20
         while not server.log_lines("swap_failed"):
-            pass
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert "no intact artifact" in server.get("/readyz", 503)["error"]
 
 

@@ -61,18 +61,11 @@ def test_a_second_rebuild_is_the_first_one_and_can_be_cancelled(started: Callabl
         job = server.post("/v1/index/rebuild", None, 202)
         assert server.post("/v1/index/rebuild", None, 200)["id"] == job["id"]
         wait_for(server, job["id"], "running")
-        for _ in range(2):
-            answer = server.post(f"/v1/jobs/{job['id']}/cancel", None)
-            CancelReply.model_validate_json(server.client.get(f"/v1/jobs/{job['id']}").content and _json(answer))
-            assert answer["outcome"] == "CANCELLING"
+        first, second = (server.client.post(f"/v1/jobs/{job['id']}/cancel").content for _ in range(2))
+        assert CancelReply.model_validate_json(first).outcome == "CANCELLING"
+        assert CancelReply.model_validate_json(second).outcome in ("CANCELLING", "NO_OP")
         assert wait_for(server, job["id"], "cancelled", "failed")["state"] == "cancelled"
         assert server.post(f"/v1/jobs/{job['id']}/cancel", None)["outcome"] == "NO_OP"
-
-
-def _json(answer: dict[str, Any]) -> bytes:
-    import orjson
-
-    return orjson.dumps(answer)
 
 
 def test_a_job_that_waits_is_cancelled_at_once(started: Callable[[str], Any]) -> None:
@@ -86,7 +79,7 @@ def test_a_crash_of_a_job_never_takes_the_server_down(started: Callable[[str], A
     with started("crash") as server:
         job = server.post("/v1/index/rebuild", None, 202)
         failed = wait_for(server, job["id"], "failed")
-        assert "SIGABRT" in failed["error"]
+        assert "SIGKILL" in failed["error"]
         assert server.get("/livez") == {"status": "live"}
 
 

@@ -1,0 +1,86 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from app.server import check_bind
+from retriever.errors import InputError
+from tests.app.served import Server, new_store, publish_generation, serving
+
+ROUTES = {
+    ("post", "/v1/encode"): {200, 400, 413, 415, 422, 500, 503},
+    ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 500, 503},
+    ("post", "/v1/mine"): {200, 400, 413, 415, 422, 500, 503},
+    ("post", "/v1/index/rebuild"): {200, 202, 500, 503},
+    ("get", "/v1/jobs"): {200, 422, 500, 503},
+    ("get", "/v1/jobs/{job_id}"): {200, 404, 422, 500, 503},
+    ("post", "/v1/jobs/{job_id}/cancel"): {200, 404, 409, 422, 500, 503},
+    ("get", "/livez"): {200, 500},
+    ("get", "/readyz"): {200, 500, 503},
+    ("get", "/metrics"): {200, 500},
+    ("get", "/"): {200, 500},
+}
+
+
+def test_the_document_lists_every_route_with_its_statuses(server: Server) -> None:
+    document = server.get("/openapi.json")
+    found = {
+        (method, path): {int(status) for status in route["responses"]}
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+    }
+    assert found == ROUTES
+    for methods in document["paths"].values():
+        for route in methods.values():
+            assert route["description"]
+            for status, response in route["responses"].items():
+                if int(status) >= 400:
+                    (content,) = response["content"].values()
+                    assert content["schema"]["$ref"].endswith("/ErrorBody")
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_staleness_is_counted_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus, seed=3)
+    with serving(store) as server:
+        assert math.isnan(server.metric("hone_staleness_steps"))
+        with store.checkpoints.stage({}) as draft:
+            draft.facts.update(step=75)
+        assert server.metric("hone_staleness_steps") == 45
+        assert 0 <= server.metric("hone_generation_age_seconds") < 60
+        assert server.metric("hone_generation_number") == 0
+        assert server.metric("hone_swaps_total", result="loaded") == 1
+        (store.checkpoints.at(0).path / "manifest.json").write_text("{")
+        assert math.isnan(server.metric("hone_staleness_steps"))
+        assert server.log_lines("checkpoint_unreadable")
+
+
+def test_gauges_of_a_server_without_a_snapshot_are_unknown(empty_server: Server) -> None:
+    for name in ("hone_generation_number", "hone_generation_age_seconds", "hone_staleness_steps"):
+        assert math.isnan(empty_server.metric(name))
+
+
+def test_a_lost_database_leaves_search_and_metrics(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = server.store.root / "hone.db"
+    server.app.state.service.jobs.close()
+    for path in database.parent.glob("hone.db*"):
+        path.unlink()
+    database.mkdir()
+    assert server.get("/v1/jobs", 503)["error"] == "the database of jobs does not answer"
+    assert server.log_lines("database_lost")
+    assert "hone_generation_number 0.0" in server.client.get("/metrics").text
+    assert server.log_lines("jobs_unreadable")
+    server.post("/v1/search", {"queries": "alpha"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
+def test_loopback_needs_no_word(host: str) -> None:
+    check_bind(host, insecure=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "", "2130706433"])
+def test_other_addresses_need_insecure(host: str) -> None:
+    with pytest.raises(InputError, match="--insecure"):
+        check_bind(host, insecure=False)
+    check_bind(host, insecure=True)

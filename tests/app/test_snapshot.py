@@ -1,0 +1,249 @@
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.snapshot import OneAtATime, Serving, load_snapshot
+from app.telemetry import json_log
+from retriever.artifacts import SERVED, Artifact
+from retriever.data import Corpus
+from retriever.errors import CorruptError, InputError, StoreError
+from retriever.protocols import FloatArray, Progress, silent
+from retriever.store import Store
+from tests.app.served import add_corpus, damage, new_store, open_encoder, publish_generation
+from tests.stand_ins import HashEncoder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Store, Corpus]:
+    return new_store(tmp_path)
+
+
+def fail(message: str) -> None:
+    pytest.fail(message)
+
+
+class Follower:
+    """A Serving that is stepped by hand, with what it said."""
+
+    def __init__(self, store: Store, opener: Callable[[Artifact], Any] = open_encoder) -> None:
+        self.results: list[str] = []
+        self._stream = io.StringIO()
+        self.serving = Serving(store, opener, json_log(self._stream), self.results.append)
+
+    def step(self) -> int | None:
+        self.serving.catch_up()
+        return self.serving.number
+
+    def said(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self._stream.getvalue().splitlines()]
+
+
+def test_a_snapshot_holds_what_served_names(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made, seed=1)
+    publish_generation(*made, seed=2, serve=False)
+    snapshot = load_snapshot(made[0], open_encoder, fail)
+    assert (snapshot.generation.number, snapshot.space) == (0, "hash-32-1")
+    assert snapshot.corpus.sha256 == made[1].sha256
+    rows, scores = snapshot.searcher.search(snapshot.encoder.encode_queries(["eta theta iota"]), 1)
+    assert (rows[0, 0], scores[0, 0]) == (3, pytest.approx(1))
+    assert load_snapshot(made[0], open_encoder, fail, number=1).space == "hash-32-2"
+
+
+def test_nothing_served_says_what_to_do(made: tuple[Store, Corpus]) -> None:
+    with pytest.raises(InputError, match="hone index"):
+        load_snapshot(made[0], open_encoder, fail)
+
+
+def test_a_damaged_generation_is_said_and_the_one_before_it_taken(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made, seed=1)
+    damage(publish_generation(*made, seed=2).path / "vectors" / "00000.npy")
+    warnings: list[str] = []
+    assert load_snapshot(made[0], open_encoder, warnings.append).generation.number == 0
+    assert len(warnings) == 1 and "vectors/00000.npy" in warnings[0]
+    with pytest.raises(CorruptError):
+        load_snapshot(made[0], open_encoder, fail, number=1)
+
+
+def test_parts_that_do_not_belong_together_are_refused(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made, seed=1)
+    with pytest.raises(CorruptError, match="encoder is not the one"):
+        load_snapshot(made[0], lambda _: HashEncoder(seed=2), fail)
+
+
+def test_a_generation_of_another_corpus_s_rows_is_refused(tmp_path: Path, made: tuple[Store, Corpus]) -> None:
+    store, corpus = made
+    shorter = add_corpus(store, tmp_path / "more", {"a": "alpha"})
+    shorter.number = corpus.number
+    publish_generation(store, shorter)
+    with pytest.raises(CorruptError, match="number of rows"):
+        load_snapshot(store, open_encoder, fail)
+
+
+def test_a_damaged_corpus_is_refused(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made)
+    damage(made[0].corpora.at(0).path / "passages.arrow")
+    with pytest.raises(CorruptError, match=r"passages\.arrow"):
+        load_snapshot(made[0], open_encoder, fail)
+
+
+def test_unchanged_parts_are_used_again(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made)
+    publish_generation(*made, serve=False)
+    same = HashEncoder()
+    first = load_snapshot(made[0], lambda _: same, fail)
+    second = load_snapshot(made[0], lambda _: same, fail, number=1, served=first)
+    assert second.corpus is first.corpus
+    assert second.encoder is first.encoder  # one lock for one encoder
+    assert load_snapshot(made[0], open_encoder, fail, number=1, served=first).encoder is not first.encoder
+
+
+class Sensitive(HashEncoder):
+    """An encoder that notices a second call before the first has ended, and refuses one word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = 0
+        self.overlaps = 0
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        self.inside += 1
+        self.overlaps += self.inside > 1
+        try:
+            time.sleep(0.001)
+            if "poison" in texts:
+                raise RuntimeError("poison")
+            return super().encode_queries(texts, progress)
+        finally:
+            self.inside -= 1
+
+
+def test_calls_take_turns_and_an_error_is_its_caller_s_alone() -> None:
+    inner = Sensitive()
+    encoder = OneAtATime(inner)
+
+    def call(number: int) -> bool:
+        try:
+            encoder.encode_queries(["poison" if number % 3 == 0 else "a"])
+        except RuntimeError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(60))) == [number % 3 != 0 for number in range(60)]
+    assert inner.overlaps == 0
+    assert encoder.encode_passages(["a"]).shape == (1, encoder.dimensions)
+
+
+def test_served_is_followed_forwards_and_backwards(made: tuple[Store, Corpus]) -> None:
+    store, corpus = made
+    follower = Follower(store)
+    assert follower.step() is None
+    publish_generation(store, corpus, 1)
+    assert follower.step() == 0
+    publish_generation(store, corpus, 2)
+    publish_generation(store, corpus, 3)
+    assert follower.step() == 2
+    assert follower.step() == 2
+    store.generations.point(SERVED, 1)
+    assert follower.step() == 1
+    assert follower.results == ["loaded"] * 3
+    assert follower.said() == ["swapped"] * 3
+
+
+def test_a_generation_that_cannot_be_loaded_leaves_the_one_before_it(
+    made: tuple[Store, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, corpus = made
+    publish_generation(store, corpus, 1)
+    follower = Follower(store)
+    follower.step()
+    index = publish_generation(store, corpus, 2).path / "index.faiss"
+    damage(index)
+    assert [follower.step() for _ in range(3)] == [0, 0, 0]
+    assert "checksum" in follower.serving.problem
+    assert follower.results == ["loaded", "failed"]
+    assert follower.said() == ["swapped", "swap_failed"]
+    damage(index)  # the altered bit turns back
+    later = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert follower.step() == 1
+    assert (follower.serving.problem, follower.results) == ("", ["loaded", "failed", "loaded"])
+
+
+def test_the_first_snapshot_may_be_of_an_older_generation(made: tuple[Store, Corpus]) -> None:
+    store, corpus = made
+    publish_generation(store, corpus, 1)
+    damage(publish_generation(store, corpus, 2).path / "index.faiss")
+    follower = Follower(store)
+    assert [follower.step() for _ in range(3)] == [0, 0, 0]
+    assert follower.said()[:2] == ["artifact_skipped", "swapped"]
+    publish_generation(store, corpus, 3)
+    assert follower.step() == 2
+
+
+def test_an_opener_that_fails_in_any_way_is_survived(made: tuple[Store, Corpus]) -> None:
+    class OwnError(Exception):
+        pass
+
+    def opener(generation: Artifact) -> HashEncoder:
+        if generation.number == 1:
+            raise OwnError("out of memory")
+        return open_encoder(generation)
+
+    publish_generation(*made, seed=1)
+    follower = Follower(made[0], opener)
+    follower.step()
+    publish_generation(*made, seed=2)
+    assert follower.step() == 0
+    assert follower.serving.problem == "out of memory"
+    publish_generation(*made, seed=3)
+    assert follower.step() == 2
+
+
+def test_a_pointer_that_is_none_is_said_once(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made, seed=1)
+    follower = Follower(made[0])
+    follower.step()
+    (made[0].generations.folder / SERVED).write_text("the best one\n")
+    assert [follower.step() for _ in range(3)] == [0, 0, 0]
+    assert follower.results == ["loaded", "failed"]
+    assert "not a pointer" in follower.serving.problem
+
+
+def test_a_generation_that_was_removed_is_said(made: tuple[Store, Corpus]) -> None:
+    publish_generation(*made, seed=1)
+    follower = Follower(made[0])
+    follower.step()
+    made[0].generations.remove(publish_generation(*made, seed=2).number)
+    assert follower.step() == 0
+    assert "no such artifact" in follower.serving.problem
+    with pytest.raises(StoreError):
+        load_snapshot(made[0], open_encoder, fail, number=1)
+
+
+@pytest.fixture
+def threads() -> Iterator[set[threading.Thread]]:
+    before = set(threading.enumerate())
+    yield before
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_thread_follows_until_it_is_stopped(made: tuple[Store, Corpus], threads: set[threading.Thread]) -> None:
+    serving = Serving(made[0], open_encoder, json_log(io.StringIO()), lambda _: None, poll_seconds=0.005)
+    serving.start()
+    publish_generation(*made, seed=1)
+    deadline = time.monotonic() + 20
+    while serving.number != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    serving.stop()
+    publish_generation(*made, seed=2)
+    time.sleep(0.05)
+    assert serving.number == 0

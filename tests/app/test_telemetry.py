@@ -1,0 +1,49 @@
+import io
+import json
+
+from app.telemetry import Telemetry, json_log
+
+
+def test_the_log_is_one_json_object_a_line() -> None:
+    stream = io.StringIO()
+    log = json_log(stream)
+    log.info("swapped", serving=3)
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        log.exception("failed", text="line\nbreak")
+    swapped, failed = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (swapped["event"], swapped["level"], swapped["serving"]) == ("swapped", "info", 3)
+    assert swapped["timestamp"].endswith("Z")
+    assert "ValueError: no good" in failed["exception"] and failed["text"] == "line\nbreak"
+
+
+def test_a_traceback_in_the_log_shows_no_variables() -> None:
+    stream = io.StringIO()
+    secret = "the text " + "of a query"
+    try:
+        _fail(secret)
+    except ValueError:
+        json_log(stream).exception("failed")
+    assert "_fail" in stream.getvalue() and secret not in stream.getvalue()
+
+
+def _fail(text: str) -> None:
+    raise ValueError(len(text))
+
+
+def test_two_servers_count_apart() -> None:
+    first, second = Telemetry(io.StringIO()), Telemetry(io.StringIO())
+    first.count_swap("loaded")
+    assert first.registry.get_sample_value("hone_swaps_total", {"result": "loaded"}) == 1
+    assert second.registry.get_sample_value("hone_swaps_total", {"result": "loaded"}) == 0
+
+
+def test_gauges_are_read_at_each_scrape() -> None:
+    telemetry = Telemetry(io.StringIO())
+    values, states = [float("nan"), 5.0], [{"running": 1}, {"running": 0, "done": 1}]
+    telemetry.watch("hone_generation_number", "Number.", lambda: values.pop(0))
+    telemetry.watch_each("hone_jobs", "Jobs.", "state", lambda: states.pop(0))
+    first, second = telemetry.exposition().decode(), telemetry.exposition().decode()
+    assert "hone_generation_number NaN" in first and 'hone_jobs{state="running"} 1.0' in first
+    assert "hone_generation_number 5.0" in second and 'hone_jobs{state="done"} 1.0' in second

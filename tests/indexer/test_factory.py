@@ -1,0 +1,107 @@
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from indexer import factory
+from indexer.factory import IndexConfig, check_config, earlier_choice, make_index
+from indexer.faiss_auto import Choice
+from indexer.shards import Vectors
+from retriever.errors import InputError
+from retriever.protocols import silent
+from tests.indexer.planted import plant_vectors, unit_rows
+
+QUERIES = unit_rows(60, 16, seed=1)
+
+
+def no_warning(message: str) -> None:
+    raise AssertionError(message)
+
+
+def refuse(*_args: Any) -> Choice:
+    raise AssertionError("nothing was to be chosen")
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
+    return plant_vectors(tmp_path_factory.mktemp("vectors"), unit_rows(2000, 16), block_rows=1024)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factory": " "}, "factory is empty"),
+        ({"target_recall": 0.0}, r"target_recall = 0\.0"),
+        ({"target_recall": 1.1}, r"target_recall = 1\.1"),
+        ({"search": {"nprobe": 3}}, "search needs a factory"),
+    ],
+)
+def test_a_value_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        IndexConfig(**settings)
+
+
+def test_what_faiss_would_refuse_is_refused_beforehand() -> None:
+    check_config(IndexConfig(), 16, 10)
+    check_config(IndexConfig("IVF16,Flat", search={"nprobe": 4}), 16, 100)
+    with pytest.raises(InputError, match="could not parse"):
+        check_config(IndexConfig("IFV16,Flat"), 16, 100)
+    with pytest.raises(InputError, match="at least 16 passages"):
+        check_config(IndexConfig("IVF16,Flat"), 16, 10)
+    with pytest.raises(InputError, match="no parameter 'nprob' here; it takes nprobe"):
+        check_config(IndexConfig("IVF16,Flat", search={"nprob": 4}), 16, 100)
+
+
+def test_fixed_parameters_are_taken_as_they_are(vectors: Vectors) -> None:
+    config = IndexConfig("IVF16,Flat", search={"nprobe": 2})
+    index, choice = make_index(vectors, QUERIES, config, None, silent, no_warning)
+    assert index.ntotal == 2000
+    assert choice == Choice("IVF16,Flat", {"nprobe": 2}, ())
+
+
+def test_a_factory_without_parameters_is_tuned_to_the_target(vectors: Vectors) -> None:
+    _, choice = make_index(vectors, QUERIES, IndexConfig("IVF16,Flat"), None, silent, no_warning)
+    measured = {p["parameters"]["nprobe"]: p["recall"] for p in choice.front}
+    assert choice.factory == "IVF16,Flat" and measured[choice.parameters["nprobe"]] >= 0.95
+    assert choice.parameters["nprobe"] > 1
+
+
+def test_a_factory_too_coarse_for_the_target_is_built_and_said(vectors: Vectors) -> None:
+    said: list[str] = []
+    _, choice = make_index(vectors, QUERIES, IndexConfig("PQ8x4fs"), None, silent, said.append)
+    assert choice.factory == "PQ8x4fs"
+    assert len(said) == 1 and "'PQ8x4fs' reaches recall@10 0." in said[0] and "target_recall = 0.95" in said[0]
+
+
+def test_auto_is_flat_for_so_few_rows(vectors: Vectors) -> None:
+    index, choice = make_index(vectors, QUERIES, IndexConfig(), None, silent, no_warning)
+    assert choice == Choice("Flat", {}, ()) and index.ntotal == 2000
+
+
+def test_an_earlier_choice_holds_while_it_reaches_the_target(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = Choice("IVF16,Flat", {"nprobe": 16}, [{"recall": 1.0}])
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "choose_index", refuse)
+        patch.setattr(factory, "measure", refuse)
+        for config in (IndexConfig(), IndexConfig("IVF16,Flat")):
+            _, choice = make_index(vectors, QUERIES, config, earlier, silent, no_warning)
+            assert choice is earlier
+    worn_out = Choice("IVF16,Flat", {"nprobe": 1})
+    _, choice = make_index(vectors, QUERIES, IndexConfig(), worn_out, silent, no_warning)
+    assert choice.factory == "Flat"
+    _, choice = make_index(vectors, QUERIES, IndexConfig("IVF16,Flat"), worn_out, silent, no_warning)
+    assert choice.factory == "IVF16,Flat" and choice.parameters["nprobe"] > 1
+
+
+def test_only_the_same_configuration_and_corpus_take_a_choice_over() -> None:
+    facts = {
+        "index_config": asdict(IndexConfig()),
+        "corpus_sha256": "c0",
+        "factory": "HNSW32",
+        "search": {"efSearch": 64},
+        "front": [],
+    }
+    assert earlier_choice(facts, IndexConfig(), "c0") == Choice("HNSW32", {"efSearch": 64}, [])
+    assert earlier_choice(facts, IndexConfig(), "c1") is None
+    assert earlier_choice(facts, IndexConfig(target_recall=0.9), "c0") is None
+    assert earlier_choice({}, IndexConfig(), "c0") is None

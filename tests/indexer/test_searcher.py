@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer.faiss_index import build_index, write_index
+from indexer.searcher import IndexSearcher, open_searcher
+from indexer.shards import Vectors
+from retriever.artifacts import Artifact
+from retriever.errors import CorruptError
+from retriever.protocols import FloatArray, IntArray, Searcher
+from tests.indexer.planted import plant_vectors, unit_rows
+
+QUERIES = unit_rows(3, 8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
+    return plant_vectors(tmp_path_factory.mktemp("vectors"), unit_rows(50, 8), block_rows=16)
+
+
+@pytest.fixture(scope="module")
+def searcher(vectors: Vectors) -> IndexSearcher:
+    return IndexSearcher(build_index("Flat", vectors, 13), {})
+
+
+EXCLUDED = st.lists(st.sets(st.integers(0, 49)), min_size=3, max_size=3)
+
+
+@settings(deadline=None)
+@given(excluded=EXCLUDED, depth=st.integers(1, 60))
+def test_filtering_is_what_brute_force_leaves(searcher: IndexSearcher, excluded: list[set[int]], depth: int) -> None:
+    rows, scores = searcher.search_excluding(QUERIES, depth, excluded)
+    every, every_score = searcher.search(QUERIES, 50)
+    for query in range(3):
+        left = [(r, s) for r, s in zip(every[query], every_score[query], strict=True) if r not in excluded[query]]
+        expected = (left + [(-1, -np.inf)] * depth)[:depth]
+        assert list(zip(rows[query], scores[query], strict=True)) == expected
+
+
+class CountingSearcher(IndexSearcher):
+    """Records how many queries each search got, and how deep it went."""
+
+    def __init__(self, vectors: Vectors, factory: str, parameters: dict[str, float]) -> None:
+        super().__init__(build_index(factory, vectors, 13), parameters)
+        self.calls: list[tuple[int, int]] = []
+
+    def search(self, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
+        self.calls.append((len(queries), depth))
+        return super().search(queries, depth)
+
+
+def test_only_the_queries_that_lack_hits_are_searched_deeper(vectors: Vectors) -> None:
+    searcher = CountingSearcher(vectors, "Flat", {})
+    best = searcher.search(QUERIES, 50)[0]
+    searcher.calls.clear()
+    excluded: list[set[int]] = [set(), set(best[1, :20].tolist()), {int(best[2, 40])}]
+    rows, _ = searcher.search_excluding(QUERIES, 5, excluded)
+    np.testing.assert_array_equal(rows, [best[0, :5], best[1, 20:25], best[2, :5]])
+    assert searcher.calls == [(3, 10), (1, 20), (1, 40)]
+
+
+def test_an_index_that_gives_no_more_ends_the_search(vectors: Vectors) -> None:
+    searcher = CountingSearcher(vectors, "IVF8,Flat", {"nprobe": 1})
+    reachable = searcher.search(QUERIES, 50)[0]
+    excluded = [set(hits[hits >= 0].tolist()) for hits in reachable]
+    rows, scores = searcher.search_excluding(QUERIES, 40, excluded)
+    assert (rows == -1).all() and np.isneginf(scores).all()
+    assert searcher.calls[1:] == [(3, 40 + max(map(len, excluded)))]
+
+
+def test_nothing_is_excluded_for_no_queries(searcher: IndexSearcher) -> None:
+    rows, scores = searcher.search_excluding(QUERIES[:0], 4, [])
+    assert rows.shape == scores.shape == (0, 4)
+
+
+def generation(folder: Path, vectors: Vectors, **facts: Any) -> Artifact:
+    write_index(build_index("IVF8,Flat", vectors, 13), folder / "index.faiss")
+    return Artifact("generations", 3, folder, {"facts": {"rows": 50, "dim": 8, "search": {"nprobe": 8}, **facts}})
+
+
+def test_a_generation_is_opened_with_its_own_parameters(
+    tmp_path: Path, vectors: Vectors, searcher: IndexSearcher
+) -> None:
+    opened: Searcher = open_searcher(generation(tmp_path, vectors))
+    assert opened.rows == 50
+    np.testing.assert_array_equal(opened.search(QUERIES, 9)[0], searcher.search(QUERIES, 9)[0])
+    narrow = open_searcher(generation(tmp_path, vectors, search={"nprobe": 1}))
+    assert not narrow.exact and narrow.parameters == {"nprobe": 1}
+    assert (narrow.search(QUERIES, 40)[0] == -1).any()
+
+
+def test_an_index_of_other_rows_or_dimensions_is_corrupt(tmp_path: Path, vectors: Vectors) -> None:
+    for facts in ({"rows": 49}, {"dim": 9}):
+        with pytest.raises(CorruptError, match="50 x 8 where"):
+            open_searcher(generation(tmp_path, vectors, **facts))
