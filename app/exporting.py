@@ -75,7 +75,7 @@ def _line(file: TextIO, record: dict[str, Any]) -> int:
 
 
 def _sentence_transformers(run: Run, row: Row, file: TextIO, count: int) -> int:
-    """A line a positive: anchor, positive, negative_1 … negative_n; lines need equal columns, so n negatives or none."""
+    """Write a line a positive: anchor, positive, negative_1 … negative_n; lines need equal columns, so all n or none."""
     query, positives, negatives = row
     if len(negatives) < count:
         return 0

@@ -149,10 +149,8 @@ class Jobs:
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
         with self._session() as session:
-            found = {
-                state: count for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))
-            }
-        return dict.fromkeys(STATES, 0) | found
+            found = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
 
     def request_cancel(self, job_id: str) -> bool:
         """Ask a job to stop, a queued one at once; False if nothing runs that could stop. May be repeated.

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import IO
 
 from app.progress import Report
-from retriever.artifacts import Artifact
+from retriever.artifacts import CURRENT, Artifact
 
 RESTARTS = 5
 BACK_OFF_SECONDS = 0.5
@@ -21,11 +21,15 @@ LOG_NAME = "refresher.log"
 
 
 class RefresherProcess:
-    """Implements retriever.adoption.Refresher over a child process that follows the store's checkpoints."""
+    """Implements retriever.adoption.Refresher over a child process that follows the store's checkpoints.
+
+    A child that ends before its work is done is restarted, at most five times in a row without a publication.
+    """
 
     def __init__(self, command: Sequence[str], store_root: Path, report: Report) -> None:
         """``command`` follows ``store_root`` until its standard input ends; what it prints goes to a log there."""
         self._command = list(command)
+        self._root = store_root
         self._log = store_root / LOG_NAME
         self._report = report
         self._closing = Event()
@@ -67,21 +71,29 @@ class RefresherProcess:
         self._report("refresher_started", pid=self.pid)
 
     def _watch(self) -> None:
-        for restart in range(RESTARTS + 1):
+        failures = 0
+        while failures <= RESTARTS:
             assert self._child is not None
+            published = self._published()
             code = self._child.wait()
             if code == 0 or self._closing.is_set():
                 return
+            failures = 1 if self._published() != published else failures + 1
             reason = f"the refresher ended with exit code {code} ({self._last_words()})"
-            if restart == RESTARTS:
+            if failures > RESTARTS:
                 break
-            seconds = BACK_OFF_SECONDS * 2**restart
-            self._report("warning", message=f"{reason}; restart {restart + 1} of {RESTARTS} in {seconds} s")
+            seconds = BACK_OFF_SECONDS * 2 ** (failures - 1)
+            self._report("warning", message=f"{reason}; restart {failures} of {RESTARTS} in {seconds} s")
             if self._closing.wait(seconds):
                 return
             self._spawn()
         self._failed = f"{reason}, after {RESTARTS} restarts; see {self._log}"
         self._report("warning", message=self._failed)
+
+    def _published(self) -> tuple[str, ...]:
+        """Return what the child has published so far: one that gets on with its work may fail again and again."""
+        pointers = (self._root / kind / CURRENT for kind in ("generations", "negatives"))
+        return tuple(pointer.read_text() if pointer.exists() else "" for pointer in pointers)
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()

@@ -138,7 +138,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind.endswith(("/json", "+json"))
 
 

@@ -50,9 +50,10 @@ class EncodeRequest(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["read a file line by line"]}]})
 
     inputs: Texts = Field(description=f"One text or at most {MAX_INPUTS}, each of at most {MAX_CHARACTERS} characters.")
-    input_type: Literal["query", "passage"] = Field("query", description="The tower to encode with.")
+    input_type: Literal["query", "passage"] = Field(default="query", description="The tower to encode with.")
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="Numbers, or one base64 string a text that holds its float32 numbers, little-endian."
+        default="float",
+        description="Numbers, or one base64 string a text that holds its float32 numbers, little-endian.",
     )
 
 
@@ -72,16 +73,24 @@ class SearchRequest(Body):
         json_schema_extra={"examples": [{"queries": ["read a file line by line"], "top_k": 3, "with_text": True}]}
     )
 
-    queries: Texts | None = Field(None, description=f"One text or at most {MAX_INPUTS}; either these or vectors.")
-    vectors: Vectors | None = Field(None, description="Query vectors; needs space.")
-    space: str | None = Field(None, description="The space of the vectors; 409 if the served generation has another.")
-    top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Hits for each query; all passages if there are fewer.")
-    exclude_ids: list[PassageId] = Field(
-        [], max_length=MAX_IDS, description="Passages that no query gets; ids that the corpus lacks change nothing."
+    queries: Texts | None = Field(
+        default=None, description=f"One text or at most {MAX_INPUTS}; either these or vectors."
     )
-    mode: Literal["dense"] = Field("dense", description="How to search.")
-    exact: bool = Field(False, description="Compare with every passage instead of asking the index.")
-    with_text: bool = Field(False, description="Give each hit its title and text.")
+    vectors: Vectors | None = Field(default=None, description="Query vectors; needs space.")
+    space: str | None = Field(
+        default=None, description="The space of the vectors; 409 if the served generation has another."
+    )
+    top_k: int = Field(
+        default=10, ge=1, le=MAX_TOP_K, description="Hits for each query; all passages if there are fewer."
+    )
+    exclude_ids: list[PassageId] = Field(
+        default=[],
+        max_length=MAX_IDS,
+        description="Passages that no query gets; ids that the corpus lacks change nothing.",
+    )
+    mode: Literal["dense"] = Field(default="dense", description="How to search.")
+    exact: bool = Field(default=False, description="Compare with every passage instead of asking the index.")
+    with_text: bool = Field(default=False, description="Give each hit its title and text.")
 
     @model_validator(mode="after")
     def _is_answerable(self) -> Self:
@@ -102,7 +111,7 @@ class Hit(BaseModel):
     id: str
     score: float
     rank: int = Field(description="From 1.")
-    text: str | None = Field(None, description="Title and text; only where with_text is true.")
+    text: str | None = Field(default=None, description="Title and text; only where with_text is true.")
 
 
 class SearchReply(BaseModel):
@@ -126,7 +135,9 @@ class MineQuery(Body):
 class MineSampler(Body):
     """How negatives are drawn from the candidates that remain."""
 
-    name: str = Field("uniform", description=f"One of {', '.join(SAMPLERS)}.", json_schema_extra={"enum": [*SAMPLERS]})
+    name: str = Field(
+        default="uniform", description=f"One of {', '.join(SAMPLERS)}.", json_schema_extra={"enum": [*SAMPLERS]}
+    )
 
 
 class MineRequest(Body):
@@ -146,17 +157,23 @@ class MineRequest(Body):
     )
 
     queries: list[MineQuery] = Field(min_length=1, max_length=MAX_INPUTS)
-    num_negatives: int = Field(8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain.")
-    sampler: MineSampler = MineSampler(name="uniform")
-    depth: int = Field(100, ge=1, le=MAX_TOP_K, description="Candidates for each query; at most the whole corpus.")
-    range_min: int = Field(0, ge=0, description="The first rank that may be a negative, from 0.")
-    range_max: int | None = Field(None, ge=1, description="The first rank that may no longer be one.")
-    absolute_margin: FiniteFloat | None = Field(
-        None, description="m: refuse scores above s⁺ − m, s⁺ being the lowest score of the positives; 0 is off."
+    num_negatives: int = Field(
+        default=8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain."
     )
-    relative_margin: FiniteFloat | None = Field(None, description="m: refuse scores above s⁺ − m·|s⁺|; 0 is off.")
-    max_score: FiniteFloat | None = Field(None, description="Refuse scores above it.")
-    seed: int = Field(13, description="The same seed and generation give the same negatives.")
+    sampler: MineSampler = MineSampler(name="uniform")
+    depth: int = Field(
+        default=100, ge=1, le=MAX_TOP_K, description="Candidates for each query; at most the whole corpus."
+    )
+    range_min: int = Field(default=0, ge=0, description="The first rank that may be a negative, from 0.")
+    range_max: int | None = Field(default=None, ge=1, description="The first rank that may no longer be one.")
+    absolute_margin: FiniteFloat | None = Field(
+        default=None, description="m: refuse scores above s⁺ − m, s⁺ being the lowest score of the positives; 0 is off."
+    )
+    relative_margin: FiniteFloat | None = Field(
+        default=None, description="m: refuse scores above s⁺ − m·|s⁺|; 0 is off."
+    )
+    max_score: FiniteFloat | None = Field(default=None, description="Refuse scores above it.")
+    seed: int = Field(default=13, description="The same seed and generation give the same negatives.")
 
     @model_validator(mode="after")
     def _is_answerable(self) -> Self:

@@ -3,6 +3,7 @@
 Does not know the formats themselves.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,10 @@ from app.live import progress_view
 from app.options import JsonOption, print_json
 from app.progress import Meter
 from app.python_dataset import PythonDatasetConfig, write_python_dataset
+from retriever.errors import InputError
+from retriever.imports import ImportSummary, Splits, import_pairs, import_trec
+from retriever.pair_rows import Columns
+from retriever.splitting import split_documents
 
 app = typer.Typer(help="Make or convert data sets; everything else reads BEIR layout.", no_args_is_help=True)
 
@@ -43,4 +48,83 @@ def python(
             f"  {split:5} {count} queries from {len(names)} packages: {', '.join(names[:8])}{' …' * (len(names) > 8)}"
         )
     print("  dropped: " + ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items()))
+    print(f"Next: hone init {out}")
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        str, typer.Argument(help="Parquet, JSON lines or CSV; a folder; or a hub id.", show_default=False)
+    ],
+    out: OutArgument,
+    query: Annotated[str | None, typer.Option(help="Column of the queries. Default: guessed.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Column of the relevant passages.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Column of judged irrelevant passages.")] = None,
+    train: Annotated[str, typer.Option(help="Name of the source's training split.")] = "train",
+    dev: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
+    test: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
+    subset: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Pairs or triplets of texts, e.g. sentence-transformers' and FlagEmbedding's files, or a hub data set."""
+    columns = None
+    if query is not None or positive is not None:
+        if query is None or positive is None:
+            raise InputError("--query and --positive belong together: name both columns, or neither")
+        columns = Columns(query, positive, negative)
+    splits = Splits(train, _split_or_fraction(dev), _split_or_fraction(test))
+    _show(out, import_pairs(source, out, columns, splits, subset), json_output)
+
+
+@app.command()
+def trec(
+    corpus: Annotated[Path, typer.Argument(help="Lines of id, tab, text.", show_default=False)],
+    queries: Annotated[Path, typer.Argument(help="Lines of id, tab, text.", show_default=False)],
+    out: OutArgument,
+    qrels: Annotated[list[str], typer.Option("--qrels", help="SPLIT=FILE, once a split.")],
+    json_output: JsonOption = False,
+) -> None:
+    """TREC files: tab-separated texts and qrels."""
+    named = dict(_named_file(one) for one in qrels)
+    _show(out, import_trec(corpus, queries, named, out), json_output)
+
+
+@app.command()
+def split(
+    data: Annotated[Path, typer.Argument(help="A data set in BEIR layout.", show_default=False)],
+    out: OutArgument,
+    words: Annotated[int, typer.Option(help="Words of a passage, at most.")] = 120,
+    overlap: Annotated[int, typer.Option(help="Words that a passage repeats of the one before, at most.")] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """Split long documents into passages; judgements go to every passage of a document."""
+    summary = split_documents(data, out, words, overlap)
+    if json_output:
+        print_json({"out": str(out), **asdict(summary)})
+        return
+    print(f"{out}: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in asdict(summary).items()))
+
+
+def _split_or_fraction(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--qrels {text}: write SPLIT=FILE, e.g. --qrels train=qrels.train.txt")
+    return name, Path(path)
+
+
+def _show(out: Path, summary: ImportSummary, as_json: bool) -> None:
+    if as_json:
+        print_json({"out": str(out), **asdict(summary)})
+        return
+    queries = ", ".join(f"{count} {split}" for split, count in summary.queries.items())
+    print(f"{out}: {summary.passages} passages; queries: {queries}")
+    for reason, count in summary.dropped.items():
+        print(f"  dropped: {count} {reason}")
     print(f"Next: hone init {out}")

@@ -27,10 +27,10 @@ def encode(body: EncodeRequest, snapshot: SnapshotOf, service: ServiceOf) -> Res
             "generation": snapshot.generation.number,
             "space": snapshot.space,
             "dimensions": vectors.shape[1],
-            "embeddings": vectors if body.encoding_format == "float" else _as_base64(vectors),
+            "embeddings": vectors if body.encoding_format == "float" else _packed(vectors),
         }
     )
 
 
-def _as_base64(vectors: FloatArray) -> list[str]:
+def _packed(vectors: FloatArray) -> list[str]:
     return [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
