@@ -5,12 +5,16 @@ Does not know how any of it is done.
 
 import errno
 import os
+import re
 import sys
 from typing import NoReturn
 
 import typer
 
 from retriever.errors import HoneError
+
+DISK_IS_FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full|\d+ requested and \d+ written")
+"""What the system, SQLite and numpy say; libraries wrap it in exceptions of their own that keep no errno."""
 
 
 def build_app() -> typer.Typer:
@@ -52,21 +56,30 @@ def main() -> NoReturn:
     try:
         code = build_app()(standalone_mode=False)
     except HoneError as error:
-        _fail(str(error))
+        _fail(str(error).replace("\n", " "))
     except typer.Abort:
         _fail("interrupted")
     except KeyboardInterrupt:
         _fail("interrupted; nothing half-written was published")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}; nothing half-written was published")
     except Exception as error:
-        shown = getattr(error, "format_message", None)
+        shown = _shown(error)
         if shown is None:
             raise
-        _fail(shown())
+        _fail(shown)
     sys.exit(code or 0)
+
+
+def _shown(error: Exception) -> str | None:
+    """Return the line for an error that a person can mend, None for a fault of the program."""
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        return str(usage())
+    place = getattr(error, "filename", None) or "the disk"
+    if DISK_IS_FULL.search(str(error)):
+        return f"{place}: no space left; nothing half-written was published. Make room and run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{place}: {error.strerror}; nothing half-written was published"
+    return None
 
 
 def _fail(message: str) -> NoReturn:

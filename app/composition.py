@@ -5,6 +5,7 @@ Does not know processes, terminals or HTTP.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -37,23 +38,36 @@ class Run:
 
 
 def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable[[str], None]) -> Run:
-    """Read the run.toml at ``path``, open or make the store, ingest the corpus and load train and dev queries."""
+    """Read the run.toml at ``path``, open or make the store, ingest the corpus and load train and dev queries.
+
+    Raises InputError for what does not fit; a corpus is published only if the queries fit it.
+    """
     config = read_config(path)
     folder = data_folder(config, path)
+    loaded: list[tuple[QuerySet, QuerySet | None]] = []
+
+    def load(corpus: Corpus) -> None:
+        if config.negatives.depth > len(corpus):
+            raise InputError(
+                f"{path}: negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages"
+            )
+        load_split = partial(load_query_set, folder, corpus=corpus, skip_missing=skip_missing, warn=warn)
+        train_split, dev_split = _splits(config)
+        train = with_positives(load_split(train_split), warn)
+        loaded.append((train, None if dev_split is None else load_split(dev_split)))
+
     store = Store(store_root, config.sha256, create=True)
-    corpus = Corpus(ingest_corpus(store, folder))
-    train_split, dev_split = config.data.train, config.data.dev
-    if dev_split is not None and dev_split.startswith(f"{train_split}:"):
-        train_split = f"{train_split}:-{dev_split.partition(':')[2]}"
-    train = with_positives(load_query_set(folder, train_split, corpus, skip_missing=skip_missing, warn=warn), warn)
-    dev = None
-    if dev_split is not None:
-        dev = load_query_set(folder, dev_split, corpus, skip_missing=skip_missing, warn=warn)
-    if config.negatives.depth > len(corpus):
-        raise InputError(
-            f"{path}: negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages"
-        )
+    corpus = Corpus(ingest_corpus(store, folder, load))
+    train, dev = loaded[-1]
     return Run(config, store, corpus, train, dev)
+
+
+def _splits(config: RunConfig) -> tuple[str, str | None]:
+    """Return the splits to train on and to evaluate on: where dev is carved off train, train is what remains."""
+    train, dev = config.data.train, config.data.dev
+    if dev is not None and dev.startswith(f"{train}:"):
+        train = f"{train}:-{dev.partition(':')[2]}"
+    return train, dev
 
 
 def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:

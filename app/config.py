@@ -4,6 +4,7 @@ Does not know what is done with them.
 """
 
 import difflib
+import json
 import tomllib
 import types
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ class RunConfig:
 def read_config(path: Path) -> RunConfig:
     """Read a run.toml; data.path is relative to its folder.
 
-    Raises InputError naming file and key: for a misspelt key with the nearest right one.
+    Raises InputError naming file and key: for a misspelt key with the nearest right one. A value is never turned into
+    one of another type.
     """
     try:
         table = tomllib.loads(path.read_text())
@@ -63,12 +65,17 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(f"{path}: not TOML ({error})") from error
     _check_keys(table, RunConfig, str(path), "")
     try:
-        config = TypeAdapter(RunConfig).validate_python(table)
+        # As JSON, where strict still lets a list be a tuple and a table be a dataclass.
+        config = TypeAdapter(RunConfig).validate_json(json.dumps(table, default=str), strict=True)
+        _check_values(config)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # raised by the table's own checks, which name the key
+            raise InputError(f"{path}: {first['ctx']['error']}") from error
         raise InputError(f"{path}: {key}: {first['msg']} (it is {first['input']!r})") from error
-    _check_values(config, path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return config
 
 
@@ -95,14 +102,19 @@ def _dataclass_in(hint: Any) -> type | None:
     return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
 
 
-def _check_values(config: RunConfig, path: Path) -> None:
-    train, refresh = config.train, config.refresh
+def _check_values(config: RunConfig) -> None:
+    model, train, refresh = config.model, config.train, config.refresh
     parse_trigger(refresh.trigger)
     rules = {
+        "seed must not be negative": config.seed >= 0,
+        "model.query_max_length and passage_max_length must be at least 1": all(
+            length is None or length >= 1 for length in (model.query_max_length, model.passage_max_length)
+        ),
         "train.max_steps must be at least 1": train.max_steps >= 1,
         "train.batch_size must be at least 1": train.batch_size >= 1,
         "train.accumulation must be at least 1": train.accumulation >= 1,
         "train.num_negatives must not be negative": train.num_negatives >= 0,
+        "train.num_negatives must not exceed negatives.depth": train.num_negatives <= config.negatives.depth,
         "train.learning_rate must be above 0": train.learning_rate > 0,
         "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
         "train.save_every, log_every and keep_checkpoints must be at least 1": min(
@@ -116,4 +128,4 @@ def _check_values(config: RunConfig, path: Path) -> None:
     }
     for rule, holds in rules.items():
         if not holds:
-            raise InputError(f"{path}: {rule}")
+            raise InputError(rule)

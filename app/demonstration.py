@@ -20,10 +20,11 @@ from app.progress import Meter
 from app.python_dataset import PythonDatasetConfig, write_python_dataset
 from app.refreshing import BASELINE
 from app.snapshot import load_snapshot
-from app.training import TrainingResult, prepare_store, run_training
+from app.training import TrainingResult, prepare_store, put_back_on_error, run_training
 from retriever.artifacts import BEST
 from retriever.data import QuerySet
 from retriever.durable import read_lines, write_atomic
+from retriever.errors import HoneError
 from retriever.ingest import load_query_set
 from retriever.store import Store
 
@@ -99,9 +100,13 @@ def run_demo(folder: Path) -> Demonstration:
     config_path = folder / "run.toml"
     write_atomic(config_path, RUN_FILE.encode())
     root = folder / "store"
-    prepare_store(root, read_config(config_path).sha256, resume=False, new=root.exists())
-    run = open_run(config_path, root, skip_missing=False, warn=warn)
+    with put_back_on_error(root, prepare_store(root, read_config(config_path).sha256, resume=False, new=True)):
+        run = open_run(config_path, root, skip_missing=False, warn=warn)
     training = run_training(run, config_path, "child")
+    if training.outcome.reason == "interrupted":
+        raise HoneError(
+            f"interrupted at step {training.outcome.step}; `hone train {config_path} --store {root}` goes on from there"
+        )
     test = load_query_set(folder / "data", "test", run.corpus, warn=warn)
     generations, steps = rebuilds(read_lines(root / "events.jsonl"))
     return Demonstration(

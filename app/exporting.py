@@ -5,7 +5,9 @@ Does not know how either was made.
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +34,8 @@ def export_model(artifact: Artifact, out: Path) -> None:
     if out.exists():
         raise InputError(f"{out}: exists already; choose another folder")
     artifact.verify()
-    shutil.copytree(model_folder(artifact), out)
+    with _appearing(out) as temporary:
+        shutil.copytree(model_folder(artifact), temporary)
 
 
 def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, count: int) -> int:
@@ -46,15 +49,23 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     if out.exists():
         raise InputError(f"{out}: exists already; choose another name")
     written = 0
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            for row in _rows(run, artifact, count):
-                written += FORMATS[file_format](run, row, file, count)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _appearing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in _rows(run, artifact, count):
+            written += FORMATS[file_format](run, row, file, count)
     return written
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Give a place beside ``out`` to write to; it becomes ``out`` if the block succeeds and is removed if not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
 
 
 def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
@@ -75,7 +86,7 @@ def _line(file: TextIO, record: dict[str, Any]) -> int:
 
 
 def _sentence_transformers(run: Run, row: Row, file: TextIO, count: int) -> int:
-    """Write a line a positive: anchor, positive, negative_1 … negative_n; lines need equal columns, so all n or none."""
+    """Write a line a positive: anchor, positive, negative_1 … negative_n. Columns must agree, so all n or no line."""
     query, positives, negatives = row
     if len(negatives) < count:
         return 0

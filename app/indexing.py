@@ -3,55 +3,90 @@
 Does not know training, nor how a generation is built.
 """
 
+import time
 from pathlib import Path
 
 from app.opening import encoder_opener
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_generation
-from retriever.artifacts import CURRENT, Artifact
+from indexer.factory import check_config
+from retriever.artifacts import CURRENT, SERVED, Artifact
 from retriever.beir import find_file
 from retriever.checkpoint import publish_model
 from retriever.data import Corpus, QuerySet
 from retriever.encoder import ModelConfig, create_encoder
-from retriever.errors import InputError
+from retriever.errors import BusyError, InputError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.store import Store
+
+POLL_SECONDS = 1.0
 
 
 def index_data(
     store_root: Path, data: Path, model: str, config: IndexConfig, report: Report, *, skip_missing: bool = False
 ) -> Artifact:
-    """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is."""
+    """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is.
+
+    Raises InputError for what does not fit and BusyError where another process trains or builds, before anything is
+    published.
+    """
     find_file(data, "corpus.jsonl")
     encoder = create_encoder(ModelConfig(name=model))
+    loaded: list[QuerySet | None] = []
+
+    def load(corpus: Corpus) -> None:
+        check_config(config, encoder.dimensions, len(corpus))
+        loaded.append(_dev_queries(data, corpus, report, skip_missing=skip_missing))
+
     store = Store(store_root, create=True)
-    corpus = Corpus(ingest_corpus(store, data))
-    dev = _dev_queries(data, corpus, report, skip_missing=skip_missing)
-    checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
-    inputs = BuildInputs(encoder_opener(config.precision), corpus, dev, config)
-    return build_generation(store, checkpoint, inputs, Meter(report), lambda text: report("warning", message=text))
+    with store.generations.writer():
+        with store.checkpoints.writer():
+            corpus = Corpus(ingest_corpus(store, data, load))
+            checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
+        inputs = BuildInputs(encoder_opener(config.precision), corpus, loaded[-1], config)
+        return build_generation(store, checkpoint, inputs, Meter(report), lambda text: report("warning", message=text))
 
 
 def rebuild(
     store: Store, config: IndexConfig | None, report: Report, progress: BuildProgress | None = None
 ) -> Artifact:
-    """Publish a new generation of the store's newest checkpoint over its newest corpus.
+    """Publish a new generation over the store's newest corpus, of the checkpoint that is served (else the newest).
 
-    Without ``config`` the newest generation's choices are kept. There are no dev queries in a store, so the gate
-    has no metric to compare and serves it.
+    Without ``config`` the served generation's choices are kept. A store holds no dev queries: the gate compares what
+    was measured of the same weights before.
     """
 
     def warn(message: str) -> None:
         report("warning", message=message)
 
-    checkpoint, corpus = store.checkpoints.intact(CURRENT, warn), store.corpora.intact(CURRENT, warn)
+    served = store.generations.intact(SERVED, warn)
+    checkpoint = store.checkpoints.intact(CURRENT, warn)
+    if served is not None:
+        checkpoint = store.checkpoints.at(served.parents["checkpoint"])
+        checkpoint.verify()
+    corpus = store.corpora.intact(CURRENT, warn)
     if checkpoint is None or corpus is None:
         raise InputError(f"{store.root}: nothing to rebuild; begin with `hone index DATA` or `hone train run.toml`")
+    facts = None if served is None else served.facts
     if config is None:
-        newest = store.generations.get()
-        config = IndexConfig(**newest.facts["index_config"]) if newest is not None else IndexConfig()
-    inputs = BuildInputs(encoder_opener(config.precision), Corpus(corpus), None, config)
+        config = IndexConfig() if facts is None else IndexConfig(**facts["index_config"])
+    inputs = BuildInputs(encoder_opener(config.precision), Corpus(corpus), None, config, facts)
     return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
+
+
+def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Artifact:
+    """Rebuild as ``rebuild`` does; where a refresher is at work, take the generation that it publishes next."""
+    before = store.generations.pointed(CURRENT)
+    while True:
+        try:
+            with store.generations.writer():
+                return rebuild(store, None, report, progress)
+        except BusyError:
+            newest = store.generations.get()
+            if newest is not None and newest.number != before:
+                return newest
+        progress("waiting for the refresher", 0, 1)
+        time.sleep(POLL_SECONDS)
 
 
 def _dev_queries(data: Path, corpus: Corpus, report: Report, *, skip_missing: bool) -> QuerySet | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +75,7 @@ def _progress_text(fields: dict[str, Any]) -> str:
 
 def _sentence(event: str, fields: dict[str, Any]) -> str:
     if event == "warning":
-        return f"[yellow]warning[/]: {fields['message']}"
+        return f"[yellow]warning[/]: {escape(fields['message'])}"
     if event == "generation_published":
         dev = (fields.get("dev") or {}).get("nDCG@10")
         score = "" if dev is None else f", dev nDCG@10 {dev:.4f}"
@@ -85,7 +86,8 @@ def _sentence(event: str, fields: dict[str, Any]) -> str:
             f"of generation {fields['generation']}, {fields['staleness']} steps old"
         )
     details = ", ".join(f"{name} {value}" for name, value in fields.items() if not isinstance(value, dict))
-    return f"{event.replace('_', ' ')}: {details}" if details else event.replace("_", " ")
+    name = event.replace("_", " ")
+    return f"{name}: {escape(details)}" if details else name
 
 
 @contextmanager

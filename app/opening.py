@@ -16,11 +16,12 @@ def encoder_opener(precision: str) -> Callable[[Artifact], TorchEncoder]:
     last: dict[str, TorchEncoder] = {}
 
     def open_encoder(artifact: Artifact) -> TorchEncoder:
-        weights = artifact.facts["weights_sha256"]
-        if weights not in last:
+        folder = model_folder(artifact)
+        model = artifact.facts["weights_sha256"] + (folder / "hone.json").read_text()
+        if model not in last:
             last.clear()
-            last[weights] = TorchEncoder(load_encoder(model_folder(artifact)), precision)
-        return last[weights]
+            last[model] = TorchEncoder(load_encoder(folder), precision)
+        return last[model]
 
     return open_encoder
 

@@ -44,7 +44,14 @@ class RefresherProcess:
         self._watcher.start()
 
     def marked(self, checkpoint: Artifact) -> None:
-        """Do nothing: the child follows the store."""
+        """Start the child if it was not started yet; it follows the store."""
+        if self._child is None:
+            self.start()
+
+    @property
+    def drained(self) -> bool:
+        """Whether the child did all that there was to do and ended by itself."""
+        return self._child is not None and not self._watcher.is_alive() and self._failed is None
 
     def trouble(self) -> str | None:
         """Return why the child is gone for good, None while it runs or is being restarted."""
@@ -58,9 +65,12 @@ class RefresherProcess:
     def close(self) -> None:
         """End the child now."""
         self._closing.set()
+        self._end_child()
+        self._watcher.join()
+
+    def _end_child(self) -> None:
         if self._child is not None and self._child.stdin is not None:
             self._child.stdin.close()
-        self._watcher.join()
 
     def _spawn(self) -> None:
         with self._log.open("ab") as log:
@@ -68,6 +78,8 @@ class RefresherProcess:
                 self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         self.pid = self._child.pid
+        if self._closing.is_set():  # close() may have come first, to the child before
+            self._end_child()
         self._report("refresher_started", pid=self.pid)
 
     def _watch(self) -> None:
@@ -113,8 +125,11 @@ def end_with_parent(pipe: IO[bytes] | None = None) -> None:
     """
     os.nice(NICENESS)
 
+    descriptor = (pipe or sys.stdin).fileno()  # read without Python's buffer: its lock, held, aborts a normal exit
+
     def watch() -> None:
-        (pipe or sys.stdin.buffer).read()
+        while os.read(descriptor, 4096):
+            pass
         os._exit(1)
 
     Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -34,14 +34,13 @@ class RefreshSteps:
         self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
         run = self._run
         inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index)
-        generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
-        if checkpoint.facts["step"] == 0:
-            run.store.generations.point(BASELINE, generation.number)
-        return generation
+        return build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
 
     def mine(self, generation: Artifact) -> Artifact:
         """Publish the negative set mined from ``generation``."""
         run = self._run
+        if generation.facts["step"] == 0:
+            run.store.generations.point(BASELINE, generation.number)
         task = MiningTask(
             run.corpus, run.train, run.config.negatives, run.config.seed, run.config.refresh.query_fraction
         )
@@ -68,7 +67,10 @@ class InlineRefresher:
         self._report = report
 
     def marked(self, checkpoint: Artifact) -> None:
-        """Build, mine and publish before returning."""
+        """Build, mine and publish before returning, unless that was done before an interruption."""
+        newest = self._run.store.negatives.get()
+        if newest is not None and newest.parents["checkpoint"] >= checkpoint.number:
+            return
         stop = Event()
 
         def report(event: str, **fields: Any) -> None:

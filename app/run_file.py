@@ -3,8 +3,10 @@
 Does not know how a run is carried out.
 """
 
+import json
 import os
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,22 +24,24 @@ STEP_FACTOR = 3.0
 """A training step costs about this many times the forward pass of its texts."""
 GENERATIONS_KEPT = 4
 BATCH = 32
+QUERY_LENGTH, PASSAGE_LENGTH = 64, 256
+MANY_QUERIES = 100
 
 TEMPLATE = """\
-# A run of hone. Paths are relative to this file. Every key has a default; `hone train {name}` runs it.
+# A run of hone. Every key but data.path has a default; `hone train {name}` runs it.
 # Estimate on this machine: {rate:.0f} passages/s encoded, {step_seconds:.1f} s a step;
 # in all {minutes:.0f} min and {disk_mb} MB of disk.
 seed = 13
 
-[data]                      # a BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv
-path = "{path}"
+[data]                      # a BEIR folder, relative to this file: corpus.jsonl, queries.jsonl, qrels/<split>.tsv
+path = {path}
 train = "train"
 dev = "{dev}"{dev_note}
 
 [model]
-name = "{model}"            # minilm (packaged), a folder, or a hub id
+name = {model}             # minilm (packaged), a folder, or a hub id
 tied = true                 # one tower for queries and passages
-query_max_length = 64       # tokens; longer texts are cut, and counted
+query_max_length = {query_max_length}       # tokens; longer texts are cut, and counted
 passage_max_length = {passage_max_length}
 query_prompt = ""
 passage_prompt = ""
@@ -86,13 +90,13 @@ def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
     """
     if out.exists():
         raise InputError(f"{out}: exists already; choose another name with --out")
-    dev = _dev_split(data)
     passages, sample = _passages(data)
     queries = len({query for _, query, _, relevance in read_qrels(find_file(data, "qrels/train.tsv")) if relevance > 0})
     if queries == 0:
         raise InputError(f"{data}/qrels/train.tsv: no relevant pair to train on")
-    length = 256
-    rate = _measure(model, sample, length)
+    carved = _carved_share(data, queries)
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    length, rate = _measure(model, sample)
     step_seconds = STEP_FACTOR * BATCH * 2.2 / rate
     rebuild_seconds = passages / rate
     max_steps = max(30, min(600, round(3 * queries / BATCH)))
@@ -100,6 +104,7 @@ def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
     refreshes = max_steps // every + 1
     seconds = max_steps * step_seconds + refreshes * rebuild_seconds
     disk_mb = round(passages * 384 * 4 * 2 * GENERATIONS_KEPT / 1e6 + 6 * 100)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(
         out,
         TEMPLATE.format(
@@ -108,13 +113,14 @@ def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
             step_seconds=step_seconds,
             minutes=seconds / 60,
             disk_mb=disk_mb,
-            path=os.path.relpath(data, out.parent),
-            dev=dev,
-            dev_note="" if dev == "dev" else "            # a tenth of train, carved off by positive passage",
-            model=model,
+            path=_quoted(os.path.relpath(data, out.parent)),
+            dev=f"train:{carved}" if carved else "dev",
+            dev_note="            # this share of train, carved off by positive passage" if carved else "",
+            model=_quoted(model),
+            query_max_length=min(QUERY_LENGTH, length),
             passage_max_length=length,
             max_steps=max_steps,
-            batch=min(BATCH, queries),
+            batch=max(1, min(BATCH, queries // 2 if carved else queries)),
             warmup=max(1, max_steps // 10),
             every=every,
             depth=min(200, passages),
@@ -124,12 +130,17 @@ def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
     return {"passages": passages, "train_queries": queries, "seconds": round(seconds), "disk_mb": disk_mb}
 
 
-def _dev_split(data: Path) -> str:
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _carved_share(data: Path, queries: int) -> float:
+    """Return how much of train dev must be carved off: 0 where there is a dev split, more where queries are few."""
     try:
         find_file(data, "qrels/dev.tsv")
     except InputError:
-        return "train:0.1"
-    return "dev"
+        return 0.1 if queries >= MANY_QUERIES else 0.3
+    return 0.0
 
 
 def _passages(data: Path) -> tuple[int, list[str]]:
@@ -140,9 +151,13 @@ def _passages(data: Path) -> tuple[int, list[str]]:
     return len(sample) + sum(1 for _ in lines), sample
 
 
-def _measure(model: str, sample: list[str], length: int) -> float:
-    encoder = TorchEncoder(create_encoder(ModelConfig(name=model, passage_max_length=length)), "bf16")
+def _measure(model: str, sample: list[str]) -> tuple[int, float]:
+    """Return the maximum length of a passage for ``model``, and the passages that it encodes a second."""
+    opened = create_encoder(ModelConfig(name=model))
+    length = min(PASSAGE_LENGTH, opened.config.passage_max_length or PASSAGE_LENGTH)
+    opened.config = replace(opened.config, passage_max_length=length)
+    encoder = TorchEncoder(opened, "bf16")
     encoder.encode_passages(sample[:8])
     started = time.monotonic()
     encoder.encode_passages(sample)
-    return len(sample) / (time.monotonic() - started)
+    return length, len(sample) / (time.monotonic() - started)

@@ -3,27 +3,31 @@
 Does not know the command line's flags or how the outcome is printed.
 """
 
+import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Literal
+
+from accelerate import PartialState
 
 from app.composition import Run, make_trainer
 from app.live import training_view
+from app.options import warn
 from app.progress import Report
-from app.refresher_process import RefresherProcess, refresher_command
+from app.refresher_process import LOG_NAME, RefresherProcess, refresher_command
 from app.refreshing import InlineRefresher
 from app.reports import all_of, event_log, forwarded, tensorboard
 from retriever.adoption import Refresher
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.durable import exclusive
 from retriever.errors import BusyError, HoneError, InputError
-from retriever.store import Store, is_store
+from retriever.store import KINDS, Store, is_store
 from retriever.trainer import Outcome, mark_best
 
 Where = Literal["child", "elsewhere", "inline"]
@@ -67,51 +71,104 @@ class ElsewhereRefresher:
             return False
 
 
-def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bool) -> None:
+def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bool) -> Path | None:
     """Refuse a store that another configuration trained in, unless ``resume``; with ``new`` move it aside first.
 
-    Raises InputError naming both ways out.
+    Returns where it was moved to. Raises InputError naming both ways out, BusyError where ``new`` would move the
+    store away from under a process that writes in it.
     """
     if not is_store(store_root):
-        return
+        return None
+    store = Store(store_root)
     if new:
         aside = store_root.with_name(f"{store_root.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-        shutil.move(store_root, aside)
-        return
-    newest = Store(store_root).checkpoints.get()
-    if newest is not None and newest.manifest["config_sha256"] != config_sha256 and not resume:
+        with ExitStack() as stack:
+            for kind in KINDS:
+                stack.enter_context(store.series(kind).writer())
+            store_root.rename(aside)
+        return aside
+    newest = store.checkpoints.intact(CURRENT, warn)
+    if newest is None:
+        return None
+    ways_out = "--new moves the store aside and starts afresh"
+    if not (newest.path / "training").is_dir():
+        raise InputError(
+            f"{store_root}: its newest checkpoint ({newest.number}) is a model that `hone index` took as it is, not a "
+            f"training to go on with; {ways_out}, --store names another"
+        )
+    if newest.manifest["config_sha256"] != config_sha256 and not resume:
         raise InputError(
             f"{store_root}: its newest checkpoint ({newest.number}) comes from another configuration; "
-            "--resume goes on from there with this one, --new moves the store aside and starts afresh"
+            f"--resume goes on from there with this one, {ways_out}"
         )
+    return None
+
+
+@contextmanager
+def put_back_on_error(store_root: Path, aside: Path | None) -> Iterator[None]:
+    """Put the store that lies ``aside`` back in its place if the block, which makes the new one, raises."""
+    try:
+        yield
+    except BaseException:
+        if aside is not None:
+            shutil.rmtree(store_root, ignore_errors=True)
+            aside.rename(store_root)
+        raise
 
 
 def run_training(run: Run, config_path: Path, where: Where, *, skip_missing: bool = False) -> TrainingResult:
     """Train to the end, or to an interruption, and wait for the generation of the final checkpoint.
 
-    Raises HoneError where the refresher or the store fails for good; what was published stays.
+    Raises HoneError where the refresher or the store fails for good, BusyError where another process trains; what was
+    published stays.
     """
     started = time.monotonic()
     stop = Event()
+    if not is_first_rank():
+        with stopping_at_signals(stop, _unheard):
+            outcome = make_trainer(run, ElsewhereRefresher(run.store), _unheard, stop).run()
+        return TrainingResult(outcome, None, round(time.monotonic() - started, 1), None)
     with ExitStack() as stack:
+        stack.enter_context(run.store.checkpoints.writer())  # before anything is written for those who watch
         board = stack.enter_context(tensorboard(run.store.root / "tensorboard"))
         seen = all_of(stack.enter_context(training_view()), board)
         report = all_of(seen, event_log(run.store, "trainer"))
-        if where != "inline":
-            stack.enter_context(forwarded(run.store, "trainer", seen))
+        stack.enter_context(forwarded(run.store, "trainer", seen))
         stack.enter_context(stopping_at_signals(stop, report))
         refresher = _refresher(run, config_path, where, report, skip_missing=skip_missing)
         pid = None
         if isinstance(refresher, RefresherProcess):
             stack.callback(refresher.close)
-            refresher.start()
+            if not _ended_before(run.store):
+                refresher.start()
             pid = refresher.pid
         outcome = _train(run, refresher, report, stop)
         if outcome.reason != "interrupted":
-            _wait_for_last_generation(run.store, refresher, stop)
-            mark_best(run.store)
+            if _wait_for_last_generation(run.store, refresher, stop):
+                mark_best(run.store)
+            else:
+                outcome = replace(outcome, reason="interrupted")
     best = run.store.generations.pointed(BEST)
     return TrainingResult(outcome, pid, round(time.monotonic() - started, 1), best)
+
+
+def is_first_rank() -> bool:
+    """Tell whether this process prepares the store, refreshes and prints: any does but torchrun's ranks above 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def first_rank_first(device: str) -> Iterator[None]:
+    """Let torchrun's rank 0 go through the block before the other ranks do; ``device`` is that of [train]."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    with PartialState(cpu=device == "cpu").main_process_first():
+        yield
+
+
+def _unheard(event: str, **fields: Any) -> None:
+    """Take a report that the first rank makes as well."""
 
 
 def _refresher(run: Run, config_path: Path, where: Where, report: Report, *, skip_missing: bool) -> Refresher:
@@ -129,35 +186,57 @@ def _refresher(run: Run, config_path: Path, where: Where, report: Report, *, ski
 
 
 def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outcome:
-    newest = run.store.checkpoints.get(CURRENT)
-    if newest is not None and newest.facts.get("final"):
-        report("warning", message=f"checkpoint {newest.number} ended this run already; --new starts afresh")
-        return Outcome("finished", newest.facts["step"], newest.number, len(run.store.adoptions()), 0)
-    return make_trainer(run, refresher, report, stop).run()
+    newest = run.store.checkpoints.intact(CURRENT, lambda text: report("warning", message=text))
+    if newest is None or not newest.facts.get("final"):
+        return make_trainer(run, refresher, report, stop).run()
+    if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
+        refresher.marked(newest)
+    report("warning", message=f"checkpoint {newest.number} ended this run already; --new starts afresh")
+    return Outcome("finished", newest.facts["step"], newest.number, len(run.store.adoptions()), 0)
 
 
-def _wait_for_last_generation(store: Store, refresher: Refresher, stop: Event) -> None:
-    """Return when the final checkpoint's generation and negatives are published."""
+def _is_mined(store: Store, checkpoint: int | None) -> bool:
+    newest = store.negatives.get()
+    return newest is not None and newest.parents.get("checkpoint") == checkpoint
+
+
+def _ended_before(store: Store) -> bool:
+    """Tell whether the newest checkpoint is the final one of an earlier run: a refresher would drain at once."""
+    newest = store.checkpoints.get(CURRENT)
+    return newest is not None and bool(newest.facts.get("final"))
+
+
+def _is_done(newest: Artifact, run: Run) -> bool:
+    """Tell whether ``newest`` ended a run of this configuration, or of another one that was not shorter."""
+    same = newest.manifest["config_sha256"] == run.config.sha256
+    return bool(newest.facts.get("final")) and (same or newest.facts["step"] >= run.config.train.max_steps)
+
+
+def _wait_for_last_generation(store: Store, refresher: Refresher, stop: Event) -> bool:
+    """Return whether the final checkpoint's generation and negatives are published; False if ``stop`` comes first."""
     final = store.checkpoints.pointed(CURRENT)
-    while not stop.is_set():
-        newest = store.negatives.get()
-        if newest is not None and newest.parents["checkpoint"] == final:
-            return
+    while not _is_mined(store, final):
         trouble = refresher.trouble()
+        if trouble is None and isinstance(refresher, RefresherProcess) and refresher.drained:
+            trouble = f"the refresher is done without it; see {store.root / LOG_NAME}"
         if trouble is not None:
             raise HoneError(f"training is done, but the last generation is missing: {trouble}")
-        stop.wait(0.2)
+        if stop.wait(0.2):
+            return False
+    return True
 
 
 @contextmanager
 def stopping_at_signals(stop: Event, report: Callable[..., None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into ``stop``; a second SIGINT interrupts at once."""
+    """Turn the first SIGINT or SIGTERM into ``stop``; a second one interrupts at once."""
+    message = "stopping after this step, with a checkpoint to resume from; again to stop at once"
 
     def note(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        report("warning", message="stopping after this step, with a checkpoint to resume from; again to stop at once")
+        # A thread: what the signal came in between of may hold a lock that the report needs.
+        Thread(target=report, args=("warning",), kwargs={"message": message}).start()
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

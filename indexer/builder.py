@@ -5,7 +5,7 @@ Does not know models, the training loop, or who asked for the build.
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,12 +40,17 @@ BuildProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What a generation is built from besides the checkpoint; ``dev`` None: no dev metrics, recall over passages."""
+    """What a generation is built from besides the checkpoint.
+
+    ``dev`` None: recall is measured over passages, and the dev facts are taken from ``same``, an earlier generation's
+    facts, if that has the same weights and corpus.
+    """
 
     open_encoder: Callable[[Artifact], Encoder]
     corpus: Corpus
     dev: QuerySet | None
     config: IndexConfig
+    same: Mapping[str, Any] | None = None
 
 
 def build_generation(
@@ -83,6 +88,7 @@ def build_generation(
             searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
             draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))
+            draft.facts.update(_known_dev(draft.facts, inputs))
             draft.facts["seconds"] = seconds
             link_vectors(vectors, draft.path / "vectors")
             link_tree(checkpoint.path / "model", draft.path / "model")
@@ -139,6 +145,16 @@ def _description(vectors: Vectors, choice: Choice) -> dict[str, Any]:
         "search": dict(choice.parameters),
         "front": list(choice.front),
     }
+
+
+def _known_dev(facts: Mapping[str, Any], inputs: BuildInputs) -> dict[str, Any]:
+    """Return the dev facts of the earlier generation where they hold for this one: they depend on these alone."""
+    earlier = inputs.same
+    if inputs.dev is not None or earlier is None:
+        return {}
+    if any(earlier.get(key) != facts[key] for key in ("weights_sha256", "corpus_sha256", "query_fingerprint")):
+        return {}
+    return {key: earlier[key] for key in ("dev", "dev_queries", "dev_sha256")}
 
 
 def _measured(

@@ -118,8 +118,11 @@ def _point_forward(series: Series, number: int) -> None:
 
 
 def _marked(checkpoints: Series, numbers: range, adopt: Adopt, report: Report) -> list[Artifact]:
-    """Return the checkpoints among ``numbers`` that ask for a refresh, ascending; numbers may be gone."""
-    marked = []
+    """Return the checkpoints among ``numbers`` that ask for a refresh, ascending; numbers may be gone.
+
+    A trainer that resumes further back publishes some steps again: the checkpoint of a step is the last one.
+    """
+    marked: list[Artifact] = []
     for number in numbers:
         try:
             checkpoint = checkpoints.at(number)
@@ -131,6 +134,8 @@ def _marked(checkpoints: Series, numbers: range, adopt: Adopt, report: Report) -
         except StoreError:
             continue  # the trainer removes the checkpoints that it keeps no longer
         if checkpoint.facts.get("refresh") or _is_final(checkpoint):
+            while marked and marked[-1].facts["step"] >= checkpoint.facts["step"]:
+                report("skipped", checkpoints=[marked.pop().number])
             marked.append(checkpoint)
     return marked
 
@@ -189,7 +194,7 @@ def _tidy(store: Store, step: int, retention: Retention, report: Report) -> None
 
 
 def _sets_needed(store: Store, step: int) -> int:
-    """Count the sets from the one in use at ``step`` on: a trainer resumed there replays or awaits each of them."""
-    adopted = [adoption["set"] for adoption in store.adoptions() if adoption["step"] <= step]
+    """Count the sets from the one in use before ``step`` on: a trainer resumed there replays or awaits each."""
+    adopted = [adoption["set"] for adoption in store.adoptions() if adoption["step"] < step]
     oldest = adopted[-1] if adopted else 0
     return sum(number >= oldest for number in store.negatives.numbers())

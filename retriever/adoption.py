@@ -48,7 +48,7 @@ class Adoption:
         self._report = report
         self._stop = stop
         self._recorded: list[dict[str, Any]] = []
-        self._said: str | None = None
+        self._said: set[str] = set()
         self.adopted: Artifact | None = None
         self.count = 0
         self.max_staleness = 0
@@ -110,10 +110,13 @@ class Adoption:
         if found is not None or stale <= self._config.max_staleness:
             self._say(self._refresher.trouble())
             return found
-        reason = f"negatives are {stale} steps stale, more than max_staleness = {self._config.max_staleness}"
+        bound = f"more than max_staleness = {self._config.max_staleness}"
         if self._config.on_stale == "stop":
-            raise StaleError(f"{reason}; start `hone refresh` or raise [refresh] max_staleness, then resume")
-        self._say(self._refresher.trouble() or reason)
+            raise StaleError(
+                f"negatives are {stale} steps stale, {bound}; "
+                "start `hone refresh` or raise [refresh] max_staleness, then resume"
+            )
+        self._say(self._refresher.trouble() or f"negatives are stale by {bound} steps")
         return self._wait(lambda: self._newest(after), step) if self._config.on_stale == "wait" else None
 
     def _scheduled(self, step: int) -> Artifact | None:
@@ -148,9 +151,10 @@ class Adoption:
         return None
 
     def _say(self, message: str | None) -> None:
-        if message is not None and message != self._said:
+        """Warn once: the same trouble is met at every step."""
+        if message is not None and message not in self._said:
             self._report("warning", message=message)
-        self._said = message
+            self._said.add(message)
 
 
 def digest(artifact: Artifact) -> str:

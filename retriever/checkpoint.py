@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from retriever.artifacts import Artifact
-from retriever.encoder import DualEncoder
+from retriever.encoder import DualEncoder, load_encoder
 from retriever.errors import CorruptError
 from retriever.store import Store
 
@@ -71,15 +72,19 @@ def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> 
     return store.checkpoints.at(draft.number)
 
 
-def restore_training(artifact: Artifact, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load the optimiser's state into ``optimizer`` and return the rest. Raises CorruptError if it does not fit."""
+def restore_training(artifact: Artifact, model: DualEncoder, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Load the weights into ``model``, the optimiser's state into ``optimizer``, and return the rest.
+
+    Raises CorruptError if one does not fit.
+    """
     folder = artifact.path / "training"
     try:
+        model.load_state_dict(load_encoder(model_folder(artifact)).state_dict())
         saved = json.loads((folder / "state.json").read_text())
         groups = saved.pop("groups")
         _restore(optimizer, load_file(folder / "optimizer.safetensors"), groups)
         return TrainingState(**saved)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CorruptError(f"{folder}: cannot be resumed ({error})") from error
 
 

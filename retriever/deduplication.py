@@ -19,7 +19,7 @@ from retriever.protocols import BoolArray
 class UniqueTexts:
     """Texts of one kind (``what``): each is written once and known by its 64-bit hash from then on.
 
-    ``write`` takes id, title and text; ``ids`` maps hashes to ids. A text takes some 200 bytes of memory.
+    ``write`` takes id, title and text; ``ids`` maps hashes to ids. A text takes some 250 bytes of memory.
     """
 
     what: str
@@ -35,7 +35,7 @@ class UniqueTexts:
         """
         key = hash64(text)
         name = f"{key:016x}" if given_id is None else given_id
-        if self._key_of.setdefault(hash64(name), key) != key:
+        if given_id is not None and self._key_of.setdefault(hash64(name), key) != key:
             raise InputError(f"{place}: {self.what} id {name!r} stands for another text as well; give each its own")
         if key not in self.ids:
             self.ids[key] = name

@@ -17,10 +17,11 @@ from retriever.durable import sha256_json
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import Fingerprints
 from retriever.token_batches import token_batches
-from retriever.tower import Tower, load_tower, save_tower, saved_max_length
+from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
 
 Side = Literal["query", "passage"]
 PACKAGED_MODEL = "minilm"
+SETTINGS = "hone.json"
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ModelConfig:
     tied: bool = True
     pooling: str | None = None
     normalize: bool | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
     query_max_length: int | None = None
     passage_max_length: int | None = None
     dropout: float | None = None
@@ -66,6 +67,8 @@ class DualEncoder(nn.Module):
 
     def _vectors(self, tower: Tower, token_ids: list[list[int]], budget: int) -> Tensor:
         device = next(tower.parameters()).device
+        if not token_ids:  # a rank's share of few passages
+            return torch.empty((0, self.dimensions), device=device)
         batches = token_batches(np.array([len(ids) for ids in token_ids]), budget)
         parts = []
         for batch in batches:
@@ -104,15 +107,16 @@ class DualEncoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``folder`` (tied) or ``folder/query`` and ``folder/passage`` in sentence-transformers' layout."""
         config = self.config
+        assert config.passage_max_length is not None and config.query_max_length is not None
+        assert config.passage_prompt is not None and config.query_prompt is not None
         prompts = {"query": config.query_prompt, "document": config.passage_prompt}
         folder.mkdir(parents=True, exist_ok=True)
-        assert config.passage_max_length is not None and config.query_max_length is not None
         if config.tied:
             save_tower(self.passage, folder, config.passage_max_length, prompts)
         else:
             save_tower(self.query, folder / "query", config.query_max_length, prompts)
             save_tower(self.passage, folder / "passage", config.passage_max_length, prompts)
-        (folder / "hone.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+        (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1) + "\n")
 
 
 def model_path(name: str) -> str:
@@ -127,41 +131,58 @@ def model_path(name: str) -> str:
 
 
 def create_encoder(config: ModelConfig) -> DualEncoder:
-    """Load the encoder that ``config`` names, from the packaged weights, a folder or the hub."""
+    """Load the encoder that ``config`` names, from the packaged weights, a folder or the hub.
+
+    What ``config`` gives goes before what the model's own files say; towers that were saved untied stay so. Raises
+    InputError for a maximum length beyond the model's positions.
+    """
     path = model_path(config.name)
-    if (Path(path) / "hone.json").is_file():
-        saved = load_encoder(Path(path))
-        return DualEncoder(saved.query, saved.passage, replace(saved.config, name=config.name))
-
-    def load() -> Tower:
-        return load_tower(path, pooling=config.pooling, normalized=config.normalize, dropout=config.dropout)
-
-    passage = load()
-    query = passage if config.tied else load()
-    longest = saved_max_length(Path(path)) or min(
-        512, getattr(passage.transformer.config, "max_position_embeddings", 512)
-    )
-    resolved = replace(
-        config,
-        pooling=passage.pooling,
-        normalize=passage.normalize_output,
-        query_max_length=config.query_max_length or longest,
-        passage_max_length=config.passage_max_length or longest,
-    )
-    return DualEncoder(query, passage, resolved)
+    if (Path(path) / SETTINGS).is_file():
+        saved = _settings(Path(path))
+        given = {key: value for key, value in asdict(config).items() if value is not None}
+        encoder = _open(path, saved.tied, replace(saved, **{**given, "tied": saved.tied and config.tied}))
+    else:
+        encoder = _resolved(path, _open(path, True, config))
+    for side in ("query", "passage"):
+        length, positions = getattr(encoder.config, f"{side}_max_length"), getattr(encoder, side).positions
+        if positions is not None and length > positions:
+            raise InputError(f"[model] {side}_max_length = {length}: {config.name} reads at most {positions} tokens")
+    return encoder
 
 
 def load_encoder(folder: Path) -> DualEncoder:
     """Load what ``DualEncoder.save`` wrote. Raises CorruptError if the folder is incomplete."""
+    config = _settings(folder)
+    return _open(str(folder), config.tied, config)
+
+
+def _settings(folder: Path) -> ModelConfig:
     try:
-        config = ModelConfig(**json.loads((folder / "hone.json").read_text()))
+        return ModelConfig(**json.loads((folder / SETTINGS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CorruptError(f"{folder / 'hone.json'}: unreadable ({error})") from error
+        raise CorruptError(f"{folder / SETTINGS}: unreadable ({error})") from error
 
-    def load(path: Path) -> Tower:
-        return load_tower(str(path), pooling=config.pooling, normalized=config.normalize, dropout=config.dropout)
 
-    if config.tied:
-        tower = load(folder)
-        return DualEncoder(tower, tower, config)
-    return DualEncoder(load(folder / "query"), load(folder / "passage"), config)
+def _open(path: str, one_folder: bool, config: ModelConfig) -> DualEncoder:
+    def load(place: str) -> Tower:
+        return load_tower(place, pooling=config.pooling, normalized=config.normalize, dropout=config.dropout)
+
+    passage = load(path if one_folder else f"{path}/passage")
+    query = passage if config.tied else load(path if one_folder else f"{path}/query")
+    return DualEncoder(query, passage, config)
+
+
+def _resolved(path: str, encoder: DualEncoder) -> DualEncoder:
+    """Fill in what the run leaves to the model's own files."""
+    config, passage = encoder.config, encoder.passage
+    prompts, longest = saved_prompts(path), saved_max_length(path, passage)
+    encoder.config = replace(
+        config,
+        pooling=passage.pooling,
+        normalize=passage.normalize_output,
+        query_prompt=prompts["query"] if config.query_prompt is None else config.query_prompt,
+        passage_prompt=prompts["passage"] if config.passage_prompt is None else config.passage_prompt,
+        query_max_length=config.query_max_length or longest,
+        passage_max_length=config.passage_max_length or longest,
+    )
+    return encoder

@@ -25,21 +25,34 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.str
 SHOWN_UNKNOWN = 5
 
 
-def ingest_corpus(store: Store, folder: Path) -> Artifact:
+def ingest_corpus(store: Store, folder: Path, accept: Callable[[Corpus], None] | None = None) -> Artifact:
     """Publish the corpus of the BEIR folder ``folder``, or return the store's newest if it holds the same file.
 
+    ``accept`` sees the corpus before it is published (as number −1): what it raises leaves the store as it was.
     Raises InputError naming file and line for a bad line, a duplicate id or an empty corpus.
     """
+    accept = accept or (lambda corpus: None)
     source = sha256_file(find_file(folder, "corpus.jsonl"))
-    with suppress(StoreError):  # a damaged copy is ingested anew from the intact source
+    newest = _ingested(store, source)
+    if newest is not None:
+        accept(Corpus(newest))
+        return newest
+    with store.corpora.stage(parents={}) as draft:
+        rows = _write_passages(draft, folder)
+        draft.facts.update(rows=rows, source_sha256=source)
+        files = {"passages.arrow": {"sha256": sha256_file(draft.path / "passages.arrow")}}
+        accept(Corpus(Artifact("corpora", -1, draft.path, {"facts": draft.facts, "files": files})))
+    return store.corpora.at(draft.number)
+
+
+def _ingested(store: Store, source: str) -> Artifact | None:
+    """Return the newest corpus if it is intact and of the file ``source``: a damaged one is ingested anew."""
+    with suppress(StoreError):
         newest = store.corpora.get()
         if newest is not None and newest.facts["source_sha256"] == source:
             newest.verify()
             return newest
-    with store.corpora.stage(parents={}) as draft:
-        rows = _write_passages(draft, folder)
-        draft.facts.update(rows=rows, source_sha256=source)
-    return store.corpora.at(draft.number)
+    return None
 
 
 def _write_passages(draft: Draft, folder: Path) -> int:

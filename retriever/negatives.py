@@ -73,10 +73,21 @@ def create_negative_set(folder: Path, queries: int, depth: int, positives: int) 
     """Create the files of an empty negative set in ``folder`` and return it writable, mapped to disk."""
     arrays: dict[str, Any] = {}
     for name, (dtype, shape, fill) in _layout(queries, depth, positives).items():
-        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        arrays[name][...] = fill
+        path = folder / f"{name}.npy"
+        _write_filled(path, np.dtype(dtype), shape, fill)
+        arrays[name] = np.load(path, mmap_mode="r+", allow_pickle=False)
     arrays["queries"][:] = np.arange(queries, dtype=np.int32)
     return NegativeSet(**arrays)
+
+
+def _write_filled(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fill: Any) -> None:
+    """Write every byte before the file is mapped: a full disk is then an error, where the map would end the process."""
+    line = np.full(shape[1:], fill, dtype).tobytes()
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(shape[0]):
+            file.write(line)
 
 
 def open_negative_set(folder: Path) -> NegativeSet:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -20,6 +22,9 @@ from retriever.errors import InputError
 from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
 
 MODULE_TYPES = "sentence_transformers.models"
+MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+POOLING_FILE = "1_Pooling/config.json"
+UNSAID_MAX_LENGTH = 512
 DROPOUT_KEYS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -48,6 +53,12 @@ class Tower(nn.Module):
         size: int = self.transformer.config.hidden_size
         return size
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the transformer can tell apart by position, None if its configuration names no number."""
+        positions: int = getattr(self.transformer.config, "max_position_embeddings", -1)
+        return positions if positions > 0 else None
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return vectors [n, dim] for token ids and mask, both int64 [n, length], padded on the right."""
         tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -56,6 +67,8 @@ class Tower(nn.Module):
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, cut to ``max_length``, and how many texts were cut."""
+        if not texts:  # which the tokenizer refuses
+            return [], 0
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
         )
@@ -95,9 +108,10 @@ class Tower(nn.Module):
 def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:
     """Load a tower from a folder or hub id; None takes what the model's own files say (else mean, normalised).
 
-    Raises InputError if the model cannot be found or is no encoder with a fast tokenizer.
+    Raises InputError if the model cannot be found, is no encoder with a fast tokenizer, or has a part that would be
+    left out here.
     """
-    transformers_logging.disable_progress_bar()  # its bars would cut through our own progress
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
     try:
         config = AutoConfig.from_pretrained(name)
         if dropout is not None:
@@ -106,54 +120,99 @@ def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropo
                     setattr(config, key, dropout)
         transformer = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
+        normalizes = saved_normalize(name)
+        pooling = pooling or saved_pooling(name) or "mean"
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"[model] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
     if not tokenizer.is_fast:
         raise InputError(f"[model] name = {name!r}: needs a fast tokenizer (tokenizer.json)")
-    folder = Path(name)
-    return Tower(
-        transformer,
-        tokenizer,
-        pooling or saved_pooling(folder) or "mean",
-        saved_normalize(folder) if normalized is None else normalized,
-    )
+    return Tower(transformer, tokenizer, pooling, normalizes if normalized is None else normalized)
 
 
-def saved_pooling(folder: Path) -> str | None:
-    """Return the pooling that a sentence-transformers folder asks for, None if it says nothing that we know."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
+def saved_json(name: str, file: str) -> Any:
+    """Return what ``file`` beside the weights of a folder or hub id says, None if the model has no such file.
+
+    Raises InputError if it is not JSON.
+    """
+    try:
+        path = Path(name) / file if Path(name).is_dir() else Path(hf_hub_download(name, file))
+        return json.loads(path.read_text())
+    except LocalEntryNotFoundError:
+        if not is_offline_mode():  # the hub was not reached, so nobody knows whether there is such a file
+            raise
         return None
-    config = json.loads(path.read_text())
-    if "pooling_mode" in config:
-        mode = str(config["pooling_mode"])
-        return {"lasttoken": "last"}.get(mode, mode)
-    asked = [ours for ours, theirs in SENTENCE_TRANSFORMERS_MODES.items() if config.get(f"pooling_mode_{theirs}")]
-    if len(asked) != 1:
-        raise InputError(f"{path}: needs exactly one of the poolings {', '.join(POOLINGS)}")
-    return asked[0]
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{name}: {file} is not JSON ({error}); download or save the model again") from error
 
 
-def saved_normalize(folder: Path) -> bool:
-    """Tell whether a sentence-transformers folder normalises; True for a folder of another layout."""
-    path = folder / "modules.json"
-    if not path.is_file():
+def saved_pooling(name: str) -> str | None:
+    """Return the pooling that the model's sentence-transformers files ask for, None if they say nothing.
+
+    Raises InputError if that is not one pooling of all tokens.
+    """
+    config = saved_json(name, POOLING_FILE)
+    if config is None:
+        return None
+    flags = [ours for ours, theirs in SENTENCE_TRANSFORMERS_MODES.items() if config.get(f"pooling_mode_{theirs}")]
+    mode = config.get("pooling_mode", flags[0] if len(flags) == 1 else None)
+    mode = {"lasttoken": "last"}.get(mode, mode) if isinstance(mode, str) else None
+    if mode not in POOLINGS or not config.get("include_prompt", True):
+        raise InputError(
+            f"{name}: {POOLING_FILE} asks for what cannot be done here; choose [model] pooling: {', '.join(POOLINGS)}"
+        )
+    return mode
+
+
+def saved_normalize(name: str) -> bool:
+    """Tell whether the model's sentence-transformers files normalise; True if there are none.
+
+    Raises InputError if they name a module, such as Dense, that would be left out here.
+    """
+    modules = saved_json(name, "modules.json")
+    if modules is None:
         return True
-    return any(module["type"].endswith("Normalize") for module in json.loads(path.read_text()))
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    others = sorted({*kinds} - {*MODULES.values()})
+    if others:
+        raise InputError(
+            f"[model] name = {name!r}: its module {', '.join(others)} (modules.json) would be left out; "
+            f"choose a model of {', '.join(MODULES.values())} alone"
+        )
+    return MODULES["2_Normalize"] in kinds
 
 
-def saved_max_length(folder: Path) -> int | None:
-    """Return the maximum length that a sentence-transformers folder names, None if it names none."""
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+def saved_max_length(name: str, tower: Tower) -> int:
+    """Return the maximum length in tokens that the model's sentence-transformers files name, else at most 512."""
+    limits = [length for length in (tower.positions, tower.tokenizer.model_max_length) if length is not None]
+    config = saved_json(name, "sentence_bert_config.json")
+    if config is None:
+        return min(UNSAID_MAX_LENGTH, *limits)
+    named: int = config.get("max_seq_length") or min(limits)
+    return named
+
+
+def saved_prompts(name: str) -> dict[str, str]:
+    """Return the prompts "query" and "passage" that sentence-transformers would use, "" where it would use none."""
+    config = saved_json(name, "config_sentence_transformers.json") or {}
+    prompts = config.get("prompts") or {}
+
+    def first(*keys: str | None) -> str:
+        return next((prompts[key] or "" for key in keys if key in prompts), "")
+
+    fallback = config.get("default_prompt_name")
+    return {"query": first("query", fallback), "passage": first("document", "passage", "corpus", fallback)}
 
 
 def save_tower(tower: Tower, folder: Path, max_length: int, prompts: dict[str, str]) -> None:
     """Write ``tower`` as a folder that sentence-transformers loads with the same vectors."""
     tower.transformer.save_pretrained(folder)
     tower.tokenizer.save_pretrained(folder)
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = list(MODULES.items())
     if not tower.normalize_output:
         modules.pop()
     listed = [
@@ -165,7 +224,7 @@ def save_tower(tower: Tower, folder: Path, max_length: int, prompts: dict[str, s
         "modules.json": listed,
         "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
         "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "dot"},
-        "1_Pooling/config.json": {"word_embedding_dimension": tower.dimensions, **modes},
+        POOLING_FILE: {"word_embedding_dimension": tower.dimensions, **modes},
     }
     if tower.normalize_output:
         files["2_Normalize/config.json"] = {}

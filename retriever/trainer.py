@@ -19,7 +19,7 @@ from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
 from retriever.encoder import DualEncoder
-from retriever.errors import InputError
+from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch, Examples
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.infonce import info_nce
@@ -44,7 +44,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "bf16"
-    device: str = "auto"
+    device: Literal["auto", "cpu"] = "auto"
     save_every: int = 50
     keep_checkpoints: int = 2
     log_every: int = 1
@@ -119,7 +119,7 @@ class Trainer:
         self._state = TrainingState(parts.seed)
         self._source: NegativeSource | None = None
         self._marked: set[int] = set()
-        self._checkpoint = -1
+        self._checkpoint = self._saved = -1
         plan = parts.planner.plan(0)
         self._batches_per_epoch = len(plan)
         self._plan = (0, plan)
@@ -129,23 +129,42 @@ class Trainer:
         with self._ranks.first_only(self._parts.store.checkpoints.writer()):
             self._start()
             reason = self._steps()
-            if reason != "interrupted" or self._saved_step() != self._state.step:
+            if reason != "interrupted" or self._saved != self._state.step:
                 self._save(refresh=reason != "interrupted", final=reason != "interrupted")
         return Outcome(reason, self._state.step, self._checkpoint, self._adoption.count, self._adoption.max_staleness)
 
     def _start(self) -> None:
-        store = self._parts.store
-        checkpoint = store.checkpoints.intact(CURRENT, lambda text: self._report("warning", message=text))
-        if checkpoint is None:
+        self._model.train()
+        checkpoints = self._parts.store.checkpoints
+        found = checkpoints.intact(CURRENT, self._warn) if self._ranks.is_first else None
+        number = self._ranks.broadcast(-1 if found is None else found.number)
+        if number < 0:
             self._save(refresh=True)
-            return
-        self._state = restore_training(checkpoint, self._optimizer)
-        self._checkpoint = checkpoint.number
+        else:
+            self._resume(checkpoints.at(number))
+
+    def _resume(self, checkpoint: Artifact) -> None:
+        store = self._parts.store
+        model = self._accelerator.unwrap_model(self._model)
+        self._state = restore_training(checkpoint, model, self._optimizer)
+        self._checkpoint, self._saved = checkpoint.number, self._state.step
         self._adoption.resume(self._state.step)
         if self._adoption.adopted is not None:
             self._use(self._adoption.adopted)
-        self._marked = {n for n in store.checkpoints.numbers() if store.checkpoints.at(n).facts.get("refresh")}
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
+        if self._ranks.is_first:
+            self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
+            mined = store.negatives.get()
+            told = -1 if mined is None else mined.parents.get("checkpoint", -1)
+            if checkpoint.facts["refresh"] and told < checkpoint.number:
+                self._parts.refresher.marked(checkpoint)  # a kill may have come before the first telling
+
+    def _wants_refresh(self, number: int) -> bool:
+        try:
+            return bool(self._parts.store.checkpoints.at(number).facts.get("refresh"))
+        except CorruptError as error:
+            self._warn(f"{error}; it is passed over")
+            return False
 
     def _steps(self) -> str:
         config = self._parts.train
@@ -213,11 +232,11 @@ class Trainer:
                 loss = self._loss(batch) / config.accumulation
                 self._accelerator.backward(loss * self._ranks.count)
             total += loss.item()
+        if not math.isfinite(total):
+            raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
         self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
         self._wrapped.step()
         self._wrapped.zero_grad()
-        if not math.isfinite(total):
-            raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
         self._state.losses = [*self._state.losses[1 - KEPT_LOSSES :], total]
         return total
 
@@ -248,6 +267,7 @@ class Trainer:
     def _save(self, *, refresh: bool, final: bool = False) -> None:
         if self._ranks.is_first:
             self._publish(refresh, final)
+        self._saved = self._state.step
         self._ranks.wait()
 
     def _publish(self, refresh: bool, final: bool) -> None:
@@ -268,9 +288,8 @@ class Trainer:
         self._marked = {number for number in self._marked if number > built}
         store.retain("checkpoints", self._parts.train.keep_checkpoints, grace_seconds=60, also=self._marked)
 
-    def _saved_step(self) -> int:
-        saved = self._parts.store.checkpoints.get()
-        return -1 if saved is None else int(saved.facts["step"])
+    def _warn(self, message: str) -> None:
+        self._report("warning", message=message)
 
     def _report(self, event: str, **fields: object) -> None:
         if self._ranks.is_first:

@@ -83,7 +83,9 @@ def test_functions_are_short() -> None:
 
 
 def test_functions_take_few_parameters() -> None:
-    found = [f"{place(path, f)} {f.name}" for path, f, _ in FUNCTIONS if len(parameters(f)) > 7]
+    # A command's parameters are its flags: typer has no other way to declare them.
+    inner = [(path, f) for path, f, _ in FUNCTIONS if "commands" not in path.parts]
+    found = [f"{place(path, f)} {f.name}" for path, f in inner if len(parameters(f)) > 7]
     none(found, "a function takes at most 7 parameters, self included")
 
 

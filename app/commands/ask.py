@@ -35,6 +35,8 @@ def search(
     if not query.strip():
         raise InputError("the query is empty; write what you look for")
     snapshot = load_snapshot(Store(store_path(store)), open_generation_encoder, warn)
+    if top_k > len(snapshot.corpus):
+        raise InputError(f"--top-k {top_k}: the corpus has {len(snapshot.corpus)} passages")
     vectors = snapshot.encoder.encode_queries([query])
     rows, scores = exact_search(vectors, snapshot.vectors, top_k) if exact else snapshot.searcher.search(vectors, top_k)
     hits = [
@@ -67,6 +69,9 @@ def evaluate(
     json_output: JsonOption = False,
 ) -> None:
     """Measure a generation of a store, or a model as it is, on a split."""
+    for out in (run, per_query):
+        if out is not None and (out.is_dir() or not out.parent.is_dir()):
+            raise InputError(f"{out}: cannot be written; name a file in a folder that exists")
     if model is not None:
         if store is not None or generation is not None:
             raise InputError("--model measures a model without a store; leave out --store and --generation")
@@ -106,12 +111,15 @@ def _write(done: Evaluated, run: Path | None, per_query: Path | None) -> None:
 def serve(
     store: StoreOption = None,
     host: Annotated[str | None, typer.Option("--host", help="Default: $HONE_HOST, else 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Default: $HONE_PORT, else 8000.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Default: $HONE_PORT, else 8000.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that others can reach.")] = False,
 ) -> None:
     """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
     settings = Settings()
     root = store_path(store)
     address = host or settings.host
-    print(f"http://{address}:{port or settings.port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
-    serve_store(root, address, port or settings.port, insecure=insecure)
+    port = settings.port if port is None else port
+    print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
+    serve_store(root, address, port, insecure=insecure)

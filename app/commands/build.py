@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from app.composition import open_run
-from app.indexing import index_data, rebuild
+from app.indexing import index_data, rebuild, rebuild_or_wait
 from app.job_work import working
 from app.jobs import Jobs
 from app.live import progress_view
@@ -37,7 +37,7 @@ def index(
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Index DATA with a model as it is; without DATA, rebuild the store's index from its newest checkpoint."""
+    """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
     root = store_path(store)
     if job is not None:
         _work_on_job(root, job)
@@ -59,7 +59,7 @@ def _work_on_job(root: Path, job: str) -> None:
         def report(event: str, **fields: object) -> None:
             store.log_event(event, source="refresher", **fields)
 
-        generation = rebuild(store, None, report, progress)
+        generation = rebuild_or_wait(store, report, progress)
         jobs.finish(job, {"generation": generation.number})
     jobs.close()
 
@@ -91,7 +91,7 @@ def pin(
     series = Store(store_path(store)).series(kind)
     if number is not None:
         if name is None:
-            raise InputError("hone pin: give a name after the number, e.g. hone pin generations 3 WARMUP")
+            raise InputError("give a name after the number, e.g. hone pin generations 3 WARMUP")
         series.point(name, number)
     if json_output:
         print_json(series.pointers())

@@ -29,9 +29,8 @@ def demo(
     console = Console()
     console.print(_table(done))
     root = done.store.root
-    print(
-        f"data {folder / 'data'} · run {folder / 'run.toml'} · store {root} (best model: hone export model OUT --store {root})"
-    )
+    print(f"data: {folder / 'data'}   run: {folder / 'run.toml'}   store: {root}")
+    print(f"for sentence-transformers: hone export model OUT --store {root}")
     settings = Settings()
     address = f"http://{settings.host}:{settings.port}"
     if serve:

@@ -45,7 +45,8 @@ def _generation(store: Store, name: str | None) -> Artifact:
         found = store.generations.get(pointer)
         if found is not None:
             return found
-    raise InputError(f"{store.root}: no generation {name or 'yet'}; there are {store.generations.pointers() or 'none'}")
+    names = ", ".join(store.generations.pointers()) or "none"
+    raise InputError(f"{store.root}: no generation is named {name or SERVED}; there are {names}")
 
 
 @app.command()

@@ -18,7 +18,16 @@ from app.refresher_process import end_with_parent
 from app.refreshing import follow_checkpoints
 from app.reports import all_of, event_log, json_lines
 from app.run_file import write_run_file
-from app.training import TrainingResult, Where, prepare_store, run_training, stopping_at_signals
+from app.training import (
+    TrainingResult,
+    Where,
+    first_rank_first,
+    is_first_rank,
+    prepare_store,
+    put_back_on_error,
+    run_training,
+    stopping_at_signals,
+)
 from retriever.errors import HoneError, InputError
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on in a store that another configuration trained in.")]
@@ -75,9 +84,14 @@ def _train(
     config: Path, store: Path | None, where: Where, *, resume: bool, new: bool, skip_missing: bool, as_json: bool
 ) -> None:
     root = store_path(store)
-    prepare_store(root, read_config(config).sha256, resume=resume, new=new)
-    run = open_run(config, root, skip_missing=skip_missing, warn=warn)
+    settings = read_config(config)
+    with first_rank_first(settings.train.device):
+        aside = prepare_store(root, settings.sha256, resume=resume, new=new) if is_first_rank() else None
+        with put_back_on_error(root, aside):
+            run = open_run(config, root, skip_missing=skip_missing, warn=warn)
     result = run_training(run, config, where, skip_missing=skip_missing)
+    if not is_first_rank():
+        return
     if as_json:
         print_json(result.as_json())
     if result.outcome.reason == "interrupted":
@@ -117,3 +131,5 @@ def refresh(
     report = all_of(event_log(run.store, "refresher"), json_lines(sys.stderr))
     with stopping_at_signals(stop, report):
         follow_checkpoints(run, report, stop)
+    if stop.is_set():
+        raise HoneError("interrupted before the final checkpoint; the same command goes on from there")

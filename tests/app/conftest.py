@@ -1,9 +1,16 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from app.indexing import index_data
+from app.training import run_training
+from indexer.builder import IndexConfig
+from tests.app.command_line import Hone, caller, opened, silent, write_run
 from tests.app.served import Server, new_store, publish_generation, serving
+from tests.stand_ins import write_tiny_data
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture
@@ -21,3 +28,48 @@ def empty_server(tmp_path: Path) -> Iterator[Server]:
     store, _ = new_store(tmp_path)
     with serving(store) as server:
         yield server
+
+
+@pytest.fixture
+def hone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hone:
+    """Calls the command line in this process, from ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_DATABASE_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("OMP_WAIT_POLICY", "HF_HUB_DISABLE_PROGRESS_BARS"):  # set by main, so put back afterwards
+        monkeypatch.setenv(name, "1")
+    return caller(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, model/ and run.toml, to be read only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(folder / "data")
+    write_tiny_model(folder / "model")
+    write_run(folder / "run.toml", folder / "data", folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _indexed(tiny: Path) -> Path:
+    index_data(tiny / "indexed", tiny / "data", str(tiny / "model"), IndexConfig(precision="fp32"), silent)
+    return tiny / "indexed"
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny: Path) -> Path:
+    run_training(opened(tiny / "run.toml", tiny / "trained"), tiny / "run.toml", "inline")
+    return tiny / "trained"
+
+
+@pytest.fixture
+def indexed(_indexed: Path, tmp_path: Path) -> Path:
+    """A store with one generation, of the model as it is."""
+    return shutil.copytree(_indexed, tmp_path / "store")
+
+
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path) -> Path:
+    """A store that tiny's run.toml was trained in: generations of the steps 0, 3 and 6."""
+    return shutil.copytree(_trained, tmp_path / "store")

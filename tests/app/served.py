@@ -2,14 +2,16 @@
 
 import io
 import json
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -72,6 +74,14 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+def wait_for(true: Callable[[], bool]) -> None:
+    """Wait until ``true()`` holds, at most half a minute."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 class Server:
     """A started server over ``store``, driven in-process."""
 
@@ -97,10 +107,7 @@ class Server:
 
     def wait_for(self, generation: int) -> None:
         """Wait until ``generation`` is served."""
-        deadline = time.monotonic() + 20
-        while self.app.state.service.serving.number != generation:
-            assert time.monotonic() < deadline, f"generation {generation} is not served: {self.log_lines()}"
-            time.sleep(0.005)
+        wait_for(lambda: self.app.state.service.serving.number == generation)
 
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
@@ -121,4 +128,22 @@ def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server
                 server.wait_for(served)
             yield server
     finally:
+        jobs.close()
+
+
+@contextmanager
+def listening(store: Store, config: ServerConfig | None = None) -> Iterator[int]:
+    """Serve ``store`` with uvicorn on a free port of this machine, and give the port."""
+    jobs = Jobs(f"sqlite:///{store.root / 'hone.db'}")
+    config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=io.StringIO())
+    app = create_app(config, store, open_encoder, jobs)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
         jobs.close()

@@ -143,7 +143,11 @@ def test_another_process_with_the_number_of_a_job_is_not_that_job(
 
 @pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (None, None)])
 def test_silence_is_given_time(
-    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch, host: str | None, pid: int | None
+    server: Callable[[str], JobProcesses],
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str | None,
+    pid: int | None,
 ) -> None:
     """Of a job of another host, or one whose process was never started, only the time since its last word is known."""
     processes = server("hang")

@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 from app import job_work
 from app.job_work import working
 from app.jobs import Cancelled, Jobs
+from tests.app.served import wait_for
 
 
 @pytest.fixture
@@ -45,11 +46,17 @@ def test_an_interrupt_is_the_job_s_end(jobs: Jobs, job_id: str) -> None:
 
 def test_a_cancelled_job_stops_at_its_next_step(jobs: Jobs, job_id: str) -> None:
     steps = 0
-    with pytest.raises(Cancelled), working(jobs, job_id) as progress:
-        jobs.request_cancel(job_id)
-        for steps in range(1000):
-            progress("encode", steps, 1000)
-            time.sleep(0.01)
+
+    def work() -> None:
+        nonlocal steps
+        with working(jobs, job_id) as progress:
+            jobs.request_cancel(job_id)
+            for steps in range(1000):
+                progress("encode", steps, 1000)
+                time.sleep(0.01)
+
+    with pytest.raises(Cancelled):
+        work()
     assert steps < 100
     assert jobs.get(job_id).state == "cancelled"
 
@@ -92,8 +99,5 @@ def test_the_heart_beats_while_nothing_is_reported_and_survives_a_lost_database(
     monkeypatch.setattr(job_work, "BEAT_SECONDS", 0.005)
     with working(jobs, job_id):
         begun = jobs.get(job_id).updated
-        deadline = time.monotonic() + 10
-        while jobs.get(job_id).updated == begun and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert jobs.get(job_id).updated > begun
+        wait_for(lambda: jobs.get(job_id).updated > begun)
     assert "heartbeat" in caplog.text

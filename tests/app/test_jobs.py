@@ -120,9 +120,11 @@ def test_a_job_ends_once(jobs: Jobs) -> None:
 
 
 def test_newest_first_and_counted(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
     made = []
     for number in range(3):
-        monkeypatch.setattr(time, "time", lambda: 1000.0 + number)
+        now += 1
         made.append(new_job(jobs, f"kind {number}"))
     assert [job.id for job in jobs.newest(2)] == made[:0:-1]
     jobs.fail(made[0], "broke")

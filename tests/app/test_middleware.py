@@ -1,10 +1,11 @@
-from pathlib import Path
+import http.client
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from app.server import ServerConfig
-from tests.app.served import Server, new_store, publish_generation, serving
+from tests.app.served import Server, listening, new_store, publish_generation, serving
 
 LIMIT = 2000
 
@@ -84,3 +85,15 @@ def test_a_body_of_undeclared_length_is_counted(server: Server, chunks: int) -> 
     response = server.client.post("/v1/encode", content=body(), headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error_type"]) == (413, "too_large")
     assert f"{LIMIT} bytes" in response.json()["error"]
+
+
+def test_a_raw_client_that_sends_too_much_still_gets_the_answer(tmp_path: Path) -> None:
+    """A server that closes at once would break the connection under the client, who is still sending."""
+    store, _ = new_store(tmp_path)
+    limit = 4 << 20
+    with listening(store, ServerConfig(max_body_bytes=limit)) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("POST", "/v1/encode", b" " * (2 * limit), {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 413 and f"{limit} bytes" in response.read().decode()
+        connection.close()

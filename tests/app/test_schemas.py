@@ -42,7 +42,7 @@ def test_requests_are_all_of_the_strict_kind() -> None:
 
 
 def test_one_text_is_a_list_of_one() -> None:
-    assert EncodeRequest(inputs="a").inputs == ["a"]  # type: ignore[arg-type]
+    assert EncodeRequest.model_validate({"inputs": "a"}).inputs == ["a"]
     schema = EncodeRequest.model_json_schema()["properties"]["inputs"]
     assert {kind["type"] for kind in schema["anyOf"]} == {"string", "array"}
 

@@ -16,7 +16,7 @@ from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError, StoreError
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
-from tests.app.served import add_corpus, damage, new_store, open_encoder, publish_generation
+from tests.app.served import add_corpus, damage, new_store, open_encoder, publish_generation, wait_for
 from tests.stand_ins import HashEncoder
 
 
@@ -239,10 +239,7 @@ def test_the_thread_follows_until_it_is_stopped(made: tuple[Store, Corpus], thre
     serving = Serving(made[0], open_encoder, json_log(io.StringIO()), lambda _: None, poll_seconds=0.005)
     serving.start()
     publish_generation(*made, seed=1)
-    deadline = time.monotonic() + 20
-    while serving.number != 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: serving.number == 0)
     serving.stop()
     publish_generation(*made, seed=2)
     time.sleep(0.05)

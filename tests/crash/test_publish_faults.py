@@ -55,7 +55,7 @@ def template(tmp_path: Path) -> Path:
 
 def each_fault(template: Path, way: str, action: Action) -> list[tuple[str, Store]]:
     """Break ``action`` at each of its steps, each time on a fresh store; return (what broke, store after it)."""
-    broken = []
+    broken: list[tuple[str, Store]] = []
     while True:
         number = len(broken)
         store = Store(Path(shutil.copytree(template, template.with_name(f"{way}-{number}"))))
@@ -90,9 +90,7 @@ def test_a_broken_publish_shows_the_old_or_the_new_one_whole(template: Path, way
 
 
 @WAYS
-def test_a_broken_pointer_move_leaves_the_pointer_at_the_old_or_the_new_number(
-    template: Path, way: str
-) -> None:
+def test_a_broken_pointer_move_leaves_the_pointer_at_the_old_or_the_new_number(template: Path, way: str) -> None:
     faults = each_fault(template, way, lambda store: store.generations.point(CURRENT, 0))
     for what, store in faults:
         assert store.generations.pointed(CURRENT) in (2, 0), what

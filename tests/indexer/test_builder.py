@@ -224,11 +224,12 @@ def test_diverged_weights_are_never_published(tiny: tuple[Store, Corpus], tiny_d
     assert published(store) == []
 
 
-def test_two_builds_at_once_are_refused(tiny: tuple[Store, Corpus], tiny_data: Path) -> None:
+def test_a_second_build_is_refused_before_it_encodes(tiny: tuple[Store, Corpus], tiny_data: Path) -> None:
     store, corpus = tiny
     checkpoint, inputs = plant_checkpoint(store), build_inputs(tiny_data, corpus)
     with Store(store.root).generations.writer(), pytest.raises(BusyError):
         build(store, checkpoint, inputs)
+    assert list(store.embeddings.iterdir()) == []
 
 
 def test_a_broken_predecessor_does_not_stop_the_next_build(tiny: tuple[Store, Corpus], tiny_data: Path) -> None:

@@ -99,6 +99,16 @@ def test_a_set_holds_what_was_found_best_first(corpus: Corpus, queries: QuerySet
     assert (found.verdicts[found.passages == found.queries[:, None]] == Verdict.POSITIVE).all()
 
 
+def test_a_place_that_the_index_left_empty_is_a_pad(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
+    generation = opened(corpus)
+    assert isinstance(generation.searcher, BruteForce)
+    generation.searcher.missing = 2
+    found = mine(tmp_path, generation, MiningTask(corpus, queries, MiningConfig(depth=6), seed=1))
+    assert (found.passages[:, 4:] == -1).all() and (found.verdicts[:, 4:] == Verdict.FILTERED).all()
+    assert not found.sources[:, 4:].any() and not found.scores[:, 4:].any()
+    assert (found.sources[:, :4] == 1).all()
+
+
 def test_a_positive_that_was_not_retrieved_is_scored(corpus: Corpus, queries: QuerySet, tmp_path: Path) -> None:
     generation = opened(corpus)
     found = mine(tmp_path, generation, MiningTask(corpus, queries, MiningConfig(depth=1), seed=1))

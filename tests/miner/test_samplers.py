@@ -68,6 +68,12 @@ def test_top_takes_the_best_eligible_without_noise() -> None:
     assert columns.tolist() == [[1, 2]] and mask.all()
 
 
+def test_equal_scores_are_taken_in_the_order_of_their_ranks() -> None:
+    scores = np.tile(np.array([0.5, 0.25], np.float32), (1, 150))
+    columns, _ = draw(SAMPLERS["top"].log_weights(scores, np.ones(scores.shape, np.bool_)), 150, 0.0)
+    assert columns[0].tolist() == list(range(0, 300, 2))
+
+
 def test_uniform_ignores_the_scores() -> None:
     log_weights = SAMPLERS["uniform"].log_weights(
         np.array([[9.0, -9.0, 1.0]], np.float32), np.array([[True, True, False]])

@@ -88,7 +88,8 @@ def test_a_bad_line_is_named(
 
 
 @pytest.mark.parametrize(
-    ("title", "message"), [('["A"]', "'title' must be a string, not list"), ('"\\udfff"', "'title' is not valid Unicode")]
+    ("title", "message"),
+    [('["A"]', "'title' must be a string, not list"), ('"\\udfff"', "'title' is not valid Unicode")],
 )
 def test_a_bad_title_is_named(tmp_path: Path, title: str, message: str) -> None:
     write(tmp_path, "corpus.jsonl", f'{{"_id": "a", "text": "x", "title": {title}}}')

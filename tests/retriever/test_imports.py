@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from retriever.beir import read_passages, read_queries
@@ -67,7 +67,9 @@ def test_triplets_become_a_folder_that_hone_reads(tmp_path: Path) -> None:
 def test_every_format_gives_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", TRIPLETS)
     (tmp_path / "b.json").write_text(json.dumps(TRIPLETS))
-    (tmp_path / "c.csv").write_text("".join(",".join(row) + "\n" for row in [TRIPLETS[0], *(r.values() for r in TRIPLETS)]))
+    (tmp_path / "c.csv").write_text(
+        "".join(",".join(row) + "\n" for row in [TRIPLETS[0], *(r.values() for r in TRIPLETS)])
+    )
     pq.write_table(pa.Table.from_pylist(TRIPLETS), tmp_path / "d.parquet")
     (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     seen = set()
@@ -182,7 +184,10 @@ def test_a_bad_column_is_named_and_nothing_is_left(
 
 def test_one_id_for_two_texts_is_named(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"a{i}", "id": "same"} for i in range(2)]
-    for columns, what in ((Columns(negative=None, query_id="id"), "query"), (Columns(negative=None, passage_id="id"), "passage")):
+    for columns, what in (
+        (Columns(negative=None, query_id="id"), "query"),
+        (Columns(negative=None, passage_id="id"), "passage"),
+    ):
         with pytest.raises(InputError, match=rf"t\.jsonl:2: {what} id 'same' stands for another text"):
             import_pairs(write(tmp_path / "t.jsonl", rows), tmp_path / "out", columns)
 
@@ -211,9 +216,8 @@ def test_carved_splits_partition_the_queries_and_share_no_positive(
     source, out = write(folder / "t.jsonl", rows), folder / "out"
     try:
         summary = import_pairs(source, out, splits=Splits(dev=dev, test=test))
-    except InputError as error:
-        assert "no pair for the split" in str(error)
-        return
+    except InputError:
+        reject()  # all queries fell on one side
     found = {split: pairs(out, split) for split in summary.queries}
     assert set(found) == {"train", "dev", *(["test"] if test else [])}
     whole: dict[str, dict[str, int]] = {}
@@ -232,7 +236,9 @@ def test_carved_splits_have_about_their_size(tmp_path: Path) -> None:
     assert sum(summary.queries.values()) == 2000
 
 
-@pytest.mark.parametrize("parts", [{"dev": -0.1}, {"dev": 1.0}, {"dev": 0.6, "test": 0.4}, {"test": 5}, {"dev": float("nan")}])
+@pytest.mark.parametrize(
+    "parts", [{"dev": -0.1}, {"dev": 1.0}, {"dev": 0.6, "test": 0.4}, {"test": 5}, {"dev": float("nan")}]
+)
 def test_fractions_that_cannot_be_are_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="fractions must be 0 or more and below 1"):
         Splits(**parts)
@@ -248,7 +254,7 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 
 
 def trec(tmp_path: Path) -> tuple[Path, Path, dict[str, Path]]:
-    (tmp_path / "corpus.tsv").write_text("\ufeffd1\tfirst passage\nd2\tsecond, “quoted\"\nd3\t\n\n")
+    (tmp_path / "corpus.tsv").write_text('\ufeffd1\tfirst passage\nd2\tsecond, “quoted"\nd3\t\n\n')
     (tmp_path / "queries.tsv.gz").write_bytes(gzip.compress(b"1\twhy\r\n2\twhen\r\n3\twho\r\n"))
     (tmp_path / "train.txt").write_text("1 0 d1 2\n2 0 d2 1\n2 0 d1 0\n")
     (tmp_path / "dev.txt").write_text("3 0 d2 1\n")

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,7 @@ def test_gzipped_files_give_the_same_corpus_and_queries(tmp_path: Path, data: Pa
         ('{"_id": "p3", "text": "x"}', "duplicate id 'p3', first on line 4"),
     ],
 )
-def test_a_bad_line_is_named_and_the_store_stays_as_it_was(
-    tmp_path: Path, data: Path, line: str, message: str
-) -> None:
+def test_a_bad_line_is_named_and_the_store_stays_as_it_was(tmp_path: Path, data: Path, line: str, message: str) -> None:
     store = new_store(tmp_path)
     ingest_corpus(store, data)
     before = sorted(path for path in store.root.rglob("*") if "locks" not in path.parts)
@@ -147,7 +146,9 @@ def test_a_judgement_of_something_unknown_is_listed_and_counted(
     _, corpus = tiny_store(tmp_path / "store", data)
     write_qrels(data, "dev", {("q1", "p1"): 1, pair: 1})
     name = pair[0] if what == "query" else pair[1]
-    with pytest.raises(InputError, match=rf"qrels/dev\.tsv: 1 judgements name an unknown {what}: {name}.*--skip-missing"):
+    with pytest.raises(
+        InputError, match=rf"qrels/dev\.tsv: 1 judgements name an unknown {what}: {name}.*--skip-missing"
+    ):
         load(data, corpus, "dev")
     warnings: list[str] = []
     queries = load_query_set(data, "dev", corpus, skip_missing=True, warn=warnings.append)
@@ -184,10 +185,12 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path, data: Path) -> None:
         load(data, corpus, "validation")
 
 
-@pytest.mark.parametrize("split", ["train:0", "train:1", "train:-1", "train:2", "train:nan", "train:tenth", "train:0.1:0.1"])
+@pytest.mark.parametrize(
+    "split", ["train:0", "train:1", "train:-1", "train:2", "train:nan", "train:tenth", "train:0.1:0.1"]
+)
 def test_a_fraction_that_is_none_is_named(tmp_path: Path, data: Path, split: str) -> None:
     _, corpus = tiny_store(tmp_path / "store", data)
-    with pytest.raises(InputError, match="write a name, or name:0.1 for a carved tenth"):
+    with pytest.raises(InputError, match=r"write a name, or name:0\.1 for a carved tenth"):
         load(data, corpus, split)
 
 
@@ -212,9 +215,9 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
 @given(
     judgements=st.dictionaries(
         st.tuples(st.integers(0, 15).map("q{}".format), st.integers(0, 19).map("p{}".format)),
-        st.integers(-1, 2),
+        st.sampled_from([1, 2, 1, 0, -1]),
         min_size=1,
-        max_size=30,
+        max_size=25,
     ),
     fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
 )
@@ -225,13 +228,12 @@ def test_two_carved_parts_partition_a_split_and_share_no_positive(
     write_qrels(data, "train", judgements)
     parts: list[QuerySet] = []
     for split in (f"train:{fraction}", f"train:-{fraction}"):
-        try:
+        with suppress(InputError):  # nobody with a positive fell on this side
             parts.append(load(data, corpus, split))
-        except InputError as error:
-            assert "no relevant (query, passage) pair" in str(error)  # nobody fell on this side
-    if not parts:
-        assert max(judgements.values()) <= 0
+    if max(judgements.values()) <= 0:
+        assert not parts
         return
+    assert parts
     whole = load(data, corpus, "train")
     found = {name: dict(judged) for part in parts for name, judged in zip(part.ids, part.judgements, strict=True)}
     assert sum(len(part) for part in parts) == len(found)

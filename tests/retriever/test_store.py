@@ -121,7 +121,9 @@ def test_events_are_lines_with_a_time(store: Store) -> None:
     assert event == {"event": "published", "kind": "generations", "number": 3}
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, [5]), (1, [5]), (3, [3, 4, 5]), (6, list(range(6))), (9, list(range(6)))])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(0, [5]), (1, [5]), (3, [3, 4, 5]), (6, list(range(6))), (9, list(range(6)))]
+)
 def test_retain_keeps_the_newest(store: Store, keep: int, left: list[int]) -> None:
     for _ in range(6):
         publish(store, "generations", {})

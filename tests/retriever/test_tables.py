@@ -56,7 +56,12 @@ def test_a_json_file_may_hold_lines_and_a_byte_order_mark(tmp_path: Path) -> Non
 
 
 def test_places_are_lines_or_rows(tmp_path: Path) -> None:
-    names = {"a.jsonl": [":1", ":2"], "a.csv": [":3", ":4"], "a.json": [" row 1", " row 2"], "a.parquet": [" row 1", " row 2"]}
+    names = {
+        "a.jsonl": [":1", ":2"],
+        "a.csv": [":3", ":4"],
+        "a.json": [" row 1", " row 2"],
+        "a.parquet": [" row 1", " row 2"],
+    }
     for name, places in names.items():
         path = write(tmp_path / name)
         assert [place for place, _ in open_table(str(path), "train").rows(())] == [f"{path}{end}" for end in places]
@@ -102,7 +107,7 @@ def test_what_a_single_file_does_not_have_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match="one file has no split 'dev'"):
         open_table(str(path), "dev")
-    with pytest.raises(InputError, match="subset.* is for the hub"):
+    with pytest.raises(InputError, match=r"subset.* is for the hub"):
         open_table(str(path), "train", "en")
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"a\.xlsx: unknown kind of file; there are \.parquet"):

@@ -1,9 +1,8 @@
-import time
 from pathlib import Path
 
 from retriever.artifacts import SERVED
 from retriever.data import Corpus
-from tests.app.served import Server, damage, new_store, publish_generation, serving
+from tests.app.served import Server, damage, new_store, publish_generation, serving, wait_for
 
 
 def test_alive_and_ready(server: Server) -> None:
@@ -31,10 +30,7 @@ def test_not_ready_says_why_the_snapshot_cannot_be_loaded(tmp_path: Path) -> Non
     damage(publish_generation(store, corpus, serve=False).path / "index.faiss")
     with serving(store) as server:
         store.generations.point(SERVED, 0)
-        deadline = time.monotonic() + 20
-        while not server.log_lines("swap_failed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: bool(server.log_lines("swap_failed")))
         assert "no intact artifact" in server.get("/readyz", 503)["error"]
 
 

@@ -1,0 +1,263 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder, model_path
+from retriever.errors import CorruptError, InputError
+from retriever.tower import Tower, save_tower
+from tests.tiny_model import write_tiny_model
+
+TEXTS = ["baka", "bala beki boli", "duka duke duki duko duku dula"]
+LONG = " ".join(["baka"] * 30)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tied(tiny: Path) -> DualEncoder:
+    config = ModelConfig(str(tiny), query_prompt="boki ", query_max_length=8, passage_max_length=12)
+    return create_encoder(config).eval()
+
+
+@pytest.fixture
+def untied(tiny: Path) -> DualEncoder:
+    """Two towers, the passage one moved away from its start."""
+    encoder = create_encoder(ModelConfig(str(tiny), tied=False)).eval()
+    with torch.no_grad():
+        for parameter in encoder.passage.parameters():
+            parameter.mul_(1.1)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def saved_with_prompts(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in sentence-transformers' layout that holds more than weights."""
+    folder = tmp_path_factory.mktemp("saved")
+    encoder = create_encoder(ModelConfig(str(tiny)))
+    tower = Tower(encoder.passage.transformer, encoder.passage.tokenizer, "cls", False)
+    save_tower(tower, folder, 20, {"query": "boki ", "document": "bula "})
+    return folder
+
+
+def vectors(encoder: DualEncoder, queries: list[str], passages: list[str], budget: int = 64) -> torch.Tensor:
+    with torch.no_grad():
+        parts = encoder(encoder.tokenize("query", queries)[0], encoder.tokenize("passage", passages)[0], budget)
+    return torch.cat(parts)
+
+
+# ---- texts to vectors
+
+
+def test_a_prompt_stands_before_each_text_and_counts_in_its_length(tied: DualEncoder) -> None:
+    plain = tied.passage.tokenize(["boki baka", "boki bala beki boli"], 64)[0]
+    assert tied.tokenize("query", TEXTS[:2]) == (plain, 0)
+    assert tied.tokenize("passage", TEXTS[:1])[0] == tied.passage.tokenize(["baka"], 64)[0]
+    assert tied.tokenize("query", TEXTS)[1] == 1  # prompt, 6 words and 2 special tokens are 9
+    assert tied.tokenize("passage", TEXTS)[1] == 0
+    ids, cut = tied.tokenize("passage", [LONG, *TEXTS, LONG])
+    assert (max(map(len, ids)), cut) == (12, 2)
+
+
+@pytest.mark.parametrize("budget", [1, 10, 1000])
+def test_vectors_come_in_the_order_of_the_texts(tied: DualEncoder, budget: int) -> None:
+    together = vectors(tied, TEXTS, TEXTS[::-1], budget)
+    alone = torch.cat([vectors(tied, [text], [])[:1] for text in TEXTS])
+    alone_passages = torch.cat([vectors(tied, [], [text])[-1:] for text in TEXTS[::-1]])
+    assert torch.allclose(together, torch.cat([alone, alone_passages]), atol=1e-6)
+
+
+def test_a_side_may_have_no_text(tied: DualEncoder) -> None:
+    queries, passages = tied([], tied.tokenize("passage", TEXTS)[0], 64)
+    assert queries.shape == (0, tied.dimensions)
+    assert passages.shape == (3, tied.dimensions)
+
+
+def test_a_gradient_reaches_the_tower_that_made_the_vectors(untied: DualEncoder) -> None:
+    queries, _ = untied(untied.tokenize("query", TEXTS)[0], untied.tokenize("passage", TEXTS)[0], 64)
+    queries[:, 0].sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in untied.query.parameters())
+    assert not any(p.grad is not None for p in untied.passage.parameters())
+
+
+def test_tied_towers_are_one_and_untied_start_alike(tied: DualEncoder, tiny: Path) -> None:
+    assert tied.query is tied.passage
+    untied = create_encoder(ModelConfig(str(tiny), tied=False)).eval()
+    assert untied.query is not untied.passage
+    assert torch.allclose(vectors(untied, TEXTS, []), vectors(untied, [], TEXTS))
+    parameters = sum(p.numel() for p in tied.parameters())
+    assert sum(p.numel() for p in untied.parameters()) == 2 * parameters
+
+
+# ---- fingerprints
+
+
+def move(tower: Tower) -> None:
+    next(tower.parameters()).data[0, 0] += 1
+
+
+def changed(
+    encoder: DualEncoder, change: Callable[[DualEncoder], object], dtype: str = "fp32", engine: str = "torch"
+) -> set[str]:
+    """Name the fingerprints that ``change`` changes."""
+    before = encoder.fingerprints("fp32")
+    change(encoder)
+    after = encoder.fingerprints(dtype, engine)
+    return {name for name in ("query", "passage", "space") if getattr(before, name) != getattr(after, name)}
+
+
+def set_config(**settings: object) -> Callable[[DualEncoder], None]:
+    def change(encoder: DualEncoder) -> None:
+        encoder.config = replace(encoder.config, **settings)  # type: ignore[arg-type]  # names are given by tests
+
+    return change
+
+
+def nothing(encoder: DualEncoder) -> None: ...
+
+
+def test_fingerprints_tell_the_sides_of_an_untied_encoder_apart(untied: DualEncoder) -> None:
+    assert changed(untied, lambda it: move(it.query)) == {"query", "space"}
+    assert changed(untied, lambda it: move(it.passage)) == {"passage", "space"}
+    assert changed(untied, lambda it: setattr(it.query, "pooling", "last")) == {"query"}
+    assert changed(untied, lambda it: setattr(it.passage, "pooling", "last")) == {"passage", "space"}
+    assert changed(untied, nothing) == set()
+
+
+def test_fingerprints_name_all_that_makes_a_vector(tied: DualEncoder, tiny: Path) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny)))
+    assert changed(encoder, lambda it: move(it.passage)) == {"query", "passage", "space"}
+    assert changed(encoder, set_config(query_prompt="q: ")) == {"query"}
+    assert changed(encoder, set_config(passage_prompt="p: ")) == {"passage"}
+    assert changed(encoder, set_config(query_max_length=9)) == {"query"}
+    assert changed(encoder, set_config(passage_max_length=9)) == {"passage"}
+    assert changed(encoder, nothing, dtype="bf16") == {"query", "passage"}
+    assert changed(encoder, nothing, engine="openvino") == {"query", "passage"}
+    assert changed(encoder, lambda it: setattr(it.passage, "normalize_output", False)) == {"query", "passage", "space"}
+    assert changed(encoder, set_config(name="moved")) == set()
+    assert changed(encoder, set_config(dropout=0.5)) == set()
+
+
+def test_a_fingerprint_is_the_same_in_another_copy(tied: DualEncoder, tmp_path: Path) -> None:
+    tied.save(tmp_path)
+    assert load_encoder(tmp_path).fingerprints("fp32") == tied.fingerprints("fp32")
+
+
+# ---- on disk
+
+
+def test_a_saved_encoder_loads_with_its_settings_and_vectors(tied: DualEncoder, tmp_path: Path) -> None:
+    tied.save(tmp_path)
+    again = load_encoder(tmp_path).eval()
+    assert again.config == tied.config
+    assert again.query is again.passage
+    assert torch.equal(vectors(again, TEXTS, [*TEXTS, LONG]), vectors(tied, TEXTS, [*TEXTS, LONG]))
+    assert again.weights_sha256() == tied.weights_sha256()
+
+
+def test_untied_towers_are_saved_each_on_its_own(untied: DualEncoder, tmp_path: Path) -> None:
+    untied.save(tmp_path)
+    again = load_encoder(tmp_path).eval()
+    assert torch.equal(vectors(again, TEXTS, TEXTS), vectors(untied, TEXTS, TEXTS))
+    assert (again.query.weights_sha256(), again.passage.weights_sha256()) == (
+        untied.query.weights_sha256(),
+        untied.passage.weights_sha256(),
+    )
+    assert again.query.weights_sha256() != again.passage.weights_sha256()
+
+
+def test_the_weights_digest_covers_both_towers(untied: DualEncoder) -> None:
+    digests = [untied.weights_sha256()]
+    for tower in (untied.query, untied.passage):
+        move(tower)
+        digests.append(untied.weights_sha256())
+    assert len({*digests}) == 3
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"nam": "x"}'])
+def test_an_unreadable_settings_file_is_named(tied: DualEncoder, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "hone.json").write_text(content)
+    with pytest.raises(CorruptError, match=r"hone\.json"):
+        load_encoder(tmp_path)
+
+
+# ---- created from a configuration
+
+
+def test_what_the_run_leaves_open_comes_from_the_model_s_own_files(saved_with_prompts: Path) -> None:
+    encoder = create_encoder(ModelConfig(str(saved_with_prompts)))
+    assert encoder.config == ModelConfig(
+        name=str(saved_with_prompts),
+        pooling="cls",
+        normalize=False,
+        query_prompt="boki ",
+        passage_prompt="bula ",
+        query_max_length=20,
+        passage_max_length=20,
+    )
+
+
+def test_what_the_run_gives_goes_before_the_model_s_own_files(saved_with_prompts: Path) -> None:
+    given = ModelConfig(
+        name=str(saved_with_prompts),
+        pooling="mean",
+        normalize=True,
+        query_prompt="",
+        passage_prompt="duka ",
+        query_max_length=5,
+        passage_max_length=30,
+        dropout=0.2,
+    )
+    encoder = create_encoder(given)
+    assert encoder.config == given
+    assert (encoder.passage.pooling, encoder.passage.normalize_output) == ("mean", True)
+    assert encoder.tokenize("query", TEXTS[:1])[0] == encoder.passage.tokenize(TEXTS[:1], 64)[0]
+
+
+def test_a_plain_folder_is_read_with_the_usual_settings(tiny: Path) -> None:
+    config = create_encoder(ModelConfig(str(tiny))).config
+    assert (config.pooling, config.normalize, config.query_prompt, config.passage_prompt) == ("mean", True, "", "")
+    assert (config.query_max_length, config.passage_max_length) == (64, 64)
+
+
+def test_a_run_can_start_from_an_encoder_of_another_run(tied: DualEncoder, tmp_path: Path) -> None:
+    tied.save(tmp_path)
+    name = str(tmp_path)
+    assert create_encoder(ModelConfig(name)).config == replace(tied.config, name=name)
+    other = create_encoder(ModelConfig(name, tied=False, query_prompt="", passage_max_length=9, dropout=0.0))
+    assert other.config == replace(
+        tied.config, name=name, tied=False, query_prompt="", passage_max_length=9, dropout=0.0
+    )
+    assert other.query is not other.passage
+    assert other.query.weights_sha256() == other.passage.weights_sha256() == tied.passage.weights_sha256()
+
+
+def test_a_run_that_starts_from_untied_towers_keeps_both(untied: DualEncoder, tmp_path: Path) -> None:
+    untied.save(tmp_path)
+    again = create_encoder(ModelConfig(str(tmp_path)))
+    assert not again.config.tied
+    assert again.weights_sha256() == untied.weights_sha256()
+
+
+@pytest.mark.parametrize("side", ["query", "passage"])
+def test_a_length_beyond_the_model_s_positions_is_refused(tiny: Path, side: str) -> None:
+    config = ModelConfig(str(tiny), **{f"{side}_max_length": 65})  # type: ignore[arg-type]  # a name of two
+    with pytest.raises(InputError, match=f"{side}_max_length = 65: .* at most 64 tokens"):
+        create_encoder(config)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        create_encoder(ModelConfig(str(tmp_path / "nowhere")))
+
+
+def test_minilm_is_a_folder_and_other_names_stay() -> None:
+    assert json.loads((Path(model_path("minilm")) / "config.json").read_text())["hidden_size"] == 384
+    assert model_path("someone/small") == "someone/small"

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retriever.encoder import DualEncoder, ModelConfig, create_encoder
+from retriever.errors import InputError
+from retriever.inference import TOKEN_BUDGETS, TorchEncoder, pick_device
+from tests.stand_ins import WORDS
+from tests.tiny_model import write_tiny_model
+
+TEXTS = [" ".join(WORDS[start : start + length]) for start, length in zip(range(40), [3, 9, 1, 14, 6] * 8, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> DualEncoder:
+    return create_encoder(ModelConfig(str(tiny), query_prompt="boki ", query_max_length=8, passage_max_length=12))
+
+
+@pytest.fixture
+def encoder(model: DualEncoder) -> TorchEncoder:
+    return TorchEncoder(model, device="cpu")
+
+
+def test_vectors_do_not_depend_on_order_or_neighbours(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = encoder.encode_passages(TEXTS)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    assert np.abs(encoder.encode_passages([TEXTS[i] for i in order]) - together[order]).max() < 1e-5
+    assert np.abs(np.concatenate([encoder.encode_passages([text]) for text in TEXTS]) - together).max() < 1e-5
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 20)
+    assert np.abs(encoder.encode_passages(TEXTS) - together).max() < 1e-5
+
+
+def test_the_same_texts_give_the_same_bits(encoder: TorchEncoder) -> None:
+    assert np.array_equal(encoder.encode_passages(TEXTS), encoder.encode_passages(TEXTS))
+
+
+def test_vectors_are_those_of_training_without_dropout(encoder: TorchEncoder, model: DualEncoder) -> None:
+    with torch.no_grad():
+        queries, passages = model(model.tokenize("query", TEXTS)[0], model.tokenize("passage", TEXTS)[0], 64)
+    assert np.allclose(encoder.encode_queries(TEXTS), queries.numpy(), atol=1e-5)
+    assert np.allclose(encoder.encode_passages(TEXTS), passages.numpy(), atol=1e-5)
+    assert not np.allclose(encoder.encode_queries(TEXTS), encoder.encode_passages(TEXTS), atol=1e-2)
+
+
+def test_an_encoder_of_a_model_in_training_knows_no_dropout(tiny: Path) -> None:
+    encoder = TorchEncoder(create_encoder(ModelConfig(str(tiny), dropout=0.5)).train(), device="cpu")
+    assert np.array_equal(encoder.encode_queries(TEXTS), encoder.encode_queries(TEXTS))
+
+
+def test_shapes_and_types(encoder: TorchEncoder) -> None:
+    vectors = encoder.encode_queries(TEXTS[:3])
+    assert (vectors.dtype, vectors.shape) == (np.float32, (3, encoder.dimensions))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_no_text_is_no_vector(encoder: TorchEncoder) -> None:
+    for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
+        assert (vectors.dtype, vectors.shape) == (np.float32, (0, encoder.dimensions))
+    assert encoder.cut_texts == 0
+
+
+def test_an_empty_text_has_a_vector(encoder: TorchEncoder) -> None:
+    assert np.isfinite(encoder.encode_passages([""])).all()
+
+
+def test_texts_that_are_cut_are_counted(encoder: TorchEncoder) -> None:
+    encoder.encode_passages(TEXTS)  # of which 8 have 14 words and two special tokens
+    assert encoder.cut_texts == 8
+    encoder.encode_queries(TEXTS[:5])  # with the prompt, 9, 14 and 6 words are beyond 8 tokens
+    assert encoder.cut_texts == 8 + 3
+
+
+def test_progress_counts_texts_up_to_the_last(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 50)
+    told: list[tuple[int, int]] = []
+    encoder.encode_passages(TEXTS, lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and len(told) > 3
+    assert told[-1] == (len(TEXTS), len(TEXTS))
+
+
+def test_progress_may_cancel(encoder: TorchEncoder) -> None:
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode_passages(TEXTS, cancel)
+
+
+def test_bf16_is_close_and_has_fingerprints_of_its_own(model: DualEncoder) -> None:
+    exact, half = (TorchEncoder(model, precision, "cpu") for precision in ("fp32", "bf16"))
+    vectors, expected = half.encode_passages(TEXTS), exact.encode_passages(TEXTS)
+    assert vectors.dtype == np.float32
+    assert (vectors * expected).sum(1).mean() >= 0.9999
+    assert not np.array_equal(vectors, expected)
+    assert half.fingerprints.passage != exact.fingerprints.passage
+    assert half.fingerprints.space == exact.fingerprints.space
+
+
+def test_an_unknown_precision_names_those_there_are(model: DualEncoder) -> None:
+    with pytest.raises(InputError, match="'fp8': choose one of fp32, bf16"):
+        TorchEncoder(model, "fp8")
+
+
+def test_a_named_device_is_taken() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in TOKEN_BUDGETS

@@ -1,0 +1,60 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retriever.errors import InputError
+from retriever.refresh_policy import RefreshConfig, parse_trigger, scheduled_origin
+
+
+def marked(text: str, up_to: int) -> list[int]:
+    trigger = parse_trigger(text)
+    return [step for step in range(up_to + 1) if trigger(step)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps:4", [0, 4, 8, 12]),
+        ("steps:1", list(range(13))),
+        ("0-8:4,8-:2", [0, 4, 8, 10, 12]),
+        ("0-8:4, 8-:2", [0, 4, 8, 10, 12]),
+        ("3-9:5", [0, 3, 8]),  # counted from the span's start; step 0 always
+        ("2-4:1", [0, 2, 3]),  # the end is excluded
+    ],
+)
+def test_a_trigger_marks_these_steps(text: str, expected: list[int]) -> None:
+    assert marked(text, 12) == expected
+
+
+@given(st.integers(1, 500))
+def test_step_zero_is_always_marked(every: int) -> None:
+    assert parse_trigger(f"steps:{every}")(0)
+    assert parse_trigger(f"7-{7 + every}:{every}")(0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "steps:0", "steps:", "steps:-5", "every:5", "0-10:0", "0-10:5,", "0:5", "steps:5 ", "0-10"]
+)
+def test_what_is_no_trigger_is_quoted_with_both_forms(text: str) -> None:
+    with pytest.raises(InputError, match="trigger") as caught:
+        parse_trigger(text)
+    assert repr(text) in str(caught.value) and "steps:200" in str(caught.value) and "0-1000:500" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["10-10:5", "10-5:1", "0-5:1,9-8:1"])
+def test_a_span_must_end_after_it_begins(text: str) -> None:
+    with pytest.raises(InputError, match="ends before it begins"):
+        parse_trigger(text)
+
+
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 200))
+def test_scheduled_is_exactly_a_lag_after_the_mark(every: int, lag: int, step: int) -> None:
+    config = RefreshConfig(trigger=f"steps:{every}", adopt="scheduled", lag=lag)
+    origin = scheduled_origin(config, parse_trigger(config.trigger), step)
+    expected = step - lag if step >= lag and (step - lag) % every == 0 else None
+    assert origin == expected
+
+
+def test_without_lag_a_set_is_adopted_at_its_own_step() -> None:
+    config = RefreshConfig(trigger="steps:5", lag=0)
+    assert scheduled_origin(config, parse_trigger("steps:5"), 5) == 5
