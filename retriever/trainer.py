@@ -111,6 +111,8 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._ranks = Ranks(self._accelerator)
+        if self._accelerator.device.type == "cpu":
+            parts.model.attend("eager")
         if parts.train.batch_size < self._ranks.count:
             raise InputError(f"[train] batch_size = {parts.train.batch_size}: fewer than the {self._ranks.count} ranks")
         self._optimizer = _adamw(parts.model, parts.train)

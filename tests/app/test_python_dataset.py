@@ -75,15 +75,11 @@ def test_no_package_is_in_two_splits_and_distractors_are_of_train(tmp_path: Path
     summary = write_python_dataset(tmp_path / "out", SMALL, [make_root(tmp_path / "root")])
     rows = {split: qrels(tmp_path / "out", split) for split in ("train", "dev", "test")}
     packages = {split: {row[1].split(".")[0] for row in found} for split, found in rows.items()}
-    assert packages["dev"] == set(summary.packages["dev"]) and packages["test"] == set(
-        summary.packages["test"]
-    )
+    assert packages["dev"] == set(summary.packages["dev"]) and packages["test"] == set(summary.packages["test"])
     assert packages["train"] <= set(summary.packages["train"])
     assert len(set().union(*summary.packages.values())) == sum(map(len, summary.packages.values()))
     assert len(summary.packages["dev"]) >= 5 and len(summary.packages["test"]) >= 5
-    distractors = records(tmp_path / "out/corpus.jsonl").keys() - {
-        row[1] for found in rows.values() for row in found
-    }
+    distractors = records(tmp_path / "out/corpus.jsonl").keys() - {row[1] for found in rows.values() for row in found}
     assert len(distractors) == 10
     assert {name.split(".")[0] for name in distractors} <= set(summary.packages["train"])
 
@@ -144,9 +140,7 @@ def test_few_packages_still_give_exact_counts(tmp_path: Path, dev: int, test: in
 
 def test_too_little_material_says_how_much_there_is(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root", packages=4)
-    with pytest.raises(
-        InputError, match=r"4 packages below .*root hold 32 distinct passages, 24 of them with a query"
-    ):
+    with pytest.raises(InputError, match=r"4 packages below .*root hold 32 distinct passages, 24 of them with a query"):
         write_python_dataset(tmp_path / "out", SMALL, [root])
     assert not (tmp_path / "out").exists()
 
@@ -204,8 +198,6 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
 
 def test_the_standard_library_alone_suffices_for_a_small_set(tmp_path: Path) -> None:
     config = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=10)
-    summary: PythonDatasetSummary = write_python_dataset(
-        tmp_path / "out", config, [Path(sysconfig.get_path("stdlib"))]
-    )
+    summary: PythonDatasetSummary = write_python_dataset(tmp_path / "out", config, [Path(sysconfig.get_path("stdlib"))])
     assert summary.passages == 60 and len(summary.packages["test"]) >= 5
     assert all(4 <= len(text.split()) <= 40 for text in records(tmp_path / "out/queries.jsonl").values())

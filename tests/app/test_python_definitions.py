@@ -117,9 +117,7 @@ BODY = "    a = first(x)\n    b = second(a)\n    return b\n"
 def test_small_documented_classes_stand_for_their_methods(tmp_path: Path) -> None:
     method = "    def go{}(self, x):\n        a = first(x)\n        b = second(a)\n        return b\n"
     small = 'class Small:\n    """Holds the things that matter here."""\n' + method.format("")
-    large = 'class Large:\n    """Holds the things that matter there."""\n' + "".join(
-        map(method.format, range(12))
-    )
+    large = 'class Large:\n    """Holds the things that matter there."""\n' + "".join(map(method.format, range(12)))
     bare = "class Bare:\n" + method.format("")
     found, _ = candidates(tmp_path, small + large + bare)
     assert list(found) == [
@@ -157,9 +155,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "content", [b"def broken(:\n", b"\xff\xfe\x00", b"# coding: no-such\n", b"x = 1\x00\n"]
-)
+@pytest.mark.parametrize("content", [b"def broken(:\n", b"\xff\xfe\x00", b"# coding: no-such\n", b"x = 1\x00\n"])
 def test_a_file_that_does_not_parse_is_counted(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.py"
     path.write_bytes(content)
