@@ -16,6 +16,9 @@ from retriever.errors import HoneError
 DISK_IS_FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full|\d+ requested and \d+ written")
 """What the system, SQLite and numpy say; libraries wrap it in exceptions of their own that keep no errno."""
 
+CTRL_C = 130
+"""What typer turns a KeyboardInterrupt of a command into."""
+
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
@@ -55,11 +58,11 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = build_app()(standalone_mode=False)
+        if code == CTRL_C:
+            raise KeyboardInterrupt
     except HoneError as error:
         _fail(str(error).replace("\n", " "))
-    except typer.Abort:
-        _fail("interrupted")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing half-written was published")
     except Exception as error:
         shown = _shown(error)

@@ -42,7 +42,7 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
 
     ``file_format`` is a key of FORMATS. The draw is that of training step 0. Queries without an eligible negative
-    are left out. Raises InputError for an unknown format or an existing ``out``.
+    are left out. Raises InputError for an unknown format, an existing ``out`` and a count beyond the set's depth.
     """
     if file_format not in FORMATS:
         raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
@@ -70,6 +70,9 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
     pool = open_checked_set(artifact, run.corpus, run.train)
+    depth = pool.passages.shape[1]
+    if count > depth:
+        raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
     config = run.config
     source = StoredPool(pool, artifact.number, config.negatives.sampler, count, config.seed, 1)
     for start in range(0, len(run.train), CHUNK):

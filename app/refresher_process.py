@@ -63,10 +63,11 @@ class RefresherProcess:
         return self._failed
 
     def close(self) -> None:
-        """End the child now."""
+        """End the child now, if it was started."""
         self._closing.set()
         self._end_child()
-        self._watcher.join()
+        if self._watcher.is_alive():
+            self._watcher.join()
 
     def _end_child(self) -> None:
         if self._child is not None and self._child.stdin is not None:
@@ -88,6 +89,7 @@ class RefresherProcess:
             assert self._child is not None
             published = self._published()
             code = self._child.wait()
+            self._end_child()
             if code == 0 or self._closing.is_set():
                 return
             failures = 1 if self._published() != published else failures + 1

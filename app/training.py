@@ -243,11 +243,15 @@ def stopping_at_signals(stop: Event, report: Callable[..., None]) -> Iterator[No
             raise KeyboardInterrupt
         stop.set()
         # A thread: what the signal came in between of may hold a lock that the report needs.
-        Thread(target=report, args=("warning",), kwargs={"message": message}).start()
+        reporting.append(Thread(target=report, args=("warning",), kwargs={"message": message}))
+        reporting[-1].start()
 
+    reporting: list[Thread] = []
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
+        for thread in reporting:
+            thread.join()

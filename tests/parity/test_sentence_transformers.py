@@ -89,7 +89,7 @@ def test_what_is_saved_here_gives_the_same_vectors_there(
 def test_what_is_saved_there_gives_the_same_vectors_here(
     tiny: Path, tmp_path: Path, pooling: str, normalize: bool
 ) -> None:
-    modules = [Transformer(str(tiny), max_seq_length=14), Pooling(32, MODES[pooling])]  # type: ignore[arg-type]
+    modules = [Transformer(str(tiny), max_seq_length=14), Pooling(32, MODES[pooling])]
     saved = SentenceTransformer(
         modules=[*modules, Normalize()] if normalize else modules, prompts=PROMPTS, device="cpu"
     )

@@ -73,6 +73,15 @@ def test_vectors_come_in_the_order_of_the_texts(tied: DualEncoder, budget: int) 
     assert torch.allclose(together, torch.cat([alone, alone_passages]), atol=1e-6)
 
 
+def test_both_ways_to_attend_give_the_same_vectors(tiny: Path) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny))).eval()
+    fingerprints, expected = encoder.fingerprints("fp32"), vectors(encoder, TEXTS, TEXTS)
+    for implementation in ("eager", "sdpa"):
+        encoder.attend(implementation)
+        assert torch.allclose(vectors(encoder, TEXTS, TEXTS), expected, atol=1e-5)
+        assert encoder.fingerprints("fp32") == fingerprints
+
+
 def test_a_side_may_have_no_text(tied: DualEncoder) -> None:
     queries, passages = tied([], tied.tokenize("passage", TEXTS)[0], 64)
     assert queries.shape == (0, tied.dimensions)

@@ -56,13 +56,13 @@ def test_an_encoder_of_a_model_in_training_knows_no_dropout(tiny: Path) -> None:
 
 def test_shapes_and_types(encoder: TorchEncoder) -> None:
     vectors = encoder.encode_queries(TEXTS[:3])
-    assert (vectors.dtype, vectors.shape) == (np.float32, (3, encoder.dimensions))
+    assert vectors.dtype == np.float32 and vectors.shape == (3, encoder.dimensions)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 def test_no_text_is_no_vector(encoder: TorchEncoder) -> None:
     for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
-        assert (vectors.dtype, vectors.shape) == (np.float32, (0, encoder.dimensions))
+        assert vectors.dtype == np.float32 and vectors.shape == (0, encoder.dimensions)
     assert encoder.cut_texts == 0
 
 

@@ -27,7 +27,8 @@ def reference(queries: Rows, passages: Rows, positive: list[int], allowed: list[
 
 def slopes(queries: Rows, passages: Rows, positive: list[int], allowed: list[list[bool]], t: float) -> Rows:
     """The loss's derivative by each number of the queries, then of the passages: central differences."""
-    step, found = 1e-6, []
+    step: float = 1e-6
+    found: Rows = []
     for row in [*queries, *passages]:
         found.append([])
         for place, value in enumerate(row):
@@ -62,7 +63,7 @@ def gap(loss: Loss, seed: int) -> tuple[float, float]:
     """How far ``loss`` and its gradients lie from the reference."""
     queries, passages, positive, allowed = case(seed)
     value = loss(queries.requires_grad_(), passages.requires_grad_(), positive, allowed, TEMPERATURE)
-    value.backward()
+    torch.autograd.backward(value)
     assert queries.grad is not None and passages.grad is not None
     wanted, gradients = expected(seed)
     return abs(value.item() - wanted), (torch.cat([queries.grad, passages.grad]) - gradients).abs().max().item()
@@ -120,7 +121,7 @@ def test_extreme_scores_stay_finite(size: float) -> None:
     queries, passages, positive, allowed = case(0, torch.float32)
     queries, passages = (queries * size).requires_grad_(), passages.clone().requires_grad_()
     loss = info_nce(queries, passages, positive, allowed, 0.01)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert torch.isfinite(loss) and loss > 0
     assert queries.grad is not None and passages.grad is not None
     assert torch.isfinite(queries.grad).all() and torch.isfinite(passages.grad).all()
@@ -136,7 +137,7 @@ def test_a_passage_that_no_query_may_count_gets_no_gradient() -> None:
     queries, passages, positive, allowed = case(1)
     allowed[:, 5] = False
     passages.requires_grad_()
-    info_nce(queries, passages, positive, allowed, TEMPERATURE).backward()
+    torch.autograd.backward(info_nce(queries, passages, positive, allowed, TEMPERATURE))
     assert passages.grad is not None
     assert not passages.grad[5].any()
     assert passages.grad[1].any()

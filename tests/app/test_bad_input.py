@@ -1,0 +1,338 @@
+"""A person's mistakes and a machine's failures: one line that says what is wrong, exit code 2, the store as it was."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from retriever.durable import read_lines
+from retriever.store import Store
+from tests.app.command_line import Hone, contents, write_run
+from tests.app.served import damage
+
+ROOT = Path(__file__).parent.parent.parent
+HOLD = """\
+import sys
+from pathlib import Path
+from retriever.durable import exclusive
+with exclusive(Path(sys.argv[1]), "this"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def data(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny / "data", tmp_path / "data")
+
+
+@pytest.fixture
+def run(tiny: Path, data: Path, tmp_path: Path) -> Path:
+    """A run.toml over data that a test may spoil: another configuration than the one that was trained."""
+    return write_run(tmp_path / "run.toml", data, tiny / "model")
+
+
+def append(path: Path, line: str) -> int:
+    """Append a line and return its number."""
+    text = path.read_text() + line + "\n"
+    path.write_text(text)
+    return text.count("\n")
+
+
+@contextmanager
+def unchanged(store: Path) -> Iterator[None]:
+    before = contents(store)
+    yield
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ('{"_id": "x", "text": ', "malformed JSON"),
+        ('{"text": "no id"}', "no field '_id'"),
+        ('{"_id": "p0", "text": "again"}', "duplicate id 'p0', first on line 1"),
+        ('{"_id": "x", "title": " ", "text": ""}', "passage 'x' has an empty text"),
+        ('["x", "text"]', "not a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("command", ["index", "cycle"])
+def test_a_bad_passage(
+    hone: Hone, trained: Path, run: Path, data: Path, tiny: Path, command: str, line: str, wrong: str
+) -> None:
+    number = append(data / "corpus.jsonl", line)
+    what = [data, "--model", tiny / "model"] if command == "index" else [run, "--resume"]
+    with unchanged(trained):
+        complaint = hone(command, *what, "--store", trained).complaint
+    assert complaint.startswith(f"{data / 'corpus.jsonl'}:{number}: {wrong}")
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ('{"_id": "x"', "malformed JSON"),
+        ('{"text": "no id"}', "no field '_id'"),
+        ('{"_id": "q0", "text": "again"}', "duplicate id 'q0'"),
+        ('{"_id": "x", "text": " "}', "query 'x' has an empty text"),
+    ],
+)
+def test_a_bad_query(hone: Hone, trained: Path, run: Path, data: Path, line: str, wrong: str) -> None:
+    number = append(data / "queries.jsonl", line)
+    with unchanged(trained):
+        complaint = hone("cycle", run, "--resume", "--store", trained).complaint
+    assert complaint.startswith(f"{data / 'queries.jsonl'}:{number}: {wrong}")
+
+
+@pytest.mark.parametrize("also_a_new_corpus", [False, True])
+@pytest.mark.parametrize("flag", ["--resume", "--new"])
+def test_a_judgement_of_an_unknown_id_is_listed_and_counted(
+    hone: Hone, trained: Path, run: Path, data: Path, flag: str, also_a_new_corpus: bool
+) -> None:
+    if also_a_new_corpus:
+        append(data / "corpus.jsonl", '{"_id": "new", "text": "baka"}')
+    for missing in ("nix", "nought"):
+        number = append(data / "qrels/train.tsv", f"q1\t{missing}\t1")
+    with unchanged(trained):
+        complaint = hone("cycle", run, flag, "--store", trained).complaint
+    assert f"{data}/qrels/train.tsv: 2 judgements" in complaint
+    assert "nix" in complaint and f"nought (line {number})" in complaint and "--skip-missing" in complaint
+    assert not list(trained.parent.glob("store.old-*"))
+
+
+def test_skip_missing_goes_on_and_says_so(hone: Hone, run: Path, data: Path, tmp_path: Path) -> None:
+    append(data / "qrels/train.tsv", "q1\tnix\t1")
+    append(data / "qrels/dev.tsv", "nobody\tp1\t1")
+    answer = hone("cycle", run, "--skip-missing", "--store", tmp_path / "store", "--json")
+    assert answer.json["reason"] == "finished"
+    assert "qrels/train.tsv: 1 judgements name an unknown passage: nix" in answer.err
+    assert "qrels/dev.tsv: 1 judgements name an unknown query: nobody" in answer.err
+
+
+def test_no_training_pair(hone: Hone, trained: Path, run: Path, data: Path) -> None:
+    (data / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp0\t0\n")
+    with unchanged(trained):
+        complaint = hone("cycle", run, "--resume", "--store", trained).complaint
+    assert complaint.startswith(f"{data}/qrels/train.tsv: split 'train' has no relevant")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        ("max_steps = 6", "max_step = 6", "unknown key train.max_step; did you mean train.max_steps?"),
+        ("max_steps = 6", 'max_steps = "6"', "train.max_steps: Input should be a valid integer"),
+        ("depth = 10", "depth = 61", "negatives.depth = 61, but the corpus has 60 passages"),
+        ("batch_size = 4", "batch_size = 4\nnum_negatives = 11", "train.num_negatives must not exceed negatives.depth"),
+        ("seed = 1", "seed = ", "not TOML"),
+    ],
+)
+def test_a_bad_run_file(hone: Hone, trained: Path, run: Path, old: str, new: str, wrong: str) -> None:
+    run.write_text(run.read_text().replace(old, new))
+    with unchanged(trained):
+        complaint = hone("cycle", run, "--resume", "--store", trained).complaint
+    assert complaint.startswith(f"{run}: {wrong}")
+
+
+def test_more_hits_than_the_corpus_has(hone: Hone, indexed: Path) -> None:
+    with unchanged(indexed):
+        complaint = hone("search", "baka", "--store", indexed, "--top-k", 61).complaint
+    assert complaint == "--top-k 61: the corpus has 60 passages"
+
+
+def test_another_configuration_needs_resume_or_new(hone: Hone, trained: Path, run: Path) -> None:
+    run.write_text(run.read_text().replace("seed = 1", "seed = 2"))
+    with unchanged(trained):
+        complaint = hone("cycle", run, "--store", trained).complaint
+    assert str(trained) in complaint and "--resume" in complaint and "--new" in complaint
+
+
+def test_a_store_that_was_indexed_by_hand_is_no_training_to_go_on_with(hone: Hone, indexed: Path, run: Path) -> None:
+    for flags in ([], ["--resume"]):
+        with unchanged(indexed):
+            complaint = hone("cycle", run, *flags, "--store", indexed).complaint
+        assert str(indexed) in complaint and "hone index" in complaint and "--new" in complaint
+
+
+@pytest.mark.parametrize("what", ["store", "artifact"])
+def test_a_newer_format(hone: Hone, indexed: Path, run: Path, what: str) -> None:
+    path = indexed / ("format.json" if what == "store" else "generations/000000/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    commands: list[list[object]] = [["search", "baka"], ["evaluate", "--data", run.parent / "data"]]
+    if what == "store":
+        commands += [["cycle", run], ["refresh", run], ["index"], ["pin", "generations"]]
+    for command in commands:
+        with unchanged(indexed):
+            complaint = hone(*map(str, command), "--store", indexed).complaint
+        assert str(path) in complaint and "format 2 is newer" in complaint
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [damage, cut_off, Path.unlink])
+@pytest.mark.parametrize("name", ["index.faiss", "vectors/00000.npy", "model/model.safetensors", "manifest.json"])
+def test_of_a_broken_generation_the_one_before_is_used_and_said(
+    hone: Hone, trained: Path, harm: Callable[[Path], None], name: str
+) -> None:
+    served = Store(trained).generations.pointed("SERVED")
+    assert served == 2
+    broken = trained / f"generations/{served:06d}" / name
+    if name == "manifest.json" and harm is damage:
+        broken.write_text(broken.read_text().replace('"kind"', "kind"))
+    else:
+        harm(broken)
+    with unchanged(trained):
+        answer = hone("search", "baka", "--store", trained, "--json")
+    assert answer.json["generation"] == served - 1
+    said = "which is gone" if name == "manifest.json" and harm is Path.unlink else str(broken)
+    assert said in answer.err and "using the one before it" in answer.err
+    assert str(broken) in hone("evaluate", "--data", "data", "--generation", served, "--store", trained).complaint
+
+
+@pytest.mark.parametrize("harm", [damage, cut_off])
+def test_the_only_generation_broken(hone: Hone, indexed: Path, harm: Callable[[Path], None]) -> None:
+    harm(indexed / "generations/000000/index.faiss")
+    with unchanged(indexed):
+        complaint = hone("search", "baka", "--store", indexed).complaint
+    assert "no intact artifact" in complaint and "generations" in complaint
+
+
+def test_a_broken_checkpoint_is_not_resumed_from(hone: Hone, trained: Path, tiny: Path) -> None:
+    """The run goes on from the checkpoint before it."""
+    cut_off(trained / "checkpoints/000002/manifest.json")
+    answer = hone("cycle", tiny / "run.toml", "--store", trained, "--json")
+    assert "checkpoints/000002/manifest.json" in answer.err and "using the one before it" in answer.err
+    assert answer.json["step"] == 6 and answer.json["checkpoint"] == 3
+
+
+FAILURES: dict[str, Callable[[], Exception]] = {
+    "write": lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "quota": lambda: OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "numpy": lambda: OSError("4096 requested and 1024 written"),
+    "safetensors": lambda: RuntimeError("I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_full_disk(
+    hone: Hone, trained: Path, tiny: Path, run: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    def full(descriptor: int) -> NoReturn:
+        error = FAILURES[failure]()
+        raise error
+
+    append(run.parent / "data/corpus.jsonl", '{"_id": "new", "text": "baka"}')
+    monkeypatch.setattr(os, "fsync", full)
+    for command in (["cycle", run, "--resume"], ["index", run.parent / "data", "--model", tiny / "model"]):
+        with unchanged(trained):
+            complaint = hone(*command, "--store", trained).complaint
+        assert "no space left" in complaint and "nothing half-written was published" in complaint
+
+
+def in_small_folder(folder: Path, kilobytes: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run `hone` with ``folder`` a disk of its own of so many ``kilobytes``."""
+    mount = f'mount -t tmpfs -o size={kilobytes}k none "$1" || exit 77; shift; exec "$@"'
+    hone = [sys.executable, "-m", "app.cli", *map(str, command)]
+    line = ["unshare", "--mount", "sh", "-c", mount, "sh", str(folder), *hone]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a disk for one process")
+def test_a_disk_that_is_really_full(tmp_path: Path, tiny: Path) -> None:
+    """Each library meets it in its own way; wherever it comes, one line says so."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for kilobytes in (30, 100, 500, 950):
+        ended = in_small_folder(disk, kilobytes, "cycle", tiny / "run.toml", "--store", disk / "store")
+        if ended.returncode not in (0, 2) and "mount" in ended.stderr + ended.stdout:
+            pytest.skip("may not mount a disk here")
+        assert ended.returncode == 2, ended.stderr[-2000:]
+        assert "no space left" in ended.stderr.splitlines()[-1] and "Traceback" not in ended.stderr
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[int]:
+    """Let another process hold ``lock``; give its id."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        yield holder.pid
+        holder.stdin.close()
+
+
+WRITERS: list[tuple[str, str, list[str]]] = [
+    ("checkpoints", "cycle", ["{run}", "--resume"]),
+    ("checkpoints", "train", ["{run}", "--resume"]),
+    ("checkpoints", "cycle", ["{run}", "--new"]),
+    ("generations", "train", ["{run}", "--new"]),
+    ("checkpoints", "index", ["{data}", "--model", "{model}"]),
+    ("generations", "index", ["{data}", "--model", "{model}"]),
+    ("generations", "index", []),
+    ("generations", "refresh", ["{run}"]),
+    ("negatives", "refresh", ["{run}"]),
+    ("negatives", "mine", ["{run}"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "command", "arguments"), WRITERS)
+def test_two_writers(
+    hone: Hone, trained: Path, tiny: Path, tmp_path: Path, kind: str, command: str, arguments: list[str]
+) -> None:
+    # Not finished, so that there is something to train, and not of this configuration.
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("max_steps = 6", "max_steps = 9"))
+    named: dict[str, Any] = {"run": config, "data": tiny / "data", "model": tiny / "model"}
+    with unchanged(trained), held(trained / f"locks/{kind}.lock") as pid:
+        answer = hone(command, *(argument.format(**named) for argument in arguments), "--store", trained)
+        assert f"process {pid} is already writing {kind}" in answer.complaint
+    assert not list(tmp_path.glob("store.old-*"))
+
+
+def reported(store: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in read_lines(store / "events.jsonl") if line["event"] == event]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_finishes(tmp_path: Path, tiny: Path) -> None:
+    store = tmp_path / "store"
+    config = write_run(
+        tmp_path / "run.toml",
+        tiny / "data",
+        tiny / "model",
+        ("max_steps = 6", "max_steps = 400"),
+        ("steps:3", "steps:50"),
+    )
+    command = [sys.executable, "-m", "app.cli", "train", str(config), "--store", str(store), "--json"]
+    training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not reported(store, "adopted"):
+        assert training.poll() is None and time.monotonic() < deadline, training.communicate()
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=60)
+    assert training.returncode == 2, err
+    stopped = json.loads(out)
+    assert stopped["reason"] == "interrupted" and 0 < stopped["step"] < 400
+    assert err.splitlines()[-1].startswith(f"hone: interrupted at step {stopped['step']}; checkpoint ")
+    saved = Store(store).checkpoints.get()
+    assert saved is not None and saved.facts["step"] == stopped["step"] and saved.number == stopped["checkpoint"]
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["step"] == 400
+    assert [event["step"] for event in reported(store, "resumed")] == [stopped["step"]]
+    steps = [event["step"] for event in reported(store, "step")]
+    assert steps == list(range(1, 401)), "no step twice, none left out"

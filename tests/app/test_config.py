@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import pytest
+
+from app.config import RunConfig, data_folder, read_config
+from retriever.errors import InputError
+
+WHOLE = """\
+seed = 7
+[data]
+path = "py"
+train = "train"
+dev = "train:0.1"
+[model]
+name = "some/model"
+tied = false
+pooling = "cls"
+normalize = true
+query_prompt = "query: "
+passage_prompt = ""
+query_max_length = 32
+passage_max_length = 96
+[train]
+max_steps = 600
+batch_size = 16
+num_negatives = 2
+learning_rate = 5e-5
+warmup_steps = 60
+precision = "bf16"
+save_every = 50
+patience = 3
+[loss]
+name = "infonce"
+temperature = 1
+in_batch = true
+[negatives]
+sources = ["ann"]
+depth = 100
+range_min = 5
+relative_margin = 0.05
+sampler = { name = "top" }
+[refresh]
+trigger = "0-1000:500,1000-:1000"
+adopt = "scheduled"
+lag = 100
+query_fraction = 0.5
+max_staleness = 1000
+on_stale = "wait"
+[index]
+factory = "IVF4,Flat"
+target_recall = 0.9
+search = { nprobe = 2 }
+"""
+"""Each table of the architecture's run.toml, with other values than the defaults."""
+
+
+def read(folder: Path, text: str) -> RunConfig:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return read_config(path)
+
+
+def refused(folder: Path, text: str) -> str:
+    with pytest.raises(InputError) as error:
+        read(folder, text)
+    path, _, message = str(error.value).partition(": ")
+    assert path == str(folder / "run.toml")
+    return message
+
+
+def test_every_table_reaches_the_configuration_of_its_module(tmp_path: Path) -> None:
+    config = read(tmp_path, WHOLE)
+    assert config.seed == 7 and config.data.dev == "train:0.1"
+    assert (config.model.tied, config.model.pooling, config.model.query_prompt) == (False, "cls", "query: ")
+    assert (config.train.max_steps, config.train.learning_rate, config.train.patience) == (600, 5e-5, 3)
+    assert config.loss.temperature == 1.0 and isinstance(config.loss.temperature, float)
+    assert (config.negatives.sources, config.negatives.sampler.name) == (("ann",), "top")
+    assert (config.refresh.adopt, config.refresh.query_fraction) == ("scheduled", 0.5)
+    assert (config.index.factory, config.index.search) == ("IVF4,Flat", {"nprobe": 2})
+
+
+def test_the_path_of_the_data_is_all_that_must_be_said(tmp_path: Path) -> None:
+    config = read(tmp_path, '[data]\npath = "py"\n')
+    assert config.seed == 13 and config.data.train == "train" and config.negatives.depth == 200
+    assert data_folder(config, tmp_path / "run.toml") == tmp_path / "py"
+    assert data_folder(config, Path("runs/run.toml")) == Path("runs/py")
+    assert "data" in refused(tmp_path, "seed = 1\n") and "data.path" in refused(tmp_path, "[data]\n")
+
+
+def test_the_digest_tells_settings_apart_not_their_spelling(tmp_path: Path) -> None:
+    digest = read(tmp_path, WHOLE).sha256
+    assert read(tmp_path, WHOLE.replace("[model]", "# a word\n[model]").replace("5e-5", "0.00005")).sha256 == digest
+    changes = {
+        "seed = 7": "seed = 8",
+        "train:0.1": "train:0.2",
+        "normalize = true": "normalize = false",
+        "batch_size = 16": "batch_size = 8",
+        "temperature = 1": "temperature = 0.5",
+        '{ name = "top" }': '{ name = "uniform" }',
+        "lag = 100": "lag = 99",
+        "{ nprobe = 2 }": "{ nprobe = 3 }",
+    }
+    digests = {read(tmp_path, WHOLE.replace(old, new)).sha256 for old, new in changes.items()}
+    assert len(digests | {digest}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("[negatives]", "[negative]", "unknown key negative; did you mean negatives?"),
+        ("max_steps", "max_step", "unknown key train.max_step; did you mean train.max_steps?"),
+        ("batch_size", "batchsize", "unknown key train.batchsize; did you mean train.batch_size?"),
+        ("temperature", "temprature", "unknown key loss.temprature; did you mean loss.temperature?"),
+        (
+            '{ name = "top" }',
+            '{ nam = "top" }',
+            "unknown key negatives.sampler.nam; did you mean negatives.sampler.name?",
+        ),
+        ("factory", "zzz", "unknown key index.zzz; there are index.factory, index.target_recall, "),
+    ],
+)
+def test_a_misspelt_key_is_told_the_nearest(tmp_path: Path, right: str, wrong: str, message: str) -> None:
+    assert refused(tmp_path, WHOLE.replace(right, wrong)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key"),
+    [
+        ("seed = 7", 'seed = "7"', "seed"),
+        ("seed = 7", "seed = 2020-01-01", "seed"),
+        ("max_steps = 600", 'max_steps = "600"', "train.max_steps"),
+        ("max_steps = 600", "max_steps = 6.5", "train.max_steps"),
+        ("batch_size = 16", "batch_size = true", "train.batch_size"),
+        ("learning_rate = 5e-5", 'learning_rate = "5e-5"', "train.learning_rate"),
+        ("tied = false", 'tied = "no"', "model.tied"),
+        ("in_batch = true", "in_batch = 1", "loss.in_batch"),
+        ('name = "some/model"', "name = 3", "model.name"),
+        ('sources = ["ann"]', 'sources = "ann"', "negatives.sources"),
+        ('precision = "bf16"', 'precision = "fp16"', "train.precision"),
+        ('precision = "bf16"', 'device = "cuda:1"', "train.device"),
+        ('adopt = "scheduled"', 'adopt = "soon"', "refresh.adopt"),
+        ("search = { nprobe = 2 }", 'search = { nprobe = "two" }', "index.search.nprobe"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wrong: str, key: str) -> None:
+    message = refused(tmp_path, WHOLE.replace(right, wrong))
+    assert message.startswith(f"{key}: ") and wrong.split("= ")[-1].strip('{}" ').lower() in message.lower()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("seed = 7", "seed = -1"),
+        ("passage_max_length = 96", "passage_max_length = 0"),
+        ("max_steps = 600", "max_steps = 0"),
+        ("batch_size = 16", "batch_size = 0"),
+        ("num_negatives = 2", "num_negatives = -1"),
+        ("num_negatives = 2", "num_negatives = 101"),
+        ("learning_rate = 5e-5", "learning_rate = 0.0"),
+        ("learning_rate = 5e-5", "learning_rate = nan"),
+        ("warmup_steps = 60", "warmup_steps = 601"),
+        ("save_every = 50", "save_every = 0"),
+        ("temperature = 1", "temperature = 0"),
+        ("depth = 100", "depth = 0"),
+        ("range_min = 5", "range_min = 100"),
+        ("lag = 100", "lag = -1"),
+        ("query_fraction = 0.5", "query_fraction = 1.5"),
+        ('trigger = "0-1000:500,1000-:1000"', 'trigger = "often"'),
+        ("target_recall = 0.9", "target_recall = 1.1"),
+        ('name = "top"', 'name = "bottom"'),
+        ('sources = ["ann"]', 'sources = ["bm26"]'),
+    ],
+)
+def test_a_value_out_of_range_names_file_and_key(tmp_path: Path, right: str, wrong: str) -> None:
+    assert WHOLE.count(right) == 1
+    message = refused(tmp_path, WHOLE.replace(right, wrong))
+    assert wrong.split(" =")[0] in message, message
+
+
+def test_no_negatives_at_all_is_refused(tmp_path: Path) -> None:
+    text = WHOLE.replace("in_batch = true", "in_batch = false").replace("num_negatives = 2", "num_negatives = 0")
+    assert "in_batch" in refused(tmp_path, text)
+
+
+def test_what_is_no_toml_file(tmp_path: Path) -> None:
+    assert "not TOML" in refused(tmp_path, "seed = \n")
+    (tmp_path / "latin").write_bytes(b'[data]\npath = "\xe9"\n')
+    for name, reason in (("latin", "not TOML"), ("none.toml", "No such file"), (".", "Is a directory")):
+        with pytest.raises(InputError, match=reason):
+            read_config(tmp_path / name)

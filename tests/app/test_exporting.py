@@ -1,0 +1,136 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from app.composition import Run
+from app.exporting import FORMATS, export_model, export_negatives
+from app.opening import open_generation_encoder
+from app.training import run_training
+from retriever.artifacts import Artifact
+from retriever.errors import CorruptError, InputError
+from retriever.store import Store
+from tests.app.command_line import opened, write_run
+from tests.app.served import damage
+from tests.stand_ins import write_tiny_data
+
+TEXTS = ["baka beki bodu", "duku", "bilo " * 40]
+
+
+@pytest.fixture
+def run(tiny: Path, trained: Path) -> Run:
+    return opened(tiny / "run.toml", trained)
+
+
+def newest(run: Run) -> Artifact:
+    negatives = run.store.negatives.get()
+    assert negatives is not None
+    return negatives
+
+
+def exported(run: Run, folder: Path, file_format: str, count: int = 3) -> list[dict[str, Any]]:
+    out = folder / file_format / "out.jsonl"
+    lines = export_negatives(run, newest(run), out, file_format, count)
+    records: list[dict[str, Any]] = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(records) == lines and [path.name for path in out.parent.iterdir()] == [out.name]
+    return records
+
+
+def test_sentence_transformers_loads_the_model_with_the_same_vectors(trained: Path, tmp_path: Path) -> None:
+    generation = Store(trained).generations.at(2)
+    export_model(generation, tmp_path / "deep" / "model")
+    theirs = SentenceTransformer(str(tmp_path / "deep" / "model"), device="cpu").encode(TEXTS)
+    ours = open_generation_encoder(generation).encode_passages(TEXTS)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_a_model_is_exported_whole_or_not_at_all(trained: Path, tmp_path: Path) -> None:
+    generation = Store(trained).generations.at(2)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="there: exists already"):
+        export_model(generation, tmp_path / "there")
+    damage(generation.path / "model/model.safetensors")
+    with pytest.raises(CorruptError, match=r"model\.safetensors"):
+        export_model(generation, tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "there"]
+
+
+def test_nothing_half_written_is_left_where_the_disk_fills_up(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space"):
+        export_model(run.store.generations.at(2), tmp_path / "model")
+    monkeypatch.setitem(FORMATS, "tevatron", full)
+    with pytest.raises(OSError, match="No space"):
+        export_negatives(run, newest(run), tmp_path / "out.jsonl", "tevatron", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_sentence_transformers_gets_equal_columns(run: Run, tmp_path: Path) -> None:
+    records = exported(run, tmp_path, "sentence-transformers")
+    columns = ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
+    assert len(records) == 20 and all(list(record) == columns for record in records), "its losses go by the order"
+    assert [record["anchor"] for record in records] == list(run.train.texts)
+
+
+def test_flag_embedding_gets_lists_of_texts(run: Run, tmp_path: Path) -> None:
+    for record in exported(run, tmp_path, "flagembedding"):
+        assert list(record) == ["query", "pos", "neg"]
+        assert len(record["pos"]) == 1 and len(record["neg"]) == 3
+        assert all(isinstance(text, str) for text in [record["query"], *record["pos"], *record["neg"]])
+
+
+def test_tevatron_gets_passages_with_their_ids(run: Run, tmp_path: Path) -> None:
+    for record in exported(run, tmp_path, "tevatron"):
+        assert list(record) == ["query_id", "query", "positive_passages", "negative_passages"]
+        assert [passage["docid"] for passage in record["positive_passages"]] == [record["query_id"].replace("q", "p")]
+        for passage in record["positive_passages"] + record["negative_passages"]:
+            assert list(passage) == ["docid", "title", "text"]
+            row = run.corpus.row_of(passage["docid"])
+            assert row is not None and f"{passage['title']} {passage['text']}".strip() == run.corpus.text(row)
+
+
+def test_the_formats_hold_the_same_negatives_and_none_of_them_is_known_to_be_relevant(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Several positives a query, and passages with the text of one."""
+    data = write_tiny_data(tmp_path / "data")
+    lines = (data / "corpus.jsonl").read_text().splitlines()
+    twins = [{**json.loads(line), "_id": f"twin{n}"} for n, line in enumerate(lines[:20])]
+    with (data / "corpus.jsonl").open("a") as file:
+        file.writelines(json.dumps(twin) + "\n" for twin in twins)
+    with (data / "qrels/train.tsv").open("a") as file:
+        file.writelines(f"q{n}\tp{n + 20}\t1\n" for n in range(20))
+    config = write_run(tmp_path / "run.toml", data, tiny / "model", ("depth = 10", "depth = 70"))
+    run = opened(config, tmp_path / "twins")
+    run_training(run, config, "inline")
+    tevatron = exported(run, tmp_path, "tevatron", 70)
+    flag = exported(run, tmp_path, "flagembedding", 70)
+    assert len(tevatron) == len(flag) == 20
+    for theirs, other in zip(tevatron, flag, strict=True):
+        positives = [passage["text"] for passage in theirs["positive_passages"]]
+        negatives = [passage["text"] for passage in theirs["negative_passages"]]
+        assert len(positives) == 2 and len(negatives) > 30
+        assert not {*positives} & {*negatives}
+        assert (other["pos"], other["neg"]) == (positives, negatives)
+    assert exported(run, tmp_path, "sentence-transformers", 70) == [], "no query has 70, and columns must be equal"
+    assert len(exported(run, tmp_path / "five", "sentence-transformers", 5)) == 40, "a line a positive"
+
+
+def test_what_cannot_be_exported(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--format parquet: choose one of sentence-transformers, flagembedding, tev"):
+        export_negatives(run, newest(run), tmp_path / "out", "parquet", 3)
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(InputError, match="there: exists already"):
+        export_negatives(run, newest(run), tmp_path / "there", "tevatron", 3)
+    with pytest.raises(InputError, match="--count 11: negative set 2 holds 10 candidates"):
+        export_negatives(run, newest(run), tmp_path / "out", "tevatron", 11)
+    assert (tmp_path / "there").read_text() == "mine" and not (tmp_path / "out").exists()

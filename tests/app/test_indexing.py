@@ -1,0 +1,107 @@
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.indexing import index_data, rebuild
+from indexer.builder import IndexConfig
+from retriever.artifacts import Artifact
+from retriever.durable import exclusive
+from retriever.errors import BusyError, InputError
+from retriever.store import Store
+from tests.app.command_line import contents, silent
+from tests.stand_ins import write_tiny_data
+
+EXACT = IndexConfig(precision="fp32")
+
+
+def index(tiny: Path, store: Path, data: Path | None = None, config: IndexConfig = EXACT) -> Artifact:
+    return index_data(store, data or tiny / "data", str(tiny / "model"), config, silent)
+
+
+def test_a_data_set_with_a_model_as_it_is(indexed: Path) -> None:
+    store = Store(indexed)
+    generation = store.generations.at(0)
+    assert generation.parents == {"checkpoint": 0, "corpus": 0}
+    assert (generation.facts["rows"], generation.facts["step"], generation.facts["dev_queries"]) == (60, 0, 10)
+    assert store.generations.pointers().items() >= {"CURRENT": 0, "SERVED": 0, "BEST": 0}.items()
+    generation.verify()
+
+
+def test_again_costs_a_generation_but_no_checkpoint_and_no_encoding(tiny: Path, indexed: Path) -> None:
+    shards = contents(indexed / "embeddings")
+    index(tiny, indexed)
+    store = Store(indexed)
+    assert [len(store.series(kind).numbers()) for kind in ("corpora", "checkpoints", "generations")] == [1, 1, 2]
+    assert contents(indexed / "embeddings") == shards
+
+
+def test_without_dev_queries_there_is_no_metric_and_it_is_served(tiny: Path, tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data")
+    (data / "qrels/dev.tsv").unlink()
+    generation = index(tiny, tmp_path / "store", data)
+    assert generation.facts["dev"] == {} and generation.facts["recall_at_100"] == 1.0
+    assert Store(tmp_path / "store").generations.pointed("SERVED") == 0
+
+
+@pytest.mark.parametrize("also_new_data", [False, True])
+def test_what_faiss_refuses_is_refused_before_anything_is_published(
+    tiny: Path, indexed: Path, tmp_path: Path, also_new_data: bool
+) -> None:
+    data = write_tiny_data(tmp_path / "data", seed=8) if also_new_data else None
+    before = contents(indexed)
+    with pytest.raises(InputError, match=r"\[index\] factory = 'Nonsense'"):
+        index(tiny, indexed, data, IndexConfig(factory="Nonsense", precision="fp32"))
+    assert contents(indexed) == before
+
+
+def test_dev_queries_that_do_not_fit_are_refused_before_anything_is_published(
+    tiny: Path, indexed: Path, tmp_path: Path
+) -> None:
+    data = write_tiny_data(tmp_path / "data", seed=8)
+    (data / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tnix\t1\n")
+    before = contents(indexed)
+    with pytest.raises(InputError, match=r"dev\.tsv: 1 judgements name an unknown passage: nix"):
+        index(tiny, indexed, data)
+    assert contents(indexed) == before
+    said: list[str] = []
+
+    def report(event: str, **fields: Any) -> None:
+        said.append(str(fields.get("message", "")))
+
+    (data / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tnix\t1\nq1\tp1\t1\n")
+    made = index_data(indexed, data, str(tiny / "model"), EXACT, report, skip_missing=True)
+    assert made.facts["dev_queries"] == 1 and any("nix" in message for message in said)
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "generations"])
+def test_beside_another_writer_nothing_is_published(tiny: Path, trained: Path, tmp_path: Path, kind: str) -> None:
+    data = write_tiny_data(tmp_path / "data", seed=8)
+    before = contents(trained)
+    with exclusive(trained / f"locks/{kind}.lock", kind), pytest.raises(BusyError, match=kind):
+        index(tiny, trained, data)
+    assert contents(trained) == before
+
+
+def test_a_folder_without_data_makes_no_store(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"corpus\.jsonl: no such file"):
+        index(tiny, tmp_path / "store", tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"\[model\] name = 'no-model'"):
+        index_data(tmp_path / "store", tiny / "data", "no-model", EXACT, silent)
+    assert not (tmp_path / "store").exists()
+
+
+def test_rebuilding_keeps_the_choices_of_what_is_served(indexed: Path) -> None:
+    store = Store(indexed)
+    other = IndexConfig(factory="IVF2,Flat", search={"nprobe": 2}, precision="fp32")
+    first = rebuild(store, other, silent)
+    again = rebuild(store, None, silent)
+    assert again.facts["index_config"] == first.facts["index_config"] == asdict(other)
+    assert again.facts["factory"] == "IVF2,Flat" and again.facts["weights_sha256"] == first.facts["weights_sha256"]
+    assert again.parents == {"checkpoint": 0, "corpus": 0}
+
+
+def test_a_store_with_nothing_to_rebuild(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to rebuild; begin with `hone index DATA`"):
+        rebuild(Store(tmp_path, create=True), None, silent)

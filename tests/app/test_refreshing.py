@@ -1,0 +1,98 @@
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from app.composition import Run
+from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints
+from retriever.artifacts import Artifact
+from retriever.checkpoint import publish_model
+from retriever.encoder import create_encoder
+from retriever.store import Store
+from tests.app.command_line import opened
+
+
+class Heard:
+    """A report that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.events if name == event]
+
+
+@pytest.fixture
+def run(tiny: Path, tmp_path: Path) -> Run:
+    return opened(tiny / "run.toml", tmp_path / "store")
+
+
+def publish(store: Store, run: Run, step: int, **facts: bool) -> Artifact:
+    """Publish the model of ``run`` as the checkpoint of ``step``."""
+    model = create_encoder(run.config.model)
+    if step == 0 and not facts:
+        return publish_model(store, model, {"corpus": run.corpus.number})
+    with store.checkpoints.stage({"corpus": run.corpus.number}) as draft:
+        model.save(draft.path / "model")
+        draft.facts.update(step=step, weights_sha256=model.weights_sha256(), **facts)
+    return store.checkpoints.at(draft.number)
+
+
+def test_a_generation_then_its_negatives(run: Run) -> None:
+    heard = Heard()
+    steps = RefreshSteps(run, heard)
+    checkpoint = publish(run.store, run, 0)
+    generation = steps.build(checkpoint)
+    assert generation.parents == {"checkpoint": 0, "corpus": 0}
+    assert generation.facts["dev_queries"] == 10 and 0 < generation.facts["dev"]["nDCG@10"] < 1
+    negatives = steps.mine(generation)
+    assert negatives.parents["generation"] == generation.number and negatives.facts["queries"] == 20
+    assert heard.of("build_started") == [{"checkpoint": 0, "step": 0}]
+    assert {event["phase"] for event in heard.of("progress")} >= {"encode", "mine"}
+
+
+def test_the_baseline_is_what_the_model_could_do_before_training(run: Run) -> None:
+    steps = RefreshSteps(run, Heard())
+    for step in (0, 3):
+        steps.mine(steps.build(publish(run.store, run, step, refresh=True)))
+    assert (run.store.generations.pointed(BASELINE), run.store.generations.pointed("CURRENT")) == (0, 1)
+
+
+def test_the_inline_refresher_is_done_when_it_returns(run: Run) -> None:
+    heard = Heard()
+    refresher = InlineRefresher(run, heard)
+    for step in (0, 3):
+        checkpoint = publish(run.store, run, step, refresh=True)
+        refresher.marked(checkpoint)
+        mined = run.store.negatives.get()
+        assert mined is not None and mined.parents["checkpoint"] == checkpoint.number
+    refresher.marked(publish(run.store, run, 6, refresh=True, final=True))
+    assert [event["step"] for event in heard.of("negatives_published")] == [0, 3, 6]
+    assert refresher.trouble() is None
+
+
+def test_the_follower_ends_after_the_final_checkpoint(run: Run) -> None:
+    heard = Heard()
+    publish(run.store, run, 0, refresh=True)
+    publish(run.store, run, 4, refresh=True, final=True)
+    follow_checkpoints(run, heard, Event())
+    assert [event["step"] for event in heard.of("negatives_published")] == [4], "ready: the newest alone"
+    assert heard.events[-1][0] == "drained"
+    again = Heard()
+    follow_checkpoints(run, again, Event())
+    assert [event for event, _ in again.events] == ["drained"]
+
+
+def test_what_the_parts_warn_of_is_reported(run: Run) -> None:
+    heard = Heard()
+    checkpoint = publish(run.store, run, 0)
+    steps = RefreshSteps(run, heard)
+    steps.build(checkpoint)
+    (shard,) = run.store.embeddings.rglob("*.npy")
+    shard.write_bytes(b"torn")
+    steps.build(publish(run.store, run, 3, refresh=True))
+    assert any(str(shard) in event["message"] for event in heard.of("warning")), heard.events

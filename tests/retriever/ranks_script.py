@@ -1,0 +1,92 @@
+"""What each of two ranks does in test_ranks.py: the runs below, one after the other, each in a folder of its own."""
+
+import json
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from retriever.artifacts import Artifact
+from retriever.refresh_policy import RefreshConfig
+from retriever.trainer import LossConfig
+from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
+
+EXACT = replace(TRAIN, max_steps=3, learning_rate=1e-5, warmup_steps=0, max_grad_norm=1e9)
+LATE_SECONDS = 1.0
+
+
+def exact(folder: Path) -> Bench:
+    """Three steps with in-batch negatives, hard ones and a shared mask, without dropout."""
+    return Bench(folder, train=EXACT, refresh=RefreshConfig(trigger="steps:2"), loss=LossConfig(), dropout=0.0)
+
+
+class MinesLater(MinesAtOnce):
+    """A refresher that publishes while the trainer steps, at no step in particular."""
+
+    def marked(self, checkpoint: Artifact) -> None:
+        """Return at once; the set comes soon."""
+        threading.Timer(0.05, super().marked, (checkpoint,)).start()
+
+
+def run_exact(folder: Path, rank: int) -> dict[str, Any]:
+    """The second rank comes late: when the first has published checkpoint 0 already."""
+    bench = exact(folder)
+    trainer = bench.trainer()
+    time.sleep(LATE_SECONDS * rank)
+    outcome = trainer.run()
+    return {"reason": outcome.reason, "draws": bench.draws}
+
+
+def run_ready(folder: Path, rank: int) -> dict[str, Any]:
+    """Sets that come at any time."""
+    bench = Bench(folder, train=replace(TRAIN, max_steps=12), refresh=RefreshConfig(trigger="steps:4"))
+    bench.refresher = MinesLater(bench.store) if rank == 0 else Idle(bench.store)
+    bench.hears = lambda event, fields, stop: time.sleep(0.02)
+    outcome = bench.run()
+    return {"reason": outcome.reason, "draws": bench.draws}
+
+
+class StopsTheRun(list[tuple[int, int]]):
+    """Draws of one rank, which is told to stop while it draws the last batch of step 0."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+
+    def append(self, drawn: tuple[int, int]) -> None:
+        """Note one draw."""
+        super().append(drawn)
+        if len(self) == EXACT.accumulation:
+            self._bench.stop.set()
+
+
+def run_interrupted(folder: Path, rank: int) -> dict[str, Any]:
+    """The second rank alone is told to stop; then both go on."""
+    bench = exact(folder)
+    if rank == 1:
+        bench.draws = StopsTheRun(bench)
+    first, second = bench.run(), bench.run()
+    return {"reasons": [first.reason, second.reason], "steps": [first.step, second.step], "draws": bench.draws}
+
+
+def main(folder: Path) -> None:
+    """Write what this rank saw."""
+    state = PartialState(cpu=True)
+    found = {}
+    for run in (run_exact, run_ready, run_interrupted):
+        place = folder / run.__name__
+        if state.is_main_process:
+            place.mkdir()
+            exact(place)
+        state.wait_for_everyone()
+        found[run.__name__] = run(place, state.process_index)
+    (folder / f"rank{state.process_index}.json").write_text(json.dumps(found))
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,137 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from retriever.ranks import Ranks
+from tests.retriever.ranks_script import EXACT, exact
+from tests.retriever.training_stand_ins import Bench
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = Path(__file__).with_name("ranks_script.py")
+
+
+@pytest.fixture
+def alone() -> Iterator[Ranks]:
+    AcceleratorState._reset_state(True)
+    yield Ranks(Accelerator(cpu=True))
+    AcceleratorState._reset_state(True)
+
+
+class OneOf:
+    """As much of an accelerator as ``Ranks.share`` asks for."""
+
+    def __init__(self, count: int, index: int) -> None:
+        self.num_processes, self.process_index = count, index
+
+
+# ---- a single process
+
+
+def test_with_one_process_everything_is_the_identity(alone: Ranks) -> None:
+    assert (alone.count, alone.index, alone.is_first) == (1, 0, True)
+    vectors = torch.ones(3, 2, requires_grad=True)
+    assert alone.gather(vectors, 3) is vectors
+    assert list(range(10))[alone.share(10)] == list(range(10))
+    assert alone.broadcast(7) == 7
+    assert (alone.any(True), alone.any(False)) == (True, False)
+    alone.wait()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 8])
+def test_shares_are_even_and_make_up_the_whole(count: int, length: int) -> None:
+    items = list(range(length))
+    shares = [items[Ranks(OneOf(count, index)).share(length)] for index in range(count)]
+    assert [item for share in shares for item in share] == items
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# ---- two
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two real processes have run the script."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def seen(folder: Path, run: str) -> list[Any]:
+    """What each rank saw of ``run``."""
+    return [json.loads((folder / f"rank{rank}.json").read_text())[run] for rank in range(2)]
+
+
+def tensors(bench: Bench, name: str) -> dict[str, torch.Tensor]:
+    return load_file(bench.newest().path / name)
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key] - other[key]).abs().max()) for key in one if part in key)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The same run in this process."""
+    AcceleratorState._reset_state(True)
+    bench = exact(tmp_path_factory.mktemp("one"))
+    assert bench.run().reason == "finished"
+    AcceleratorState._reset_state(True)
+    return bench
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["run_exact", "run_interrupted"])
+def test_two_ranks_give_the_gradients_and_weights_of_one_process(two_ranks: Path, one_process: Bench, run: str) -> None:
+    both = exact(two_ranks / run)
+    assert both.newest().facts["step"] == EXACT.max_steps
+    mine, theirs = (tensors(bench, "training/optimizer.safetensors") for bench in (one_process, both))
+    assert max(float(mine[key].abs().max()) for key in mine if "exp_avg" in key) > 1e-2  # there is something to compare
+    assert furthest(mine, theirs, "exp_avg") < 1e-6  # the running means of the gradients and of their squares
+    weights, others = (tensors(bench, "model/model.safetensors") for bench in (one_process, both))
+    assert furthest(weights, others, "") < 1e-6
+    start = load_file(both.store.checkpoints.at(0).path / "model" / "model.safetensors")
+    assert furthest(weights, start, "") > 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["run_exact", "run_ready", "run_interrupted"])
+def test_both_ranks_draw_every_batch_from_the_same_set(two_ranks: Path, run: str) -> None:
+    first, second = seen(two_ranks, run)
+    assert first == second
+    assert first["draws"]
+
+
+@pytest.mark.slow
+def test_a_set_that_comes_at_any_time_is_adopted_by_both_at_one_step(two_ranks: Path) -> None:
+    first, _ = seen(two_ranks, "run_ready")
+    adopted = [(record["step"], record["set"]) for record in exact(two_ranks / "run_ready").store.adoptions()]
+    starts: dict[int, int] = {}
+    for position, number in first["draws"]:
+        starts.setdefault(number, position // EXACT.accumulation)
+    assert adopted == [(step, number) for number, step in starts.items()]
+    assert len(adopted) > 1
+
+
+@pytest.mark.slow
+def test_a_stop_on_any_rank_stops_both_at_one_step(two_ranks: Path) -> None:
+    for found in seen(two_ranks, "run_interrupted"):
+        assert found["reasons"] == ["interrupted", "finished"]
+        assert found["steps"] == [1, EXACT.max_steps]
