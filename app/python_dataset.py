@@ -25,7 +25,11 @@ HELD_OUT_PACKAGES = 5
 
 @dataclass(frozen=True)
 class PythonDatasetConfig:
-    """How many passages and queries a split; at most ``per_package`` passages come from one package."""
+    """How many passages and queries a split; a package gives ``smallest`` to ``per_package`` of them.
+
+    In a package of less than ``smallest`` documented definitions there is too little that could be mistaken for the
+    answer: it is passed over.
+    """
 
     passages: int = 3000
     train: int = 2000
@@ -33,6 +37,7 @@ class PythonDatasetConfig:
     test: int = 300
     per_package: int = 200
     seed: int = 13
+    smallest: int = 50
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers that no data set can have."""
@@ -73,8 +78,10 @@ class _Division:
     distractors: list[Candidate]
 
     def packages(self, split: str) -> tuple[str, ...]:
-        extra = self.distractors if split == "train" else []
-        return tuple(sorted({candidate.package for candidate in self.positives[split] + extra}))
+        own = {candidate.package for candidate in self.positives[split]}
+        held_out = {candidate.package for name in ("dev", "test") for candidate in self.positives[name]}
+        spare = {candidate.package for candidate in self.distractors} - held_out if split == "train" else set()
+        return tuple(sorted(own | spare))
 
 
 def write_python_dataset(
@@ -142,8 +149,12 @@ def _collect(
         read_so_far.extend(chosen)
         return chosen
 
+    def documented_in(name: str) -> int:
+        return sum(candidate.query is not None for candidate in read(name))
+
     for spread in range(HELD_OUT_PACKAGES, 0, -1):
-        division = _divide(order, read, config, spread, progress)
+        large_enough = (name for name in order if documented_in(name) >= config.smallest)
+        division = _divide(large_enough, read, config, spread, progress)
         if division is not None:
             dropped["not needed"] = len(read_so_far) - config.passages
             return division
@@ -152,7 +163,8 @@ def _collect(
         f"passages = {config.passages}, train = {config.train}, dev = {config.dev}, test = {config.test}: "
         f"too little source; the {len(packages)} packages below {', '.join(map(str, roots))} hold "
         f"{len(read_so_far)} distinct passages, {documented} of them with a query, and no package may be in "
-        f"two splits; ask for less, raise per_package = {config.per_package} or install more packages"
+        f"two splits; ask for less, raise per_package = {config.per_package}, lower "
+        f"smallest = {config.smallest} or install more packages"
     )
 
 
@@ -186,7 +198,7 @@ def _choose(
 
 
 def _divide(
-    order: Sequence[str],
+    names: Iterator[str],
     read: Callable[[str], list[Candidate]],
     config: PythonDatasetConfig,
     spread: int,
@@ -194,15 +206,16 @@ def _divide(
 ) -> _Division | None:
     """Fill test, dev and train from the packages in ``order``; None where they do not suffice.
 
-    Each held-out split takes at most its ``spread``-th part from one package.
+    Each held-out split takes at most its ``spread``-th part from one package; what else its packages hold are the
+    first distractors, so that a query meets its own package's other passages, as in a real search.
     """
-    names = iter(order)
-    positives = {"test": _take(names, read, config.test, spread), "dev": []}
-    positives["dev"] = _take(names, read, config.dev, spread)
+    left: list[Candidate] = []
+    positives = {"test": _take(names, read, config.test, spread, left), "dev": []}
+    positives["dev"] = _take(names, read, config.dev, spread, left)
     held_out = len(positives["test"]) + len(positives["dev"])
     asking: list[Candidate] = []
     silent: list[Candidate] = []
-    while len(asking) < config.train or len(asking) + len(silent) < config.train + config.distractors:
+    while len(asking) < config.train or len(left + asking + silent) < config.train + config.distractors:
         progress(held_out + min(len(asking) + len(silent), config.passages - held_out), config.passages)
         if (name := next(names, None)) is None:
             return None
@@ -211,14 +224,20 @@ def _divide(
     if held_out < config.test + config.dev:
         return None
     asking.sort(key=lambda candidate: _rank(config.seed, candidate.id))
-    spare = sorted(asking[config.train :] + silent, key=lambda candidate: _rank(config.seed, candidate.id))
+    left.sort(key=lambda candidate: _rank(config.seed, candidate.id))
+    spare = left + sorted(asking[config.train :] + silent, key=lambda candidate: _rank(config.seed, candidate.id))
     progress(config.passages, config.passages)
     return _Division(positives | {"train": asking[: config.train]}, spare[: config.distractors])
 
 
-def _take(names: Iterator[str], read: Callable[[str], list[Candidate]], wanted: int, spread: int) -> list[Candidate]:
+def _take(
+    names: Iterator[str], read: Callable[[str], list[Candidate]], wanted: int, spread: int, left: list[Candidate]
+) -> list[Candidate]:
+    """Return ``wanted`` documented candidates, or what there is; add what else their packages hold to ``left``."""
     taken: list[Candidate] = []
     while len(taken) < wanted and (name := next(names, None)) is not None:
         asking = [candidate for candidate in read(name) if candidate.query is not None]
-        taken += asking[: min(max(wanted // spread, 1), wanted - len(taken))]
+        part = asking[: min(max(wanted // spread, 1), wanted - len(taken))]
+        left += [candidate for candidate in read(name) if candidate not in part]
+        taken += part
     return taken

@@ -43,8 +43,8 @@ name = {model}             # minilm (packaged), a folder, or a hub id
 tied = true                 # one tower for queries and passages
 query_max_length = {query_max_length}       # tokens; longer texts are cut, and counted
 passage_max_length = {passage_max_length}
-query_prompt = ""
-passage_prompt = ""
+# query_prompt = "query: "       # default: the model's own
+# passage_prompt = "passage: "
 dropout = 0.0
 
 [train]

@@ -187,7 +187,7 @@ def _refresher(run: Run, config_path: Path, where: Where, report: Report, *, ski
 
 def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outcome:
     newest = run.store.checkpoints.intact(CURRENT, lambda text: report("warning", message=text))
-    if newest is None or not newest.facts.get("final"):
+    if newest is None or not _is_done(newest, run):
         return make_trainer(run, refresher, report, stop).run()
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)

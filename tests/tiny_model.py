@@ -1,6 +1,7 @@
 """A random 2-layer encoder over the tiny data set's words, saved as a Hugging Face folder. It does not know hone."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -21,7 +22,8 @@ def write_tiny_model(folder: Path, seed: int = 0, dropout: float = 0.1) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **tokens).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    fast(tokenizer_object=tokenizer, model_max_length=64, **tokens).save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(vocabulary),

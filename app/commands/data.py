@@ -32,10 +32,11 @@ def python(
     test: Annotated[int, typer.Option(help="Test queries.")] = 300,
     per_package: Annotated[int, typer.Option(help="Passages of one package, at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Chooses packages and functions.")] = 13,
+    smallest: Annotated[int, typer.Option(help="Documented definitions that a package needs to take part.")] = 50,
     json_output: JsonOption = False,
 ) -> None:
     """Docstring → function, from the Python packages of this environment. Needs no network."""
-    config = PythonDatasetConfig(passages, train, dev, test, per_package, seed)
+    config = PythonDatasetConfig(passages, train, dev, test, per_package, seed, smallest)
     with progress_view() as report:
         summary = write_python_dataset(out, config, progress=Meter(report).phase("passages"))
     if json_output:

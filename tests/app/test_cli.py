@@ -1,10 +1,7 @@
 import errno
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -17,7 +14,6 @@ from app.options import StoreOption
 from retriever.errors import BusyError, HoneError, InputError
 from tests.app.command_line import Hone
 
-ROOT = Path(__file__).parent.parent.parent
 COMMANDS = "dataset init train refresh index mine search evaluate serve cycle demo export pin".split()
 GROUPS = {"dataset": ["python", "pairs", "trec", "split"], "export": ["model", "negatives"]}
 LEAVES = [[name] for name in COMMANDS if name not in GROUPS]
@@ -113,13 +109,3 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["hone", "search", "x"])
     with pytest.raises(type(error)):
         cli.main()
-
-
-@pytest.mark.slow
-def test_the_installed_command_shows_its_help_soon() -> None:
-    """As a process of its own: what is slow to import is not imported twice."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "app.cli", "--help"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0 and "Usage: hone" in ended.stdout and ended.stderr == ""
-    assert time.monotonic() - began < 60

@@ -82,7 +82,7 @@ def test_before_is_the_untrained_model_and_after_the_best_generation(tmp_path: P
     assert line["before"] == done.before and line["negative_sets_adopted"] == 3
     assert [generation["step"] for generation in line["generations"]] == [0, 2, 4, 6]
     assert len(line["steps_during_rebuild"]) == 4 and len(done.queries) == 3
-    assert done.training.outcome.max_staleness_steps == line["max_staleness_steps"] == 2
+    assert 0 < line["max_staleness_steps"] == done.training.outcome.max_staleness_steps <= 2
 
 
 @pytest.mark.usefixtures("small")

@@ -1,6 +1,7 @@
 import json
 import sysconfig
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.python_dataset import (
 )
 from retriever.errors import InputError
 
-SMALL = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=8)
+SMALL = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=8, smallest=1)
 
 
 def definition(word: str, number: int, documented: bool = True) -> str:
@@ -71,7 +72,7 @@ def test_the_folder_holds_what_was_asked(tmp_path: Path) -> None:
     assert "hidden words" not in "".join(corpus.values())
 
 
-def test_no_package_is_in_two_splits_and_distractors_are_of_train(tmp_path: Path) -> None:
+def test_no_package_is_in_two_splits_and_held_out_ones_give_the_distractors(tmp_path: Path) -> None:
     summary = write_python_dataset(tmp_path / "out", SMALL, [make_root(tmp_path / "root")])
     rows = {split: qrels(tmp_path / "out", split) for split in ("train", "dev", "test")}
     packages = {split: {row[1].split(".")[0] for row in found} for split, found in rows.items()}
@@ -81,7 +82,18 @@ def test_no_package_is_in_two_splits_and_distractors_are_of_train(tmp_path: Path
     assert len(summary.packages["dev"]) >= 5 and len(summary.packages["test"]) >= 5
     distractors = records(tmp_path / "out/corpus.jsonl").keys() - {row[1] for found in rows.values() for row in found}
     assert len(distractors) == 10
-    assert {name.split(".")[0] for name in distractors} <= set(summary.packages["train"])
+    held_out = {*summary.packages["dev"], *summary.packages["test"]}
+    assert {name.split(".")[0] for name in distractors} <= held_out, "a query meets its own package's other passages"
+
+
+def test_a_package_with_too_little_is_passed_over(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    write_package(root, "packtiny", [definition("tiny", 1)])
+    config = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=8, smallest=2)
+    summary = write_python_dataset(tmp_path / "out", config, [root])
+    assert "packtiny" not in set().union(*summary.packages.values())
+    with pytest.raises(InputError, match="lower smallest = 7"):
+        write_python_dataset(tmp_path / "other", replace(config, smallest=7), [root])
 
 
 def test_the_same_packages_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
@@ -91,13 +103,13 @@ def test_the_same_packages_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     second = write_python_dataset(tmp_path / "out2", SMALL, [other])
     assert first == second
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
-    write_python_dataset(tmp_path / "out3", PythonDatasetConfig(60, 30, 10, 10, 8, seed=14), [one])
+    write_python_dataset(tmp_path / "out3", PythonDatasetConfig(60, 30, 10, 10, 8, seed=14, smallest=1), [one])
     assert contents(tmp_path / "out3")["qrels/test.tsv"] != contents(tmp_path / "out1")["qrels/test.tsv"]
 
 
 def test_a_large_package_gives_a_bounded_sample_from_all_its_files(tmp_path: Path) -> None:
     write_package(tmp_path, "huge", [definition(f"huge{n}", n) for n in range(MAX_FILES_PER_PACKAGE + 7)])
-    config = PythonDatasetConfig(passages=20, train=20, dev=0, test=0, per_package=20)
+    config = PythonDatasetConfig(passages=20, train=20, dev=0, test=0, per_package=20, smallest=1)
     summary = write_python_dataset(tmp_path / "out", config, [tmp_path])
     numbers = sorted(int(name.rpartition("_")[2]) for name in records(tmp_path / "out/corpus.jsonl"))
     assert len(numbers) == 20 and numbers[0] < 40 < 80 < numbers[-1]
@@ -119,7 +131,7 @@ def test_near_duplicates_and_repeated_queries_are_gone(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     write_package(root, "pack", near_copies())
-    config = PythonDatasetConfig(passages=2, train=2, dev=0, test=0)
+    config = PythonDatasetConfig(passages=2, train=2, dev=0, test=0, smallest=1)
     summary = write_python_dataset(tmp_path / "out", config, [root])
     texts = "".join(records(tmp_path / "out/corpus.jsonl").values())
     assert texts.count("copied_0_0 =") == 1
@@ -133,7 +145,7 @@ def test_near_duplicates_and_repeated_queries_are_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("dev", "test", "packages"), [(10, 10, 5), (6, 6, 3), (0, 8, 4), (8, 0, 4)])
 def test_few_packages_still_give_exact_counts(tmp_path: Path, dev: int, test: int, packages: int) -> None:
-    config = PythonDatasetConfig(passages=dev + test + 6, train=6, dev=dev, test=test)
+    config = PythonDatasetConfig(passages=dev + test + 6, train=6, dev=dev, test=test, smallest=1)
     summary = write_python_dataset(tmp_path / "out", config, [make_root(tmp_path / "root", packages)])
     assert summary.queries == {"train": 6, "dev": dev, "test": test}
 
@@ -169,6 +181,7 @@ def test_the_summary_file_tells_the_making(tmp_path: Path) -> None:
         "test": 10,
         "per_package": 8,
         "seed": 13,
+        "smallest": 1,
     }
     assert facts["packages"]["test"] == dict.fromkeys(summary.packages["test"])
     assert facts["dropped"] == summary.dropped and facts["queries"] == summary.queries
@@ -178,7 +191,7 @@ def test_the_summary_file_tells_the_making(tmp_path: Path) -> None:
 def test_an_earlier_data_set_is_replaced_and_anything_else_refused(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     write_python_dataset(tmp_path / "out", SMALL, [root])
-    smaller = PythonDatasetConfig(passages=20, train=10, dev=5, test=5)
+    smaller = PythonDatasetConfig(passages=20, train=10, dev=5, test=5, smallest=1)
     assert write_python_dataset(tmp_path / "out", smaller, [root]).passages == 20
     assert len(records(tmp_path / "out/corpus.jsonl")) == 20
     with pytest.raises(InputError, match="name another folder"):
@@ -197,7 +210,7 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
 
 
 def test_the_standard_library_alone_suffices_for_a_small_set(tmp_path: Path) -> None:
-    config = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=10)
+    config = PythonDatasetConfig(passages=60, train=30, dev=10, test=10, per_package=10, smallest=5)
     summary: PythonDatasetSummary = write_python_dataset(tmp_path / "out", config, [Path(sysconfig.get_path("stdlib"))])
     assert summary.passages == 60 and len(summary.packages["test"]) >= 5
     assert all(4 <= len(text.split()) <= 40 for text in records(tmp_path / "out/queries.jsonl").values())

@@ -90,7 +90,7 @@ def test_a_child_that_always_dies_is_given_up_after_five_restarts(
 ) -> None:
     child = start(DIES)
     trouble = child.wait()
-    assert trouble == child.trouble() is not None
+    assert trouble is not None and trouble == child.trouble()
     assert "exit code 3 (out of memory)" in trouble and str(tmp_path / LOG_NAME) in trouble
     assert [event for event, _ in said].count("refresher_started") == RESTARTS + 1 == 6
     warnings = [fields["message"] for event, fields in said if event == "warning"]

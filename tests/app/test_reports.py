@@ -7,7 +7,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from app.reports import all_of, event_log, forwarded, json_lines, tensorboard
 from retriever.durable import read_lines
@@ -59,13 +61,13 @@ def test_tensorboard_has_the_curves_of_training_and_of_dev(tmp_path: Path) -> No
         report("generation_published", number=0, step=2, dev={"nDCG@10": 0.625}, served=True)
         report("generation_published", number=1, step=2, dev={})
         report("warning", message="not drawn")
-    board = EventAccumulator(str(tmp_path))  # type: ignore[no-untyped-call]
-    board.Reload()  # type: ignore[no-untyped-call]
-    names = board.Tags()["scalars"]  # type: ignore[no-untyped-call]
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    names = board.Tags()["scalars"]
     assert sorted(names) == ["dev/nDCG@10", *(f"train/{name}" for name in sorted(STEP))]
-    losses = board.Scalars("train/loss")  # type: ignore[no-untyped-call]
+    losses = board.Scalars("train/loss")
     assert [(point.step, point.value) for point in losses] == [(1, 0.5), (2, 0.5)]
-    (dev,) = board.Scalars("dev/nDCG@10")  # type: ignore[no-untyped-call]
+    (dev,) = board.Scalars("dev/nDCG@10")
     assert (dev.step, dev.value) == (2, 0.625)
 
 

@@ -4,9 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from app.refreshing import InlineRefresher
 from app.training import (
     ElsewhereRefresher,
+    Where,
     prepare_store,
     put_back_on_error,
     run_training,
@@ -132,6 +132,21 @@ def test_a_finished_run_stays_as_it_is(tiny: Path, trained: Path, capsys: pytest
     assert Store(trained).checkpoints.numbers() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("where", ["inline", pytest.param("child", marks=pytest.mark.slow)])
+def test_a_finished_run_is_gone_on_with_by_a_longer_one(
+    tiny: Path, trained: Path, tmp_path: Path, where: Where
+) -> None:
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("max_steps = 6", "max_steps = 9"))
+    result = run_training(opened(config, trained), config, where)
+    assert (result.outcome.reason, result.outcome.step) == ("finished", 9)
+    assert [event["step"] for event in events(trained, "resumed")] == [6]
+    assert [event["step"] for event in events(trained, "step")] == list(range(1, 10))
+    mined = Store(trained).negatives.get()
+    assert mined is not None and mined.facts["step"] == 9 and mined.facts["final"]
+    shorter = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("max_steps = 6", "max_steps = 5"))
+    assert run_training(opened(shorter, trained), shorter, where).outcome.step == 9
+
+
 def test_a_kill_in_the_last_refresh_is_made_up_for(tiny: Path, trained: Path, tmp_path: Path) -> None:
     """As a kill leaves it: the final checkpoint is there, its generation or its negatives are not."""
     whole = Store(trained).negatives.at(2)
@@ -163,7 +178,7 @@ def test_ctrl_c_while_the_last_generation_is_awaited_is_an_interruption(tiny: Pa
     shutil.rmtree(trained / "negatives/000002")
     (trained / "negatives/CURRENT").write_text("000001\n")
     run = opened(tiny / "run.toml", trained)
-    interrupt = Thread(target=lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGINT)))
+    interrupt = Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     result = run_training(run, tiny / "run.toml", "elsewhere")
     interrupt.join()

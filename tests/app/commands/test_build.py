@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.jobs import Jobs
+from app.settings import database_url
+from retriever.store import Store
+from tests.app.command_line import Hone, contents
+
+
+def test_index_without_data_rebuilds_what_is_served(hone: Hone, trained: Path) -> None:
+    made = hone("index", "--store", trained, "--precision", "fp32", "--factory", "IVF2,Flat", "--json").json
+    served = Store(trained).generations.at(2)
+    assert (made["number"], made["factory"], made["step"]) == (3, "IVF2,Flat", served.facts["step"])
+    assert made["weights_sha256"] == served.facts["weights_sha256"]
+
+
+def test_index_tells_what_it_made_and_what_is_next(hone: Hone, tiny: Path) -> None:
+    answer = hone("index", tiny / "data", "--model", tiny / "model", "--store", "here")
+    assert answer.code == 0 and "generations 0: here/generations/000000" in answer.out
+    assert "recall_at_100        1.0" in answer.out and "hone search --store here" in answer.out
+
+
+def test_mine_publishes_the_negatives_of_the_newest_generation(hone: Hone, tiny: Path, trained: Path) -> None:
+    made = hone("mine", tiny / "run.toml", "--store", trained, "--json").json
+    assert (made["kind"], made["number"], made["queries"], made["depth"]) == ("negatives", 3, 20, 10)
+    assert Store(trained).negatives.at(3).parents["generation"] == 2
+
+
+def test_mine_without_a_generation(hone: Hone, tiny: Path) -> None:
+    assert "no generation to mine from" in hone("mine", tiny / "run.toml").complaint
+
+
+def test_pin_names_an_artifact_and_lists_the_names(hone: Hone, trained: Path) -> None:
+    names = hone("pin", "generations", 1, "WARMUP", "--json").json
+    assert names["WARMUP"] == 1 and names["CURRENT"] == 2
+    assert hone("pin", "generations", "--json").json == names == Store(trained).generations.pointers()
+    listed = hone("pin", "generations").out.splitlines()
+    assert "WARMUP       generations 1" in listed and len(listed) == len(names)
+    assert hone("pin", "generations", 0, "SERVED", "--json").json["SERVED"] == 0, "a rollback"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["models"], "no kind 'models' of artifact; there are corpora"),
+        (["generations", 9, "WARMUP"], "generations/000009"),
+        (["generations", 1], "give a name after the number"),
+        (["generations", 1, "two words"], "pointer 'two words'"),
+        (["generations", "one", "WARMUP"], "number"),
+    ],
+)
+def test_pin_refuses_what_it_cannot_name(hone: Hone, trained: Path, arguments: list[object], said: str) -> None:
+    before = contents(trained)
+    assert said in hone("pin", *map(str, arguments)).complaint
+    assert contents(trained) == before
+
+
+@pytest.fixture
+def jobs(trained: Path) -> Iterator[Jobs]:
+    table = Jobs(database_url(trained))
+    yield table
+    table.close()
+
+
+def test_the_work_of_a_server_s_job(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    job, _ = jobs.create("rebuild", "here")
+    assert hone("index", "--store", trained, "--job", job.id).code == 0
+    ended = jobs.get(job.id)
+    assert (ended.state, ended.result) == ("done", {"generation": 3})
+    assert Store(trained).generations.pointed("SERVED") == 3
+
+
+def test_a_job_that_was_cancelled_before_it_began(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    job, _ = jobs.create("rebuild", "here")
+    jobs.request_cancel(job.id)
+    before = contents(trained / "generations")
+    assert hone("index", "--store", trained, "--job", job.id).complaint
+    assert jobs.get(job.id).state == "cancelled" and contents(trained / "generations") == before
+
+
+def test_a_job_that_nobody_knows(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    assert "nobody" in hone("index", "--store", trained, "--job", "nobody").complaint

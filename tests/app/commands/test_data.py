@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+from tests.app.command_line import Hone
+from tests.stand_ins import write_json_lines
+
+
+def test_pairs_become_a_data_set_that_can_be_indexed(hone: Hone, tiny: Path, tmp_path: Path) -> None:
+    pairs = [{"query": f"baka beki {n}", "positive": f"bodu dela {n}"} for n in range(60)]
+    write_json_lines(tmp_path / "pairs.jsonl", pairs)
+    made = hone("dataset", "pairs", "pairs.jsonl", "out", "--dev", "0.2", "--test", "0.2", "--json").json
+    assert made["passages"] == 60 and sum(made["queries"].values()) == 60
+    assert hone("index", "out", "--model", tiny / "model", "--json").json["rows"] == 60
+    told = hone("dataset", "pairs", "pairs.jsonl", "again", "--query", "query", "--positive", "positive")
+    assert "again: 60 passages" in told.out and "Next: hone init again" in told.out
+
+
+def test_one_column_without_the_other(hone: Hone, tmp_path: Path) -> None:
+    assert (
+        "--query and --positive belong together" in hone("dataset", "pairs", "x.jsonl", "out", "--query", "q").complaint
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_trec_files(hone: Hone, tmp_path: Path) -> None:
+    (tmp_path / "c.tsv").write_text("d1\tbaka beki\nd2\tbodu\n")
+    (tmp_path / "q.tsv").write_text("1\tbaka\n")
+    (tmp_path / "qrels").write_text("1 0 d1 1\n")
+    made = hone("dataset", "trec", "c.tsv", "q.tsv", "out", "--qrels", "test=qrels", "--json").json
+    assert (made["passages"], made["queries"]) == (2, {"test": 1})
+    assert "write SPLIT=FILE" in hone("dataset", "trec", "c.tsv", "q.tsv", "o", "--qrels", "qrels").complaint
+
+
+def test_long_documents_are_split(hone: Hone, tmp_path: Path) -> None:
+    (tmp_path / "long/qrels").mkdir(parents=True)
+    write_json_lines(tmp_path / "long/corpus.jsonl", [{"_id": "d", "text": "baka. " * 100}])
+    write_json_lines(tmp_path / "long/queries.jsonl", [{"_id": "q", "text": "baka"}])
+    (tmp_path / "long/qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    made = hone("dataset", "split", "long", "short", "--words", 30, "--overlap", 5, "--json").json
+    lines = (tmp_path / "short/corpus.jsonl").read_text().splitlines()
+    assert len(lines) == made["passages"] > 3
+    assert all(len(json.loads(line)["text"].split()) <= 30 for line in lines)

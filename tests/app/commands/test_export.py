@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from retriever.store import Store
+from tests.app.command_line import Hone
+
+
+def test_the_best_model_unless_told_otherwise(hone: Hone, trained: Path) -> None:
+    Store(trained).generations.point("BEST", 1)
+    made = hone("export", "model", "best", "--json").json
+    assert (made["out"], made["generation"], made["step"]) == ("best", 1, 3)
+    assert hone("export", "model", "third", "--generation", 2, "--json").json["generation"] == 2
+    assert hone("export", "model", "named", "--generation", "BASELINE", "--json").json["step"] == 0
+    assert {path.name for path in Path("best").iterdir()} >= {"modules.json", "model.safetensors", "tokenizer.json"}
+    assert 'SentenceTransformer("again")' in hone("export", "model", "again").out
+
+
+def test_a_generation_that_there_is_not(hone: Hone, trained: Path, tmp_path: Path) -> None:
+    complaint = hone("export", "model", "out", "--generation", "NONE").complaint
+    assert "no generation is named NONE; there are BASELINE, BEST" in complaint
+    assert "000009" in hone("export", "model", "out", "--generation", 9).complaint
+    Store(tmp_path / "empty", create=True)
+    assert str(tmp_path / "empty") in hone("export", "model", "out", "--store", tmp_path / "empty").complaint
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("file_format", ["sentence-transformers", "flagembedding", "tevatron"])
+def test_the_newest_negatives(hone: Hone, tiny: Path, trained: Path, file_format: str) -> None:
+    options = ["--format", file_format, "--count", 3, "--json"]
+    made = hone("export", "negatives", tiny / "run.toml", "out.jsonl", *options).json
+    assert (made["negatives"], made["lines"]) == (2, 20)
+    assert len([json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]) == 20
+
+
+def test_negatives_that_cannot_be_had(hone: Hone, tiny: Path, trained: Path, tmp_path: Path) -> None:
+    run = tiny / "run.toml"
+    assert "--format parquet" in hone("export", "negatives", run, "out", "--format", "parquet").complaint
+    assert "--count 11" in hone("export", "negatives", run, "out", "--count", 11).complaint
+    Path("there").touch()
+    assert "there: exists already" in hone("export", "negatives", run, "there").complaint
+    assert "no negatives yet" in hone("export", "negatives", run, "out", "--store", tmp_path / "new").complaint

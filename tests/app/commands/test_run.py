@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retriever.durable import read_lines
+from retriever.store import Store
+from tests.app.command_line import Hone, write_run
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+def test_init_then_a_run(hone: Hone, tiny: Path) -> None:
+    made = hone("init", tiny / "data", "--model", tiny / "model", "--json").json
+    assert made["run"] == "run.toml" and made["train_queries"] == 20
+    path = Path("run.toml")
+    for old, new in (("bf16", "fp32"), ("max_steps = 30", "max_steps = 4"), ("warmup_steps = 3", "warmup_steps = 1")):
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))  # what init writes takes minutes, and a processor's bf16
+    assert hone("cycle", "run.toml", "--json").json["step"] == 4
+
+
+def test_init_tells_time_disk_and_what_is_next(hone: Hone, tiny: Path) -> None:
+    answer = hone("init", tiny / "data", "--model", tiny / "model", "--out", "deep/my.toml")
+    assert "deep/my.toml: 60 passages, 20 training queries." in answer.out
+    assert "MB of disk" in answer.out and "Next: hone train deep/my.toml" in answer.out
+    assert "deep/my.toml: exists already" in hone("init", tiny / "data", "--out", "deep/my.toml").complaint
+
+
+def test_cycle_tells_what_it_did_and_what_is_next(hone: Hone, tiny: Path) -> None:
+    answer = hone("cycle", tiny / "run.toml", "--store", "here")
+    assert answer.code == 0
+    first, second, best, store, following = answer.out.splitlines()
+    assert first.startswith("finished after 6 steps") and "2 negative sets adopted" in second
+    assert best.startswith("best on dev: generation ") and "nDCG@10" in best
+    assert (store, following) == ("store: here", "Next: hone serve --store here")
+    assert hone("search", "baka", "--store", "here", "--json").json["hits"]
+
+
+def test_a_longer_run_of_another_configuration(hone: Hone, tiny: Path, trained: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path / "longer.toml", tiny / "data", tiny / "model", ("seed = 1", "seed = 2"))
+    assert "--resume" in hone("cycle", config).complaint
+    assert hone("cycle", config, "--new", "--json").json["step"] == 6
+    (aside,) = tmp_path.glob("store.old-*")
+    assert Store(aside).checkpoints.numbers() == [0, 1, 2]
+    configs = {Store(root).checkpoints.at(2).manifest["config_sha256"] for root in (aside, trained)}
+    assert len(configs) == 2
+
+
+def test_what_train_and_refresh_must_be_told_right(hone: Hone, tiny: Path) -> None:
+    assert (
+        "--refresher nowhere: write child or elsewhere"
+        in hone("train", tiny / "run.toml", "--refresher", "nowhere").complaint
+    )
+    for command in ("train", "cycle", "refresh", "mine"):
+        assert "none.toml: cannot be read" in hone(command, "none.toml").complaint
+    assert not Path("store").exists()
+
+
+def test_refresh_does_what_is_left_to_do_and_ends(hone: Hone, tiny: Path, trained: Path) -> None:
+    answer = hone("refresh", tiny / "run.toml")
+    assert answer.code == 0 and json.loads(answer.err.splitlines()[-1])["event"] == "drained"
+
+
+@pytest.mark.slow
+def test_train_with_a_refresher_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """As a person starts it, from the run.toml that init wrote, in bf16."""
+
+    def hone(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    store = tmp_path / "store"
+    hone("init", tiny / "data", "--model", tiny / "model", "--out", tmp_path / "run.toml")
+    result = json.loads(hone("train", tmp_path / "run.toml", "--store", store, "--json").stdout)
+    assert (result["reason"], result["step"]) == ("finished", 30) and result["refresher_pid"] is not None
+    events = read_lines(store / "events.jsonl")
+    published = [event for event in events if event["event"] == "negatives_published"]
+    assert published[-1]["step"] == 30 and published[-1]["source"] == "refresher"
+    assert not [event for event in events if event["event"] == "warning"]
+    assert "Traceback" not in (store / "refresher.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_refresher_elsewhere(tiny: Path, tmp_path: Path) -> None:
+    config, store = tiny / "run.toml", tmp_path / "store"
+    command = [sys.executable, "-m", "app.cli"]
+    refresh = [*command, "refresh", str(config), "--store", str(store)]
+    train = [*command, "train", str(config), "--store", str(store), "--refresher", "elsewhere", "--json"]
+    with subprocess.Popen(refresh, cwd=ROOT, stderr=subprocess.DEVNULL) as refresher:
+        try:
+            deadline = time.monotonic() + 60
+            while not (store / "corpora/CURRENT").exists():  # one of the two must be the first to read the data
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            ended = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert ended.returncode == 0, ended.stderr
+            assert refresher.wait(60) == 0, "it ends after the final checkpoint"
+        finally:
+            refresher.kill()
+    assert json.loads(ended.stdout)["refresher_pid"] is None
+    mined = Store(store).negatives.get()
+    assert mined is not None and mined.facts["final"]
