@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.indexing import index_data
 from app.opening import open_generation_encoder
 from app.options import warn
@@ -24,11 +26,13 @@ from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file, write_atomic
 from retriever.errors import InputError
-from retriever.ingest import load_query_set
+from retriever.ingest import ingest_corpus, load_query_set
+from retriever.metrics import mean, per_query
 from retriever.store import Store
-from retriever.trec import write_run
+from retriever.trec import read_run, write_run
 
 METRICS = ("nDCG@10", "RR@10", "R@100")
+RUN_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Evaluated:
     evaluation: Evaluation
     queries: QuerySet
     corpus: Corpus
-    generation: int
+    generation: int | None
 
     def write_run(self, path: Path) -> None:
         """Write the hits as a TREC run, 100 a query."""
@@ -100,6 +104,31 @@ def evaluate_split(
     queries = load_query_set(data, split, snapshot.corpus, skip_missing=skip_missing, warn=warn)
     evaluation = evaluate_snapshot(snapshot, queries, exact=exact)
     return Evaluated(evaluation, queries, snapshot.corpus, snapshot.generation.number)
+
+
+@contextmanager
+def scored_run(data: Path, split: str, run: Path, *, skip_missing: bool = False) -> Iterator[Evaluated]:
+    """Give the figures of somebody's TREC run over the BEIR folder ``data``; there is no AUC without all scores.
+
+    A query that the run leaves out counts as one that found nothing. Raises InputError for an unknown passage.
+    """
+    ranked = read_run(run)
+    with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
+        corpus = Corpus(ingest_corpus(Store(Path(folder) / "store", create=True), data))
+        queries = load_query_set(data, split, corpus, skip_missing=skip_missing, warn=warn)
+        hits = np.full((len(queries), RUN_DEPTH), -1, np.int32)
+        scores = np.full((len(queries), RUN_DEPTH), -np.inf, np.float32)
+        for query, name in enumerate(queries.ids):
+            for place, (passage, score) in enumerate(ranked.get(name, [])[:RUN_DEPTH]):
+                row = corpus.row_of(passage)
+                if row is None:
+                    raise InputError(f"{run}: query {name!r} has passage {passage!r}, which {data} does not hold")
+                hits[query, place], scores[query, place] = row, score
+        absent = sum(name not in ranked for name in queries.ids)
+        if absent:
+            warn(f"{run}: {absent} of {len(queries)} queries have no hits; they count as 0")
+        figures = per_query(hits, queries.judgements, METRICS)
+        yield Evaluated(Evaluation(mean(figures), figures, hits, scores), queries, corpus, None)
 
 
 def _check_same_corpus(store: Store, snapshot: Snapshot, data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.evaluating import Evaluated, evaluate_split, indexed_model
+from app.evaluating import Evaluated, evaluate_split, indexed_model, scored_run
 from app.live import progress_view
 from app.opening import open_generation_encoder
 from app.options import JsonOption, Precision, SkipMissing, StoreOption, print_json, store_path, warn
@@ -65,14 +65,20 @@ def evaluate(
     precision: Annotated[Precision, typer.Option("--precision", help="For --model.")] = Precision.FP32,
     run: Annotated[Path | None, typer.Option("--run", help="Write the hits as a TREC run here.")] = None,
     per_query: Annotated[Path | None, typer.Option("--per-query", help="Write a JSON line a query here.")] = None,
+    from_run: Annotated[Path | None, typer.Option("--from-run", help="Measure this TREC run instead.")] = None,
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure a generation of a store, or a model as it is, on a split."""
+    """Measure a generation of a store, a model as it is, or a TREC run, on a split."""
     for out in (run, per_query):
         if out is not None and (out.is_dir() or not out.parent.is_dir()):
             raise InputError(f"{out}: cannot be written; name a file in a folder that exists")
-    if model is not None:
+    if from_run is not None:
+        if model is not None or store is not None or generation is not None:
+            raise InputError("--from-run measures a file; leave out --model, --store and --generation")
+        with scored_run(data, split, from_run, skip_missing=skip_missing) as done:
+            _write(done, run, per_query)
+    elif model is not None:
         if store is not None or generation is not None:
             raise InputError("--model measures a model without a store; leave out --store and --generation")
         config = IndexConfig(factory=factory, precision=precision.value)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import pytrec_eval
 
-from app.evaluating import METRICS, Evaluated, evaluate_split, first_hits, indexed_model
+from app.evaluating import METRICS, Evaluated, evaluate_split, first_hits, indexed_model, scored_run
 from indexer.builder import IndexConfig
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError, StoreError
@@ -125,3 +125,16 @@ def test_first_hits_are_texts_by_falling_score(indexed: Path) -> None:
     for name, _, text in hits:
         row = corpus.row_of(name)
         assert row is not None and corpus.text(row) == text
+
+
+def test_a_run_that_was_written_scores_the_same_when_it_is_read(tiny: Path, done: Evaluated, tmp_path: Path) -> None:
+    done.write_run(tmp_path / "run.trec")
+    with scored_run(tiny / "data", "test", tmp_path / "run.trec") as scored:
+        expected = {name: value for name, value in done.evaluation.metrics.items() if name != "AUC"}
+        assert scored.evaluation.metrics == pytest.approx(expected)
+
+
+def test_a_run_with_an_unknown_passage_is_refused(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.trec").write_text("q30 Q0 nobody 1 0.5 x\n")
+    with pytest.raises(InputError, match="nobody"), scored_run(tiny / "data", "test", tmp_path / "run.trec"):
+        pass
