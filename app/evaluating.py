@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 
 from app.indexing import index_data
-from app.opening import open_generation_encoder
+from app.opening import encoder_opener, open_generation_encoder
 from app.options import warn
 from app.progress import Report
 from app.snapshot import Snapshot, load_snapshot
 from indexer.builder import IndexConfig
+from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
 from indexer.exact import exact_search
+from indexer.shards import Vectors
 from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file, write_atomic
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.metrics import mean, per_query
+from retriever.protocols import FloatArray, IntArray, Progress
 from retriever.store import Store
 from retriever.trec import read_run, write_run
 
@@ -75,12 +78,25 @@ class Evaluated:
 def evaluate_snapshot(snapshot: Snapshot, queries: QuerySet, *, exact: bool) -> Evaluation:
     """Return the figures of ``queries`` on a loaded generation, by its index or by exact search."""
     vectors = snapshot.encoder.encode_queries(queries.texts)
-    search = partial(_exact, snapshot) if exact else snapshot.searcher.search
+    search = partial(_exact_in, snapshot.vectors) if exact else snapshot.searcher.search
     return evaluate(queries, vectors, snapshot.vectors, search, METRICS)
 
 
-def _exact(snapshot: Snapshot, vectors: Any, depth: int) -> Any:
-    return exact_search(vectors, snapshot.vectors, depth)
+def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QuerySet, progress: Progress) -> Evaluation:
+    """Encode the corpus in float32 with the weights of the generation that ``pointer`` names; search exactly.
+
+    Raises InputError if nothing has that name.
+    """
+    generation = store.generations.intact(pointer, warn)
+    if generation is None:
+        raise InputError(f"{store.generations.folder}: no generation is named {pointer}")
+    encoder = encoder_opener("fp32")(generation)
+    vectors = encode_corpus(encoder, corpus, store.embeddings, progress, warn)
+    return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), METRICS)
+
+
+def _exact_in(vectors: Vectors, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
+    return exact_search(queries, vectors, depth)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class PythonDatasetConfig:
 
 @dataclass(frozen=True)
 class PythonDatasetSummary:
-    """Counts of a data set: queries and package names by split, and what was dropped by reason.
+    """Counts of a data set: queries and package names by split, what was dropped by reason, passages that were cut.
 
     ``dropped`` counts definitions, and files under "unparsable file" and "file not sampled". The reasons "no
     docstring" and "poor docstring" cost a definition its query alone: it may be a passage that answers none.
@@ -70,6 +70,7 @@ class PythonDatasetSummary:
     queries: dict[str, int]
     packages: dict[str, tuple[str, ...]]
     dropped: dict[str, int]
+    shortened: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def write_python_dataset(
     config: PythonDatasetConfig,
     roots: Sequence[Path] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shorten: Callable[[str], str] | None = None,
 ) -> PythonDatasetSummary:
     """Write the BEIR folder ``out`` from the packages below ``roots`` and return its counts.
 
     The same packages give the same bytes, wherever they lie. ``roots`` default to the running environment and
     its standard library. ``progress`` receives the passages found and those wanted. ``out`` appears whole or
-    not at all; a Python data set that is there already is replaced, or left alone where it is the same.
+    not at all; a Python data set that is there already is replaced, or left alone where it is the same. ``shorten``
+    cuts a passage to the length that is wanted; the summary counts what it cut.
 
     Raises InputError for any other non-empty ``out``, and for too little material, saying how much there is.
     """
@@ -102,9 +105,20 @@ def write_python_dataset(
     check_target(out, KIND)
     places = list(default_roots() if roots is None else roots)
     dropped: Counter[str] = Counter()
-    division = _collect(places, config, dropped, progress or (lambda found, wanted: None))
+    cut: set[str] = set()
+
+    def noting(candidate: Candidate) -> Candidate:
+        text = candidate.text if shorten is None else shorten(candidate.text)
+        if text == candidate.text:
+            return candidate
+        cut.add(candidate.id)
+        return replace(candidate, text=text)
+
+    division = _collect(places, config, dropped, progress or (lambda found, wanted: None), noting)
+    answers = [candidate for split in SPLITS for candidate in division.positives[split]]
     summary = PythonDatasetSummary(
         passages=config.passages,
+        shortened=sum(candidate.id in cut for candidate in answers + division.distractors),
         queries={split: len(division.positives[split]) for split in SPLITS},
         packages={split: division.packages(split) for split in SPLITS},
         dropped=dict(sorted(dropped.items())),
@@ -112,7 +126,6 @@ def write_python_dataset(
     versions = package_versions(places, [name for split in SPLITS for name in summary.packages[split]])
     named = {split: {name: versions[name] for name in summary.packages[split]} for split in SPLITS}
     facts = {"kind": KIND, "config": asdict(config), **asdict(summary), "packages": named}
-    answers = [candidate for split in SPLITS for candidate in division.positives[split]]
     publish(
         out,
         corpus={passage.id: passage.text for passage in answers + division.distractors},
@@ -135,6 +148,7 @@ def _collect(
     config: PythonDatasetConfig,
     dropped: Counter[str],
     progress: Callable[[int, int], None],
+    prepare: Callable[[Candidate], Candidate],
 ) -> _Division:
     """Divide the packages in seeded order, reading no more of them than it takes."""
     packages = find_packages(roots)
@@ -145,7 +159,7 @@ def _collect(
     @cache
     def read(name: str) -> list[Candidate]:
         found = _sample(source_files(packages[name]), config.seed, dropped)
-        chosen = _choose(found, kept, asked, config.per_package, dropped)
+        chosen = _choose(map(prepare, found), kept, asked, config.per_package, dropped)
         read_so_far.extend(chosen)
         return chosen
 

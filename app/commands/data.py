@@ -13,6 +13,7 @@ from app.live import progress_view
 from app.options import JsonOption, print_json
 from app.progress import Meter
 from app.python_dataset import PythonDatasetConfig, write_python_dataset
+from app.shortening import shortener
 from retriever.errors import InputError
 from retriever.imports import ImportSummary, Splits, import_pairs, import_trec
 from retriever.pair_rows import Columns
@@ -33,16 +34,19 @@ def python(
     per_package: Annotated[int, typer.Option(help="Passages of one package, at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Chooses packages and functions.")] = 13,
     smallest: Annotated[int, typer.Option(help="Documented definitions that a package needs to take part.")] = 50,
+    tokens: Annotated[int, typer.Option(help="Cut passages to so many of MiniLM's tokens; 0 keeps them whole.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Docstring → function, from the Python packages of this environment. Needs no network."""
     config = PythonDatasetConfig(passages, train, dev, test, per_package, seed, smallest)
     with progress_view() as report:
-        summary = write_python_dataset(out, config, progress=Meter(report).phase("passages"))
+        shorten = shortener("minilm", tokens) if tokens else None
+        summary = write_python_dataset(out, config, None, Meter(report).phase("passages"), shorten)
     if json_output:
         print_json({"out": str(out), "passages": summary.passages, "queries": dict(summary.queries)})
         return
-    print(f"{out}: {summary.passages} passages")
+    cut = f", {summary.shortened} of them cut to {tokens} tokens" if tokens else ""
+    print(f"{out}: {summary.passages} passages{cut}")
     for split, count in summary.queries.items():
         names = summary.packages[split]
         print(

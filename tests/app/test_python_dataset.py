@@ -214,3 +214,12 @@ def test_the_standard_library_alone_suffices_for_a_small_set(tmp_path: Path) -> 
     summary: PythonDatasetSummary = write_python_dataset(tmp_path / "out", config, [Path(sysconfig.get_path("stdlib"))])
     assert summary.passages == 60 and len(summary.packages["test"]) >= 5
     assert all(4 <= len(text.split()) <= 40 for text in records(tmp_path / "out/queries.jsonl").values())
+
+
+def test_what_is_cut_is_counted(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    whole = write_python_dataset(tmp_path / "whole", SMALL, [root])
+    cut = write_python_dataset(tmp_path / "cut", SMALL, [root], None, lambda text: text[:60])
+    assert whole.shortened == 0 and cut.shortened == 60
+    assert {len(text) for text in records(tmp_path / "cut/corpus.jsonl").values()} == {60}
+    assert json.loads((tmp_path / "cut/dataset.json").read_bytes())["shortened"] == 60
