@@ -57,7 +57,7 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = build_app()(standalone_mode=False)
+        code = build_app()(prog_name="hone", standalone_mode=False)
         if code == CTRL_C:
             raise KeyboardInterrupt
     except HoneError as error:
