@@ -5,7 +5,7 @@ Does not know when a checkpoint is due.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class TrainingState:
     best: float | None = None
     bad_generations: int = 0
     judged: int = -1
-    losses: list[float] = field(default_factory=list)
 
 
 def publish_checkpoint(

@@ -28,8 +28,6 @@ from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig, parse_trigger
 from retriever.store import Store
 
-KEPT_LOSSES = 50
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -239,7 +237,6 @@ class Trainer:
         self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
         self._wrapped.step()
         self._wrapped.zero_grad()
-        self._state.losses = [*self._state.losses[1 - KEPT_LOSSES :], total]
         return total
 
     def _batch(self, position: int) -> Batch:

@@ -12,7 +12,7 @@ from retriever.errors import CorruptError
 from retriever.store import Store
 from tests.tiny_model import write_tiny_model
 
-STATE = TrainingState(seed=3, step=7, best=0.25, bad_generations=1, judged=2, losses=[1 / 3, 0.1])
+STATE = TrainingState(seed=3, step=7, best=0.25, bad_generations=1, judged=2)
 FACTS = {"refresh": True, "final": False}
 
 
