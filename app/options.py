@@ -27,6 +27,7 @@ ConfigArgument = Annotated[Path, typer.Argument(help="The run.toml that `hone in
 class Precision(StrEnum):
     """Number formats in which an encoder computes."""
 
+    AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
 

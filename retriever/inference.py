@@ -10,31 +10,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retriever.device import DTYPES, pick_device, resolve_precision
 from retriever.encoder import DualEncoder, Side
-from retriever.errors import InputError
 from retriever.protocols import Fingerprints, FloatArray, Progress, silent
 from retriever.token_batches import token_batches
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 """Tokens of one forward pass. On a CPU larger batches leave its caches and are slower."""
-
-
-def pick_device(device: str) -> torch.device:
-    """Return the device that ``device`` names; "auto" is the first accelerator, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 class TorchEncoder:
     """Implements retriever.protocols.Encoder over a DualEncoder; counts the texts that it had to cut."""
 
     def __init__(self, model: DualEncoder, precision: str = "fp32", device: str = "auto") -> None:
-        """``precision`` is a key of DTYPES. Raises InputError for another."""
-        if precision not in DTYPES:
-            raise InputError(f"precision {precision!r}: choose one of {', '.join(DTYPES)}")
+        """``precision`` is "auto" or a key of DTYPES. Raises InputError for another."""
         self._device = pick_device(device)
+        precision = resolve_precision(precision, self._device)
         self.fingerprints: Fingerprints = model.fingerprints(precision)
         self._dtype = DTYPES[precision]
         self._model = model.to(self._device).eval()

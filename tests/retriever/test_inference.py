@@ -6,7 +6,7 @@ import torch
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import TOKEN_BUDGETS, TorchEncoder, pick_device
+from retriever.inference import TOKEN_BUDGETS, TorchEncoder
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
 
@@ -104,10 +104,5 @@ def test_bf16_is_close_and_has_fingerprints_of_its_own(model: DualEncoder) -> No
 
 
 def test_an_unknown_precision_names_those_there_are(model: DualEncoder) -> None:
-    with pytest.raises(InputError, match="'fp8': choose one of fp32, bf16"):
+    with pytest.raises(InputError, match="'fp8': choose one of auto, fp32, bf16"):
         TorchEncoder(model, "fp8")
-
-
-def test_a_named_device_is_taken() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in TOKEN_BUDGETS
