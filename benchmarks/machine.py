@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.alternation import Entrant, started
+from retriever.device import has_fast_bf16
 
 TELLING_FLAGS = "avx2 avx512f avx512_vnni avx512_bf16 avx_vnni amx_bf16 amx_int8".split()
-BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Machine:
 
 def has_bf16() -> bool:
     """Tell whether the processor multiplies bfloat16 itself; emulated, it is slower than float32."""
-    return bool(BF16_FLAGS & {*present_flags()})
+    return has_fast_bf16(torch.device("cpu"))
 
 
 def present_flags() -> tuple[str, ...]:

@@ -8,12 +8,11 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from retriever.device import DTYPES, pick_device, resolve_precision
 from retriever.encoder import DualEncoder, Side
 from retriever.protocols import Fingerprints, FloatArray, Progress, silent
-from retriever.token_batches import token_batches
+from retriever.token_batches import mixed, token_batches
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 """Tokens of one forward pass. On a CPU larger batches leave its caches and are slower."""
@@ -55,15 +54,9 @@ class TorchEncoder:
         done = 0
         cast = torch.autocast(self._device.type, self._dtype) if self._dtype != torch.float32 else nullcontext()
         with torch.inference_mode(), cast:
-            for batch in _mixed(token_batches(lengths, TOKEN_BUDGETS[self._device.type])):
+            for batch in mixed(token_batches(lengths, TOKEN_BUDGETS[self._device.type])):
                 ids, mask = tower.pad([token_ids[i] for i in batch])
                 vectors[batch] = tower(ids.to(self._device), mask.to(self._device)).cpu().numpy()
                 done += len(batch)
                 progress(done, len(texts))
         return vectors
-
-
-def _mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Return the longest batch, then the others in a fixed mixed order, so that rate and ETA hold from the start."""
-    order = np.random.default_rng(0).permutation(len(batches) - 1) + 1
-    return [batches[0], *(batches[i] for i in order)]

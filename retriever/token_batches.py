@@ -21,3 +21,9 @@ def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.in
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Return the longest batch, then the others in a fixed mixed order, so that rate and ETA hold from the start."""
+    order = np.random.default_rng(0).permutation(max(0, len(batches) - 1)) + 1
+    return [*batches[:1], *(batches[i] for i in order)]
