@@ -3,13 +3,9 @@
 Does not know training, nor what the vectors are for.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from retriever.device import pick_device
@@ -17,7 +13,8 @@ from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder, Side
 from retriever.engines.choice import Choice, Engine, choose, open_engine
 from retriever.protocols import Fingerprints, FloatArray, Progress, silent
-from retriever.token_batches import pad, token_batches
+from retriever.streams import most_streams, streams
+from retriever.token_batches import mixed, pad, token_batches
 from retriever.tower import Tower
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
@@ -58,7 +55,7 @@ class ModelEncoder:
         self.fingerprints: Fingerprints = model.fingerprints(
             query=f"{of_queries.engine} {of_queries.precision}", passage=self.computed_by + sample
         )
-        self.streams = torch.get_num_threads() if self._device.type == "cpu" else 1
+        self.streams = most_streams(self._device)
         self._engines: dict[Side, Engine] = {"passage": self._open(model.passage, self.choice, calibration)}
         shared = model.query is model.passage and of_queries == self.choice
         self._engines["query"] = self._engines["passage"] if shared else self._open(model.query, of_queries, ())
@@ -91,47 +88,15 @@ class ModelEncoder:
         token_ids, cut = self._model.tokenize(side, texts)
         self.cut_texts += cut
         engine, pad_id = self._engines[side], getattr(self._model, side).pad_id
-        batches = _mixed(token_batches(np.array([len(ids) for ids in token_ids]), TOKEN_BUDGETS[self._device.type]))
+        batches = mixed(token_batches(np.array([len(ids) for ids in token_ids]), TOKEN_BUDGETS[self._device.type]))
 
         def encode(batch: NDArray[np.int64]) -> int:
             vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id))
             return len(batch)
 
         done = 0
-        with _streams(min(self.streams, len(batches)), self._device) as run:
+        with streams(min(self.streams, len(batches)), self._device) as run:
             for finished in run(encode, batches):
                 done += finished
                 progress(done, len(texts))
         return vectors
-
-
-@contextmanager
-def _streams(count: int, device: torch.device) -> Iterator["partial[Iterator[int]]"]:
-    """Give a ``map`` over ``count`` threads, each of which computes alone.
-
-    Two threads that compute a batch each are faster than two that share every product, since they never wait for
-    each other; and a batch's bits do not depend on how many there are.
-    """
-    if device.type != "cpu":
-        yield partial(map)
-        return
-    threads = torch.get_num_threads()
-    try:
-        if count == 1:
-            torch.set_num_threads(1)
-            yield partial(map)
-            return
-        with ThreadPoolExecutor(count, "encode", lambda: torch.set_num_threads(1)) as pool:
-            try:
-                yield partial(pool.map)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Return the longest batch, then the others in a fixed mixed order, so that rate and ETA hold from the start."""
-    order = np.random.default_rng(0).permutation(len(batches) - 1) + 1
-    return [batches[0], *(batches[i] for i in order)]

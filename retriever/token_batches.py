@@ -32,3 +32,9 @@ def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = np.concatenate(token_ids)
     return ids, mask.astype(np.int64)
+
+
+def mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Return the longest batch, then the others in a fixed mixed order, so that rate and ETA hold from the start."""
+    order = np.random.default_rng(0).permutation(max(0, len(batches) - 1)) + 1
+    return [*batches[:1], *(batches[i] for i in order)]

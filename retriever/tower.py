@@ -93,20 +93,30 @@ class Tower(nn.Module):
 
     def weights_sha256(self) -> str:
         """Digest of all weights: names, shapes and float32 values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.transformer.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        return digest.hexdigest()
+        return weights_sha256(self.transformer)
 
     def tokenizer_sha256(self) -> str:
         """Digest of the tokenizer's rules and vocabulary."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return sha256_json(sorted(self.tokenizer.get_vocab().items()))
-        rules = json.loads(backend.to_str())
-        rules.pop("padding", None), rules.pop("truncation", None)  # call arguments leave traces there
-        return sha256_json(rules)
+        return tokenizer_sha256(self.tokenizer)
+
+
+def weights_sha256(transformer: nn.Module) -> str:
+    """Digest of all weights: names, shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(transformer.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Digest of a tokenizer's rules and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sha256_json(sorted(tokenizer.get_vocab().items()))
+    rules = json.loads(backend.to_str())
+    rules.pop("padding", None), rules.pop("truncation", None)  # call arguments leave traces there
+    return sha256_json(rules)
 
 
 def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:
