@@ -43,7 +43,7 @@ batch_size = 32
 num_negatives = 1
 learning_rate = 5e-5
 warmup_steps = 7
-precision = "bf16"
+precision = "auto"
 save_every = 24
 [loss]
 temperature = 0.05
@@ -54,7 +54,7 @@ trigger = "steps:24"
 adopt = "scheduled"          # so that the same packages give the same weights each time
 lag = 16
 [index]
-precision = "bf16"
+precision = "auto"
 """
 TOKENS = 96
 """Longest passage: the data is cut, not the encoder's input, so that every tool measures the same texts."""

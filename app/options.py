@@ -27,8 +27,18 @@ ConfigArgument = Annotated[Path, typer.Argument(help="The run.toml that `hone in
 class Precision(StrEnum):
     """Number formats in which an encoder computes."""
 
+    AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    INT8 = "int8"
+
+
+class EngineName(StrEnum):
+    """Libraries that compute an encoder."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
 
 
 def store_path(given: Path | None) -> Path:

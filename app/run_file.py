@@ -16,7 +16,7 @@ from retriever.data import passage_text
 from retriever.durable import write_atomic
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import TorchEncoder
+from retriever.inference import ModelEncoder
 from retriever.trec import read_qrels
 
 SAMPLE_PASSAGES = 64
@@ -53,7 +53,7 @@ batch_size = {batch}
 num_negatives = 1           # hard negatives a query, beside those of its batch
 learning_rate = 5e-5
 warmup_steps = {warmup}
-precision = "bf16"
+precision = "auto"          # bf16 where the hardware has it, else fp32
 save_every = {every}
 # patience = 3              # stop after so many generations without a better dev metric
 
@@ -79,7 +79,7 @@ on_stale = "warn"           # or "wait", "stop"
 [index]
 factory = "auto"            # or any FAISS factory string
 target_recall = 0.95
-precision = "bf16"          # of encoding; fp32 is exact and about twice as slow on a CPU
+precision = "auto"          # of encoding; "fp32" is exact everywhere
 """
 
 
@@ -156,7 +156,7 @@ def _measure(model: str, sample: list[str]) -> tuple[int, float]:
     opened = create_encoder(ModelConfig(name=model))
     length = min(PASSAGE_LENGTH, opened.config.passage_max_length or PASSAGE_LENGTH)
     opened.config = replace(opened.config, passage_max_length=length)
-    encoder = TorchEncoder(opened, "bf16")
+    encoder = ModelEncoder(opened, "auto")
     encoder.encode_passages(sample[:8])
     started = time.monotonic()
     encoder.encode_passages(sample)

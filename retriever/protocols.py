@@ -1,4 +1,4 @@
-"""The ports between packages: what an encoder, a searcher, a source of negatives and a batch plan promise.
+"""The ports between packages: what an encoder, a ranker, a searcher, a source of negatives and a batch plan promise.
 
 Numpy in, numpy out; does not know torch, FAISS or any implementation.
 """
@@ -48,12 +48,33 @@ class Encoder(Protocol):
         """What identifies this encoder's vectors."""
         ...
 
+    @property
+    def computed_by(self) -> str:
+        """Engine and number format that compute passages, such as "torch fp32"."""
+        ...
+
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
         ...
 
     def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the passage tower."""
+        ...
+
+
+class Ranker(Protocol):
+    """Scores a query and a passage read together; a pair's score does not depend on its neighbours beyond rounding."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies this ranker's scores."""
+        ...
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n], higher is more relevant: of ``passages[i]`` for ``queries[i]``, n of each.
+
+        Raises ValueError if there are not as many passages as queries.
+        """
         ...
 
 

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from retriever.durable import sha256_json
 from retriever.errors import InputError
 from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
+from retriever.token_batches import pad
 
 MODULE_TYPES = "sentence_transformers.models"
 MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
@@ -54,6 +55,11 @@ class Tower(nn.Module):
         return size
 
     @property
+    def pad_id(self) -> int:
+        """The token that fills the places after a text's end."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
     def positions(self) -> int | None:
         """Tokens that the transformer can tell apart by position, None if its configuration names no number."""
         positions: int = getattr(self.transformer.config, "max_position_embeddings", -1)
@@ -61,7 +67,11 @@ class Tower(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return vectors [n, dim] for token ids and mask, both int64 [n, length], padded on the right."""
-        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        states = self.transformer(input_ids=input_ids, attention_mask=attention_mask)
+        return self.pool(states.last_hidden_state, attention_mask)
+
+    def pool(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return float32 vectors [n, dim] for token vectors [n, length, dim]; "cls" needs the first token's alone."""
         vectors = POOLINGS[self.pooling](tokens, attention_mask)
         return normalize(vectors.float(), dim=-1) if self.normalize_output else vectors.float()
 
@@ -78,31 +88,35 @@ class Tower(nn.Module):
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return input ids and mask, int64 [n, longest], padded on the right."""
-        longest = max(map(len, token_ids))
-        pad_id = self.tokenizer.pad_token_id or 0
-        ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(token_ids):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return ids, mask
+        ids, mask = pad(token_ids, self.pad_id)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def weights_sha256(self) -> str:
         """Digest of all weights: names, shapes and float32 values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.transformer.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        return digest.hexdigest()
+        return weights_sha256(self.transformer)
 
     def tokenizer_sha256(self) -> str:
         """Digest of the tokenizer's rules and vocabulary."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return sha256_json(sorted(self.tokenizer.get_vocab().items()))
-        rules = json.loads(backend.to_str())
-        rules.pop("padding", None), rules.pop("truncation", None)  # call arguments leave traces there
-        return sha256_json(rules)
+        return tokenizer_sha256(self.tokenizer)
+
+
+def weights_sha256(transformer: nn.Module) -> str:
+    """Digest of all weights: names, shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(transformer.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Digest of a tokenizer's rules and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sha256_json(sorted(tokenizer.get_vocab().items()))
+    rules = json.loads(backend.to_str())
+    rules.pop("padding", None), rules.pop("truncation", None)  # call arguments leave traces there
+    return sha256_json(rules)
 
 
 def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:

@@ -18,6 +18,7 @@ from torch import Tensor
 from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
+from retriever.device import Precision, pick_device, resolve_precision
 from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch, Examples
@@ -41,7 +42,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     accumulation: int = 1
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu"] = "auto"
     save_every: int = 50
     keep_checkpoints: int = 2
@@ -102,9 +103,10 @@ class Trainer:
         self._parts = parts
         self._stop = stop
         self._due = parse_trigger(parts.refresh.trigger)
-        precision = "bf16" if parts.train.precision == "bf16" else "no"
+        device = torch.device("cpu") if parts.train.device == "cpu" else pick_device("auto")
+        self._precision = resolve_precision(parts.train.precision, device)
         self._accelerator = Accelerator(
-            mixed_precision=precision,
+            mixed_precision="bf16" if self._precision == "bf16" else "no",
             cpu=parts.train.device == "cpu",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -275,7 +277,7 @@ class Trainer:
         if self._adoption.adopted is not None:
             parents["negatives"] = self._adoption.adopted.number
         model = self._accelerator.unwrap_model(self._model)
-        facts = {"refresh": refresh, "final": final}
+        facts = {"refresh": refresh, "final": final, "precision": self._precision}
         saved = publish_checkpoint(store, model, self._optimizer, self._state, parents, facts)
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)

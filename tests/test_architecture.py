@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "indexer", "miner", "retriever")
 PACKAGE_FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-FILES = [*PACKAGE_FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+BENCHMARK_FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+FILES = [*PACKAGE_FILES, *BENCHMARK_FILES, *sorted((ROOT / "tests").rglob("*.py"))]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in FILES}
 EMPTY_WORDS = {"util", "helper", "manager", "handler", "processor", "common", "core", "base", "misc"}
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -97,7 +98,7 @@ def test_functions_are_annotated() -> None:
 
 
 def test_modules_say_what_they_are_for() -> None:
-    modules = [path for path in PACKAGE_FILES if path.name != "__init__.py"]
+    modules = [path for path in [*PACKAGE_FILES, *BENCHMARK_FILES] if path.name != "__init__.py"]
     texts = {path: ast.get_docstring(TREES[path]) or "" for path in modules}
     short = [place(path) for path, text in texts.items() if len(re.findall(r"[.!?](?=\s|$)", text)) < 2]
     none(short, "a module docstring says in one sentence what it is for, in the next what it does not know")
@@ -107,7 +108,7 @@ def test_init_files_hold_one_docstring_and_no_code() -> None:
     inits = [path for path in FILES if path.name == "__init__.py"]
     more = [path for path in inits if not ast.get_docstring(TREES[path]) or len(TREES[path].body) > 1]
     none([place(path) for path in more], "an __init__.py holds one docstring and nothing else")
-    none([place(path) for path in inits if path not in PACKAGE_FILES], "no __init__.py under tests")
+    none([place(path) for path in inits if ROOT / "tests" in path.parents], "no __init__.py under tests")
 
 
 def test_names_say_something() -> None:

@@ -22,7 +22,7 @@ from retriever.errors import InputError
 from retriever.store import Store
 
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="fp32 (exact) or bf16 (about twice as fast on a CPU).")
+    Precision, typer.Option("--precision", help="fp32 (exact), bf16, or auto: bf16 where the hardware has it.")
 ]
 Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS factory string.")]
 
@@ -32,7 +32,7 @@ def index(
     model: Annotated[str, typer.Option("--model", help="minilm, a folder or a hub id.")] = "minilm",
     store: StoreOption = None,
     factory: Factory = "auto",
-    precision: PrecisionOption = Precision.BF16,
+    precision: PrecisionOption = Precision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,

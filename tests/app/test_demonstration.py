@@ -63,7 +63,7 @@ def small(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             write_tiny_data(folder, passages=120, queries=80)
 
     monkeypatch.setattr(demonstration, "write_python_dataset", write)
-    text = RUN_FILE.replace("bf16", "fp32").replace("96", "64")
+    text = RUN_FILE.replace('"auto"', '"fp32"').replace("96", "64")
     for old, new in (
         ("max_steps = 72", "max_steps = 6"),
         ("= 7\n", "= 1\n"),

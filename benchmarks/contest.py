@@ -1,0 +1,60 @@
+"""The contestant's side: read a task a line, work while the clock runs, answer a line, sleep until the next.
+
+Runs in every peer's environment, so it needs the standard library alone; does not know what is measured or by whom.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+Action = Callable[..., Mapping[str, Any]]
+"""Takes the task's arguments, returns facts: JSON values and numpy arrays; a fact "seconds" goes before the clock's."""
+
+
+def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
+    """Answer tasks until stdin ends; the first answer, unasked, is the versions of ``packages`` and of Python.
+
+    A task is ``{"do": action, …arguments}``. An answer is the action's facts with ``seconds`` (wall clock of the action
+    alone) and ``peak_rss`` (bytes, of the process so far); arrays are saved in the folder ``sys.argv[1]`` and their
+    paths answered, after the clock stopped. An exception ends the process with its traceback on stderr.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not end up between the answers
+    scratch = Path(sys.argv[1])
+    versions = {"python": sys.version.split()[0], **{package: version(package) for package in packages}}
+    print(json.dumps(versions), file=answers, flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        action = actions[task.pop("do")]
+        began = time.perf_counter()
+        facts = action(**task)
+        answer = {"seconds": time.perf_counter() - began, **_without_arrays(facts, scratch), "peak_rss": peak_rss()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _without_arrays(facts: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+    """Save each numpy array among ``facts``; return the other facts, and the paths under "arrays"."""
+    arrays = {name: value for name, value in facts.items() if hasattr(value, "__array__") and hasattr(value, "dtype")}
+    paths = {}
+    for name, array in arrays.items():
+        import numpy as np  # only a contestant that has arrays has numpy
+
+        paths[name] = str(scratch / f"{name}.npy")
+        np.save(paths[name], array)
+    return {"arrays": paths, **{name: value for name, value in facts.items() if name not in arrays}}
+
+
+def peak_rss() -> int:
+    """Return the largest resident memory in bytes of this process so far."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # no Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss here: Linux hands a parent's peak down to the processes that it starts.
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,50 @@
+"""Each peer's own Python: a virtual environment under .bench/, made on demand from benchmarks/peers/NAME.txt.
+
+Does not know what runs in it.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PEERS = Path(__file__).parent / "peers"
+OURS = "hone"
+"""The environment that runs the benchmark itself."""
+
+
+def peers() -> list[str]:
+    """Return the names of the environments that can be made."""
+    return sorted(path.stem for path in PEERS.glob("*.txt"))
+
+
+def python_of(name: str) -> Path:
+    """Return the Python of environment ``name``; make or renew it first if its list of pins is not what is installed.
+
+    The folder is $HONE_BENCH, else .bench/ in the checkout. Raises ValueError for an unknown name and
+    CalledProcessError if pip fails.
+    """
+    if name == OURS:
+        return Path(sys.executable)
+    if name not in peers():
+        raise ValueError(f"environment {name!r}: benchmarks/peers/ has {', '.join(peers())}")
+    bench = Path(os.environ.get("HONE_BENCH", ROOT / ".bench")).absolute()
+    bench.mkdir(parents=True, exist_ok=True)
+    folder, pins = bench / name, (PEERS / f"{name}.txt").read_text()
+    stamp = folder / "installed.txt"
+    with (bench / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two benchmarks may want it at once
+        if not stamp.is_file() or stamp.read_text() != pins:
+            _make(folder, PEERS / f"{name}.txt")
+            stamp.write_text(pins)
+    return folder / "bin" / "python"
+
+
+def _make(folder: Path, pins: Path) -> None:
+    print(f"Making {folder} from {pins.name}: minutes on the first run", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    index = os.environ.get("TORCH_INDEX")  # as in the Makefile
+    subprocess.run([*install, *(["--extra-index-url", index] if index else []), "-r", str(pins)], check=True)

@@ -1,0 +1,157 @@
+"""The ranker: a Hugging Face sequence classifier that reads query and passage together and gives the pair one score.
+
+Does not know corpora, batches or training.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from retriever.durable import sha256_json
+from retriever.errors import InputError
+from retriever.ranker_files import longest_input, refuse_other_modules, saved_activation, saved_prompt, usable_positions
+from retriever.tower import tokenizer_sha256, weights_sha256
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": nn.Identity(), "sigmoid": torch.sigmoid}
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+Pair = Mapping[str, list[int]]
+"""One tokenised pair: "input_ids" and, where the model reads them, "token_type_ids"."""
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """[ranker]: which classifier, and how pairs enter and leave it; None takes what the model's own files say.
+
+    ``label`` is the number or name of the label that means relevant; a classifier with several needs one.
+    """
+
+    name: str
+    max_length: int | None = None
+    prompt: str | None = None
+    activation: str | None = None
+    label: int | str | None = None
+
+
+class PairClassifier(nn.Module):
+    """A sequence classifier, its tokenizer, and its resolved configuration."""
+
+    def __init__(self, classifier: Any, tokenizer: Any, config: RankerConfig) -> None:
+        """``config`` must be resolved: no None but ``max_length``, which then is unbounded."""
+        super().__init__()
+        self.classifier = classifier
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Pair], int]:
+        """Return the tokens of each pair and how many pairs were cut, the longer text of each first."""
+        if not queries:  # which the tokenizer refuses
+            return [], 0
+        assert self.config.prompt is not None
+        encoded = self.tokenizer(
+            [self.config.prompt + query for query in queries],
+            list(passages),
+            truncation="longest_first" if self.config.max_length else False,
+            max_length=self.config.max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        cut = sum(bool(one.overflowing) for one in encoded.encodings)
+        names = [name for name in INPUTS if name in encoded]
+        columns = zip(*(encoded[name] for name in names), strict=True)
+        return [dict(zip(names, values, strict=True)) for values in columns], cut
+
+    def pad(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """Return the model's inputs, int64 [n, longest], padded on the tokenizer's side."""
+        lengths = [len(pair["input_ids"]) for pair in pairs]
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        padded = {name: torch.full((len(pairs), max(lengths)), fill[name]) for name in pairs[0]}
+        padded["attention_mask"] = torch.zeros(len(pairs), max(lengths), dtype=torch.int64)
+        left = self.tokenizer.padding_side == "left"
+        for row, (pair, length) in enumerate(zip(pairs, lengths, strict=True)):
+            place = slice(max(lengths) - length, None) if left else slice(length)
+            padded["attention_mask"][row, place] = 1
+            for name, values in pair.items():
+                padded[name][row, place] = torch.tensor(values)
+        return padded
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores float32 [n] of what ``pad`` returned."""
+        assert self.config.activation is not None
+        logits = self.classifier(**inputs).logits.float()
+        return ACTIVATIONS[self.config.activation](self._of_label(logits))
+
+    def _of_label(self, logits: Tensor) -> Tensor:
+        """Return the log-odds [n] of the relevant label, of which the sigmoid is its softmax probability."""
+        if logits.shape[1] == 1:
+            return logits[:, 0]
+        assert isinstance(self.config.label, int)
+        others = [number for number in range(logits.shape[1]) if number != self.config.label]
+        return logits[:, self.config.label] - logits[:, others].logsumexp(1)
+
+    def fingerprint(self, dtype: str, engine: str = "torch") -> str:
+        """Return what identifies the scores when computed in ``dtype`` by ``engine``."""
+        how = {key: value for key, value in asdict(self.config).items() if key != "name"}
+        weights, tokenizer = weights_sha256(self.classifier), tokenizer_sha256(self.tokenizer)
+        return sha256_json({**how, "weights": weights, "tokenizer": tokenizer, "dtype": dtype, "engine": engine})
+
+
+def load_ranker(config: RankerConfig) -> PairClassifier:
+    """Load the sequence classifier that ``config`` names, a folder or a hub id, a saved CrossEncoder or a plain model.
+
+    Raises InputError if it cannot be found, lacks a trained head, a fast tokenizer or a padding token, or has a part
+    that would be left out here, and for a setting that the model does not allow.
+    """
+    name = config.name
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
+    try:
+        refuse_other_modules(name)
+        settings = AutoConfig.from_pretrained(name)
+        classifier, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=settings, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"[ranker] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise InputError(f"[ranker] name = {name!r}: holds no weights for {missing}; choose a trained ranker")
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise InputError(f"[ranker] name = {name!r}: needs a fast tokenizer (tokenizer.json) with a padding token")
+    return PairClassifier(classifier, tokenizer, _resolved(config, classifier, tokenizer)).eval()
+
+
+def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerConfig:
+    """Fill in what the run leaves to the model's own files. Raises InputError for what the model does not allow."""
+    name, positions = config.name, usable_positions(classifier)
+    if config.max_length is not None and positions is not None and config.max_length > positions:
+        raise InputError(f"[ranker] max_length = {config.max_length}: {name} reads at most {positions} tokens")
+    activation = config.activation or saved_activation(name, classifier.config)
+    if activation not in ACTIVATIONS:
+        raise InputError(f"[ranker] activation = {activation!r} ({name}): choose one of {', '.join(ACTIVATIONS)}")
+    return replace(
+        config,
+        max_length=config.max_length or longest_input(name, classifier, tokenizer),
+        prompt=saved_prompt(name) if config.prompt is None else config.prompt,
+        activation=activation,
+        label=_label_number(config, classifier.config.id2label),
+    )
+
+
+def _label_number(config: RankerConfig, labels: Mapping[int, str]) -> int:
+    numbers: dict[int | str | None, int] = {name: number for number, name in labels.items()}
+    numbers |= {number: number for number in labels}
+    if len(labels) == 1:
+        numbers[None] = 0
+    if config.label not in numbers:
+        known = ", ".join(f"{number} ({name})" for number, name in labels.items())
+        given = "several labels" if config.label is None else f"no label {config.label!r}"
+        raise InputError(f"[ranker] label: {config.name} has {given}; name the one that means relevant: {known}")
+    return numbers[config.label]

@@ -1,0 +1,69 @@
+"""What a ranker's own files ask for, a CrossEncoder's of sentence-transformers too: activation, prompt, longest input.
+
+Does not know how pairs are scored.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from retriever.errors import InputError
+from retriever.tower import saved_json
+
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+
+
+def refuse_other_modules(name: str) -> None:
+    """Raise InputError if the folder or hub id ``name`` is a CrossEncoder with more than a sequence classifier."""
+    kinds = [module["type"].rpartition(".")[2] for module in saved_json(name, "modules.json") or ()]
+    others = sorted({*kinds} - {"Transformer"})
+    if others:
+        raise InputError(
+            f"[ranker] name = {name!r}: its module {', '.join(others)} (modules.json) would be left out; "
+            "choose a plain sequence classifier"
+        )
+    task = (saved_json(name, "sentence_bert_config.json") or {}).get("transformer_task", "sequence-classification")
+    if kinds and task != "sequence-classification":
+        raise InputError(f"[ranker] name = {name!r}: its task is {task}; choose a sequence classifier")
+
+
+def saved_activation(name: str, config: Any) -> str:
+    """Return the lower-case name of what CrossEncoder would apply to the logits of a model with ``config``.
+
+    That is what its files name, newest place first, else sigmoid for one label and identity for several.
+    """
+    saved = (saved_json(name, SENTENCE_TRANSFORMERS) or {}).get("activation_fn")
+    saved = saved or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    saved = saved or getattr(config, "sbert_ce_default_activation_function", None)
+    if saved:
+        return str(saved).rpartition(".")[2].lower()
+    return "sigmoid" if config.num_labels == 1 else "identity"
+
+
+def saved_prompt(name: str) -> str:
+    """Return what CrossEncoder would put before each query: the default prompt of the model's files, else ""."""
+    config = saved_json(name, SENTENCE_TRANSFORMERS) or {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise InputError(f"{name}: {SENTENCE_TRANSFORMERS} names the prompt {default!r} but does not hold it")
+    return str(prompts.get(default) or "")
+
+
+def longest_input(name: str, classifier: nn.Module, tokenizer: Any) -> int | None:
+    """Return the tokens of the longest pair: what the model's files say, at most its positions; None if unbounded."""
+    named = (saved_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
+    limits = [limit for limit in (named, usable_positions(classifier)) if limit is not None and limit < 1e9]
+    return min(limits, default=None)
+
+
+def usable_positions(classifier: Any) -> int | None:
+    """Return how many tokens the model can tell apart by position, None if its configuration names no number.
+
+    RoBERTa and its kind count from behind the padding's position, so the first rows of their table serve no token.
+    """
+    positions: int = getattr(classifier.config, "max_position_embeddings", None) or -1
+    for module in classifier.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            positions = min(positions, table.num_embeddings - table.padding_idx - 1)
+    return positions if positions > 0 else None

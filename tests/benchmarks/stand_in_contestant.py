@@ -1,0 +1,37 @@
+"""A contestant that sleeps for a living, so that tests of the frame need no model. It does not know the tests."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import compete
+
+LOADED: dict[str, Any] = {}
+
+
+def load(nap: float) -> dict[str, Any]:
+    """Keep how long each piece of work takes, in seconds."""
+    LOADED["nap"] = nap
+    print("a library that prints")
+    return {}
+
+
+def work(value: float) -> dict[str, Any]:
+    """Sleep, and return ``value`` as a fact and in an array."""
+    time.sleep(LOADED["nap"])
+    return {"value": value, "vectors": np.full((2, 3), value, np.float32)}
+
+
+def own_clock() -> dict[str, Any]:
+    """Return seconds of its own counting."""
+    return {"seconds": 7.0}
+
+
+def fail() -> dict[str, Any]:
+    """Die."""
+    raise ValueError("the reason")
+
+
+if __name__ == "__main__":
+    compete({"load": load, "work": work, "own_clock": own_clock, "fail": fail}, ["numpy"])

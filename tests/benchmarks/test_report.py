@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from benchmarks.alternation import Answer
+from benchmarks.report import last_line, print_rates, ratio, rss_ratio
+
+
+def answers(*seconds: float, peak_rss: int = 2**20) -> list[Answer]:
+    return [Answer(second, peak_rss, {}, {}) for second in seconds]
+
+
+PAIR = {"peer": answers(2, 9, 6, peak_rss=2**22), "hone": answers(1, 3, 4)}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
+    assert ratio(PAIR, "peer", "hone") == 2  # of 2, 3 and 1.5; the medians' ratio would be 6 / 3
+    assert ratio({**PAIR, "peer": answers(2, 9, 30)}, "peer", "hone") == 3
+
+
+def test_memory_is_compared_at_its_peak() -> None:
+    assert rss_ratio(PAIR, "peer", "hone") == 0.25
+
+
+def test_the_table_shows_rates_ranges_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rates("Sleeping", "naps", 12, PAIR, "hone")
+    table = capsys.readouterr().out
+    assert "Sleeping: medians of 3 rounds" in table
+    assert "4.00 (3.00 – 12.0)" in table or "4.00 (3.00 – 12.00)" in table
+    assert "2.00 (1.50 – 3.00)" in table
+
+
+def test_the_last_line_holds_the_claims_keys_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"vs_peer": 2.0000001, "vs_other": None}
+    last_line(["vs_peer", "vs_other"], figures, {"vs_other": "it is not here"}, rounds=3)
+    *above, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == {
+        "vs_peer": 2.0,
+        "vs_other": None,
+        "reasons": {"vs_other": "it is not here"},
+        "rounds": 3,
+    }
+    assert above == ["vs_other: not measured, it is not here"]
+
+
+@pytest.mark.parametrize("figures", [{}, {"vs_peer": None}, {"vs_peer": 1.0, "more": 2.0}])
+def test_a_key_that_is_missing_unknown_or_null_without_a_reason_is_refused(figures: dict[str, float | None]) -> None:
+    with pytest.raises(ValueError, match="vs_peer"):
+        last_line(["vs_peer"], figures, {})
