@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.indexing import index_data
 from app.refreshing import InlineRefresher
 from app.training import (
     ElsewhereRefresher,
@@ -71,6 +72,13 @@ def test_a_model_that_was_indexed_as_it_is_cannot_be_gone_on_with(indexed: Path)
     for resume in (False, True):
         with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
             prepare_store(indexed, "any", resume=resume, new=False)
+
+
+def test_a_model_that_is_indexed_while_the_run_is_opened_is_not_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    run = opened(tiny / "run.toml", tmp_path / "store")
+    index_data(tmp_path / "store", tiny / "data", str(tiny / "model"), run.config.index, silent)
+    with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
+        run_training(run, tiny / "run.toml", "inline")
 
 
 def test_a_run_whose_checkpoints_are_all_broken(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
