@@ -109,8 +109,8 @@ def load_ranker(config: RankerConfig) -> PairClassifier:
     name = config.name
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
     try:
-        refuse_other_modules(name)
         settings = AutoConfig.from_pretrained(name)
+        refuse_other_modules(name)
         classifier, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=settings, dtype=torch.float32, output_loading_info=True
         )
