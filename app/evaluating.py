@@ -90,7 +90,7 @@ def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QueryS
     generation = store.generations.intact(pointer, warn)
     if generation is None:
         raise InputError(f"{store.generations.folder}: no generation is named {pointer}")
-    encoder = encoder_opener("fp32")(generation)
+    encoder = encoder_opener(IndexConfig(engine="torch", precision="fp32"))(generation)
     vectors = encode_corpus(encoder, corpus, store.embeddings, progress, warn)
     return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), METRICS)
 

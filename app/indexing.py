@@ -43,7 +43,7 @@ def index_data(
         with store.checkpoints.writer():
             corpus = Corpus(ingest_corpus(store, data, load))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
-        inputs = BuildInputs(encoder_opener(config.precision), corpus, loaded[-1], config)
+        inputs = BuildInputs(encoder_opener(config, corpus, report), corpus, loaded[-1], config)
         return build_generation(store, checkpoint, inputs, Meter(report), lambda text: report("warning", message=text))
 
 
@@ -70,7 +70,8 @@ def rebuild(
     facts = None if served is None else served.facts
     if config is None:
         config = IndexConfig() if facts is None else IndexConfig(**facts["index_config"])
-    inputs = BuildInputs(encoder_opener(config.precision), Corpus(corpus), None, config, facts)
+    opened = Corpus(corpus)
+    inputs = BuildInputs(encoder_opener(config, opened, report), opened, None, config, facts)
     return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
 
 

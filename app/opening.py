@@ -1,32 +1,61 @@
-"""Opening encoders of artifacts: in which precision, and kept while the weights stay the same.
+"""Opening encoders of artifacts: by which engine, in which precision, and kept while the weights stay the same.
 
 Does not know what they are opened for.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+
+from app.progress import Report
+from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
+from retriever.data import Corpus
 from retriever.encoder import load_encoder
-from retriever.inference import TorchEncoder
+from retriever.inference import ModelEncoder
+
+CALIBRATION_PASSAGES = 128
 
 
-def encoder_opener(precision: str) -> Callable[[Artifact], TorchEncoder]:
-    """Return a function that opens the encoder of a checkpoint or generation; the last one is kept loaded."""
-    last: dict[str, TorchEncoder] = {}
+def encoder_opener(
+    config: IndexConfig, corpus: Corpus | None = None, report: Report | None = None
+) -> Callable[[Artifact], ModelEncoder]:
+    """Return a function that opens the encoder of a checkpoint or generation; the last one is kept loaded.
 
-    def open_encoder(artifact: Artifact) -> TorchEncoder:
+    ``corpus`` is what int8 is calibrated on. ``report`` is told once which engine was chosen, and why.
+    """
+    last: dict[str, ModelEncoder] = {}
+    told: list[Any] = []
+
+    def open_encoder(artifact: Artifact) -> ModelEncoder:
         folder = model_folder(artifact)
         model = artifact.facts["weights_sha256"] + (folder / "hone.json").read_text()
         if model not in last:
             last.clear()
-            last[model] = TorchEncoder(load_encoder(folder), precision)
+            sample = calibration_texts(corpus) if config.precision == "int8" and corpus is not None else []
+            last[model] = ModelEncoder(load_encoder(folder), config.precision, engine=config.engine, calibration=sample)
+            choice = last[model].choice
+            if report is not None and choice not in told:
+                told.append(choice)
+                report("engine", engine=choice.engine, precision=choice.precision, reason=choice.reason)
         return last[model]
 
     return open_encoder
 
 
-def open_generation_encoder(generation: Artifact) -> TorchEncoder:
-    """Open the encoder of a generation in the precision that its vectors were computed in."""
-    precision = generation.facts["index_config"]["precision"]
-    return TorchEncoder(load_encoder(model_folder(generation)), precision)
+def calibration_texts(corpus: Corpus) -> list[str]:
+    """Return at most 128 passages, evenly spread over ``corpus``, so that the same corpus always gives the same."""
+    count = min(CALIBRATION_PASSAGES, len(corpus))
+    return corpus.texts(np.linspace(0, len(corpus) - 1, count).astype(np.int32))
+
+
+def open_generation_encoder(generation: Artifact) -> ModelEncoder:
+    """Open the encoder of a generation as it was opened to make its vectors, as far as this machine's hardware goes.
+
+    Of an int8 generation the passages that a client sends are computed without int8: its calibration is not kept.
+    """
+    made = IndexConfig(**generation.facts["index_config"])
+    precision = "auto" if made.precision == "int8" else made.precision
+    return ModelEncoder(load_encoder(model_folder(generation)), precision, engine=made.engine)

@@ -30,6 +30,15 @@ class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    INT8 = "int8"
+
+
+class EngineName(StrEnum):
+    """Libraries that compute an encoder."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
 
 
 def store_path(given: Path | None) -> Path:

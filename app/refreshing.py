@@ -27,7 +27,7 @@ class RefreshSteps:
         self._run = run
         self._report = report
         self._meter = Meter(report)
-        self._open_encoder = encoder_opener(run.config.index.precision)
+        self._open_encoder = encoder_opener(run.config.index, run.corpus, report)
 
     def build(self, checkpoint: Artifact) -> Artifact:
         """Publish the generation of ``checkpoint``."""

@@ -16,7 +16,7 @@ from retriever.data import passage_text
 from retriever.durable import write_atomic
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import TorchEncoder
+from retriever.inference import ModelEncoder
 from retriever.trec import read_qrels
 
 SAMPLE_PASSAGES = 64
@@ -156,7 +156,7 @@ def _measure(model: str, sample: list[str]) -> tuple[int, float]:
     opened = create_encoder(ModelConfig(name=model))
     length = min(PASSAGE_LENGTH, opened.config.passage_max_length or PASSAGE_LENGTH)
     opened.config = replace(opened.config, passage_max_length=length)
-    encoder = TorchEncoder(opened, "auto")
+    encoder = ModelEncoder(opened, "auto")
     encoder.encode_passages(sample[:8])
     started = time.monotonic()
     encoder.encode_passages(sample)

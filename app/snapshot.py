@@ -36,6 +36,7 @@ class OneAtATime:
         self._turn = Lock()
         self.dimensions = encoder.dimensions
         self.fingerprints: Fingerprints = encoder.fingerprints
+        self.computed_by = encoder.computed_by
 
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""

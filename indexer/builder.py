@@ -131,6 +131,7 @@ def _origin(checkpoint: Artifact, encoder: Encoder, inputs: BuildInputs) -> dict
         **copied,
         "weights_sha256": checkpoint.facts["weights_sha256"],
         **encoder.fingerprints.as_facts(),
+        "computed_by": encoder.computed_by,
         "corpus_sha256": inputs.corpus.sha256,
         "index_config": asdict(inputs.config),
     }

@@ -26,15 +26,17 @@ class IndexConfig:
 
     ``factory`` is a FAISS factory string, or "auto"; ``target_recall`` is recall@10 against exact search; ``search``
     fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured); ``seed`` is
-    that of k-means; ``precision`` is the number format in which the encoder computes ("auto": bf16 where the
-    hardware has it). Raises InputError naming the key that is out of range.
+    that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
+    what is fastest on this hardware among those that are as good as float32). Raises InputError naming the key that is
+    out of range.
     """
 
     factory: str = "auto"
     target_recall: float = 0.95
     search: Mapping[str, float] = field(default_factory=dict)
     seed: int = 13
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.factory.strip():

@@ -77,8 +77,9 @@ class DualEncoder(nn.Module):
         order = torch.from_numpy(np.argsort(np.concatenate(batches))).to(device)
         return torch.cat(parts).index_select(0, order)
 
-    def fingerprints(self, dtype: str, engine: str = "torch") -> Fingerprints:
-        """Return what identifies the vectors of both sides when computed in ``dtype`` by ``engine``."""
+    def fingerprints(self, query: str, passage: str) -> Fingerprints:
+        """Return what identifies the vectors of both sides, each computed by the engine and precision given for it."""
+        computed_by = {"query": query, "passage": passage}
         weights = {"passage": self.passage.weights_sha256()}
         weights["query"] = weights["passage"] if self.config.tied else self.query.weights_sha256()
         sides = {}
@@ -92,8 +93,7 @@ class DualEncoder(nn.Module):
                 "pooling": tower.pooling,
                 "normalize": tower.normalize_output,
                 "dimensions": tower.dimensions,
-                "dtype": dtype,
-                "engine": engine,
+                "computed_by": computed_by[side],
             }
             sides[side] = sha256_json(how)
         space = sha256_json([weights, self.passage.pooling, self.passage.normalize_output, self.dimensions])

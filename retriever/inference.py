@@ -1,34 +1,72 @@
-"""Encoding with torch behind the numpy protocol: sorted token-budget batches, bf16 or fp32, no gradient.
+"""Encoding behind the numpy protocol: sorted token-budget batches, spread over streams of one thread each.
 
 Does not know training, nor what the vectors are for.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from retriever.device import DTYPES, pick_device, resolve_precision
+from retriever.device import pick_device
+from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder, Side
+from retriever.engines.choice import Choice, Engine, choose, open_engine
 from retriever.protocols import Fingerprints, FloatArray, Progress, silent
-from retriever.token_batches import mixed, token_batches
+from retriever.streams import most_streams, streams
+from retriever.token_batches import mixed, pad, token_batches
+from retriever.tower import Tower
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 """Tokens of one forward pass. On a CPU larger batches leave its caches and are slower."""
+CALIBRATION_BATCH = 8
 
 
-class TorchEncoder:
-    """Implements retriever.protocols.Encoder over a DualEncoder; counts the texts that it had to cut."""
+class ModelEncoder:
+    """Implements retriever.protocols.Encoder over a DualEncoder; counts the texts that it had to cut.
 
-    def __init__(self, model: DualEncoder, precision: str = "fp32", device: str = "auto") -> None:
-        """``precision`` is "auto" or a key of DTYPES. Raises InputError for another."""
+    ``choice`` tells which engine computes passages, and why. Queries are never computed in int8: there are few of
+    them, and each is compared with every passage.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        precision: str = "fp32",
+        device: str = "auto",
+        engine: str = "torch",
+        calibration: Sequence[str] = (),
+    ) -> None:
+        """Take precision and engine as ``choose`` does, and passages to calibrate int8 on.
+
+        Raises InputError like ``choose``, and for an engine that is not installed or cannot take the model.
+        """
         self._device = pick_device(device)
-        precision = resolve_precision(precision, self._device)
-        self.fingerprints: Fingerprints = model.fingerprints(precision)
-        self._dtype = DTYPES[precision]
-        self._model = model.to(self._device).eval()
+        self._model = model
+        model_type: str = model.passage.transformer.config.model_type
+        self.choice = choose(engine, precision, self._device, model_type)
+        of_queries = self.choice
+        if self.choice.precision == "int8":
+            of_queries = choose("torch", "auto", self._device, model_type)
+        else:
+            calibration = ()
+        self.computed_by = f"{self.choice.engine} {self.choice.precision}"
+        sample = f" calibrated on {sha256_json(list(calibration))}" if calibration else ""
+        self.fingerprints: Fingerprints = model.fingerprints(
+            query=f"{of_queries.engine} {of_queries.precision}", passage=self.computed_by + sample
+        )
+        self.streams = most_streams(self._device)
+        self._engines: dict[Side, Engine] = {"passage": self._open(model.passage, self.choice, calibration)}
+        shared = model.query is model.passage and of_queries == self.choice
+        self._engines["query"] = self._engines["passage"] if shared else self._open(model.query, of_queries, ())
         self.cut_texts = 0
+
+    def _open(self, tower: Tower, choice: Choice, calibration: Sequence[str]) -> Engine:
+        token_ids, _ = self._model.tokenize("passage", calibration)
+        token_ids.sort(key=len)
+        starts = range(0, len(token_ids), CALIBRATION_BATCH)
+        batches = [pad(token_ids[start : start + CALIBRATION_BATCH], tower.pad_id) for start in starts]
+        return open_engine(tower, choice, self._device, self.streams, batches)
 
     @property
     def dimensions(self) -> int:
@@ -47,16 +85,18 @@ class TorchEncoder:
         vectors = np.empty((len(texts), self.dimensions), np.float32)
         if not texts:
             return vectors
-        tower = self._model.query if side == "query" else self._model.passage
         token_ids, cut = self._model.tokenize(side, texts)
         self.cut_texts += cut
-        lengths = np.array([len(ids) for ids in token_ids])
+        engine, pad_id = self._engines[side], getattr(self._model, side).pad_id
+        batches = mixed(token_batches(np.array([len(ids) for ids in token_ids]), TOKEN_BUDGETS[self._device.type]))
+
+        def encode(batch: NDArray[np.int64]) -> int:
+            vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id))
+            return len(batch)
+
         done = 0
-        cast = torch.autocast(self._device.type, self._dtype) if self._dtype != torch.float32 else nullcontext()
-        with torch.inference_mode(), cast:
-            for batch in mixed(token_batches(lengths, TOKEN_BUDGETS[self._device.type])):
-                ids, mask = tower.pad([token_ids[i] for i in batch])
-                vectors[batch] = tower(ids.to(self._device), mask.to(self._device)).cpu().numpy()
-                done += len(batch)
+        with streams(min(self.streams, len(batches)), self._device) as run:
+            for finished in run(encode, batches):
+                done += finished
                 progress(done, len(texts))
         return vectors

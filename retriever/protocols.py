@@ -48,6 +48,11 @@ class Encoder(Protocol):
         """What identifies this encoder's vectors."""
         ...
 
+    @property
+    def computed_by(self) -> str:
+        """Engine and number format that compute passages, such as "torch fp32"."""
+        ...
+
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
         ...

@@ -1,7 +1,9 @@
-"""Batches of similar length under a token budget, so that little is spent on padding.
+"""Batches of similar length under a token budget, so that little is spent on padding, and the padding itself.
 
 Does not know torch: positions and lengths in, positions out.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,15 @@ def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.in
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return token ids and mask, int64 [n, longest], padded on the right by ``pad_id`` and 0."""
+    lengths = np.array([len(ids) for ids in token_ids])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int64)
+    ids[mask] = np.concatenate(token_ids)
+    return ids, mask.astype(np.int64)
 
 
 def mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from retriever.durable import sha256_json
 from retriever.errors import InputError
 from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
+from retriever.token_batches import pad
 
 MODULE_TYPES = "sentence_transformers.models"
 MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
@@ -54,6 +55,11 @@ class Tower(nn.Module):
         return size
 
     @property
+    def pad_id(self) -> int:
+        """The token that fills the places after a text's end."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
     def positions(self) -> int | None:
         """Tokens that the transformer can tell apart by position, None if its configuration names no number."""
         positions: int = getattr(self.transformer.config, "max_position_embeddings", -1)
@@ -61,7 +67,11 @@ class Tower(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return vectors [n, dim] for token ids and mask, both int64 [n, length], padded on the right."""
-        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        states = self.transformer(input_ids=input_ids, attention_mask=attention_mask)
+        return self.pool(states.last_hidden_state, attention_mask)
+
+    def pool(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return float32 vectors [n, dim] for token vectors [n, length, dim]; "cls" needs the first token's alone."""
         vectors = POOLINGS[self.pooling](tokens, attention_mask)
         return normalize(vectors.float(), dim=-1) if self.normalize_output else vectors.float()
 
@@ -78,14 +88,8 @@ class Tower(nn.Module):
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return input ids and mask, int64 [n, longest], padded on the right."""
-        longest = max(map(len, token_ids))
-        pad_id = self.tokenizer.pad_token_id or 0
-        ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(token_ids):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return ids, mask
+        ids, mask = pad(token_ids, self.pad_id)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def weights_sha256(self) -> str:
         """Digest of all weights: names, shapes and float32 values."""

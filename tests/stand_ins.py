@@ -26,6 +26,7 @@ class HashEncoder:
         self.dimensions = dimensions
         self.seed = seed
         self.encoded_passages = 0
+        self.computed_by = "hashing"
         name = f"hash-{dimensions}-{seed}"
         self.fingerprints = Fingerprints(f"{name}-passage", f"{name}-query", name)
 

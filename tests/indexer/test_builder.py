@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "query_fingerprint": "hash-8-5-query",
         "space": "hash-8-5",
         "corpus_sha256": corpus.sha256,
-        "index_config": {"factory": "auto", "target_recall": 0.95, "search": {}, "seed": 13, "precision": "auto"},
+        "index_config": asdict(IndexConfig()),
         "rows": 60,
         "dim": 8,
         "metric": "ip",

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder, model_path
-from retriever.inference import TorchEncoder
+from retriever.inference import ModelEncoder
 from retriever.protocols import FloatArray
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
@@ -42,7 +42,7 @@ def check(ours: FloatArray, others: FloatArray) -> None:
     assert np.allclose(ours, others, atol=1e-4)
 
 
-def check_sides(encoder: TorchEncoder, query: SentenceTransformer, passage: SentenceTransformer) -> None:
+def check_sides(encoder: ModelEncoder, query: SentenceTransformer, passage: SentenceTransformer) -> None:
     check(encoder.encode_queries(TEXTS), query.encode_query(TEXTS))
     check(encoder.encode_passages(TEXTS), passage.encode_document(TEXTS))
 
@@ -75,10 +75,10 @@ def test_what_is_saved_here_gives_the_same_vectors_there(
     )
     model = moved(create_encoder(config))
     model.save(tmp_path)
-    encoder = TorchEncoder(model, device="cpu")
+    encoder = ModelEncoder(model, device="cpu")
     query, passage = (theirs(tmp_path if tied else tmp_path / side) for side in ("query", "passage"))
     check_sides(encoder, query, passage)
-    check_sides(TorchEncoder(load_encoder(tmp_path), device="cpu"), query, passage)
+    check_sides(ModelEncoder(load_encoder(tmp_path), device="cpu"), query, passage)
     assert encoder.cut_texts > 0
     if not tied:
         assert not np.allclose(encoder.encode_queries(TEXTS), passage.encode_query(TEXTS), atol=1e-2)
@@ -99,14 +99,14 @@ def test_what_is_saved_there_gives_the_same_vectors_here(
     assert (config.pooling, config.normalize) == (pooling, normalize)
     assert (config.query_prompt, config.passage_prompt) == (PROMPTS["query"], PROMPTS["document"])
     assert (config.query_max_length, config.passage_max_length) == (14, 14)
-    check_sides(TorchEncoder(model, device="cpu"), saved, saved)
+    check_sides(ModelEncoder(model, device="cpu"), saved, saved)
 
 
 def test_a_default_prompt_counts_here_as_it_does_there(tiny: Path, tmp_path: Path) -> None:
     modules = [Transformer(str(tiny)), Pooling(32, "mean"), Normalize()]
     saved = SentenceTransformer(modules=modules, prompts={"all": "boki "}, default_prompt_name="all", device="cpu")
     saved.save(str(tmp_path), create_model_card=False)
-    check_sides(TorchEncoder(create_encoder(ModelConfig(str(tmp_path))), device="cpu"), saved, saved)
+    check_sides(ModelEncoder(create_encoder(ModelConfig(str(tmp_path))), device="cpu"), saved, saved)
 
 
 def test_a_model_keeps_its_prompts_and_length_on_the_way_there_and_back(tiny: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_model_keeps_its_prompts_and_length_on_the_way_there_and_back(tiny: Pa
 def test_bf16_gives_nearly_the_same_vectors(tiny: Path, tmp_path: Path) -> None:
     model = create_encoder(ModelConfig(str(tiny)))
     model.save(tmp_path)
-    ours = TorchEncoder(model, "bf16", "cpu").encode_passages(TEXTS)
+    ours = ModelEncoder(model, "bf16", "cpu").encode_passages(TEXTS)
     assert cosines(ours, theirs(tmp_path).encode_document(TEXTS)).mean() >= 0.9999
 
 
@@ -143,7 +143,7 @@ def test_the_packaged_minilm_gives_their_vectors(tmp_path: Path) -> None:
     model = create_encoder(ModelConfig("minilm"))
     assert (model.config.pooling, model.config.normalize, model.config.passage_max_length) == ("mean", True, 256)
     model.save(tmp_path)
-    encoder, half = TorchEncoder(model, device="cpu"), TorchEncoder(model, "bf16", "cpu")
+    encoder, half = ModelEncoder(model, device="cpu"), ModelEncoder(model, "bf16", "cpu")
     ours, rough = encoder.encode_passages(REAL_TEXTS), half.encode_passages(REAL_TEXTS)
     assert encoder.cut_texts == 1
     for folder in (model_path("minilm"), tmp_path):

@@ -11,6 +11,7 @@ from retriever.errors import CorruptError, InputError
 from retriever.tower import Tower, save_tower
 from tests.tiny_model import write_tiny_model
 
+FP32 = "torch fp32"
 TEXTS = ["baka", "bala beki boli", "duka duke duki duko duku dula"]
 LONG = " ".join(["baka"] * 30)
 
@@ -75,11 +76,11 @@ def test_vectors_come_in_the_order_of_the_texts(tied: DualEncoder, budget: int) 
 
 def test_both_ways_to_attend_give_the_same_vectors(tiny: Path) -> None:
     encoder = create_encoder(ModelConfig(str(tiny))).eval()
-    fingerprints, expected = encoder.fingerprints("fp32"), vectors(encoder, TEXTS, TEXTS)
+    fingerprints, expected = encoder.fingerprints(FP32, FP32), vectors(encoder, TEXTS, TEXTS)
     for implementation in ("eager", "sdpa"):
         encoder.attend(implementation)
         assert torch.allclose(vectors(encoder, TEXTS, TEXTS), expected, atol=1e-5)
-        assert encoder.fingerprints("fp32") == fingerprints
+        assert encoder.fingerprints(FP32, FP32) == fingerprints
 
 
 def test_a_side_may_have_no_text(tied: DualEncoder) -> None:
@@ -112,12 +113,15 @@ def move(tower: Tower) -> None:
 
 
 def changed(
-    encoder: DualEncoder, change: Callable[[DualEncoder], object], dtype: str = "fp32", engine: str = "torch"
+    encoder: DualEncoder,
+    change: Callable[[DualEncoder], object],
+    query: str = FP32,
+    passage: str = FP32,
 ) -> set[str]:
     """Name the fingerprints that ``change`` changes."""
-    before = encoder.fingerprints("fp32")
+    before = encoder.fingerprints(FP32, FP32)
     change(encoder)
-    after = encoder.fingerprints(dtype, engine)
+    after = encoder.fingerprints(query, passage)
     return {name for name in ("query", "passage", "space") if getattr(before, name) != getattr(after, name)}
 
 
@@ -146,8 +150,8 @@ def test_fingerprints_name_all_that_makes_a_vector(tied: DualEncoder, tiny: Path
     assert changed(encoder, set_config(passage_prompt="p: ")) == {"passage"}
     assert changed(encoder, set_config(query_max_length=9)) == {"query"}
     assert changed(encoder, set_config(passage_max_length=9)) == {"passage"}
-    assert changed(encoder, nothing, dtype="bf16") == {"query", "passage"}
-    assert changed(encoder, nothing, engine="openvino") == {"query", "passage"}
+    assert changed(encoder, nothing, query="torch bf16") == {"query"}
+    assert changed(encoder, nothing, passage="openvino fp32") == {"passage"}
     assert changed(encoder, lambda it: setattr(it.passage, "normalize_output", False)) == {"query", "passage", "space"}
     assert changed(encoder, set_config(name="moved")) == set()
     assert changed(encoder, set_config(dropout=0.5)) == set()
@@ -155,7 +159,7 @@ def test_fingerprints_name_all_that_makes_a_vector(tied: DualEncoder, tiny: Path
 
 def test_a_fingerprint_is_the_same_in_another_copy(tied: DualEncoder, tmp_path: Path) -> None:
     tied.save(tmp_path)
-    assert load_encoder(tmp_path).fingerprints("fp32") == tied.fingerprints("fp32")
+    assert load_encoder(tmp_path).fingerprints(FP32, FP32) == tied.fingerprints(FP32, FP32)
 
 
 # ---- on disk

@@ -6,7 +6,7 @@ import torch
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import TOKEN_BUDGETS, TorchEncoder
+from retriever.inference import TOKEN_BUDGETS, ModelEncoder
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
 
@@ -24,11 +24,11 @@ def model(tiny: Path) -> DualEncoder:
 
 
 @pytest.fixture
-def encoder(model: DualEncoder) -> TorchEncoder:
-    return TorchEncoder(model, device="cpu")
+def encoder(model: DualEncoder) -> ModelEncoder:
+    return ModelEncoder(model, device="cpu")
 
 
-def test_vectors_do_not_depend_on_order_or_neighbours(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_do_not_depend_on_order_or_neighbours(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     together = encoder.encode_passages(TEXTS)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     assert np.abs(encoder.encode_passages([TEXTS[i] for i in order]) - together[order]).max() < 1e-5
@@ -37,11 +37,11 @@ def test_vectors_do_not_depend_on_order_or_neighbours(encoder: TorchEncoder, mon
     assert np.abs(encoder.encode_passages(TEXTS) - together).max() < 1e-5
 
 
-def test_the_same_texts_give_the_same_bits(encoder: TorchEncoder) -> None:
+def test_the_same_texts_give_the_same_bits(encoder: ModelEncoder) -> None:
     assert np.array_equal(encoder.encode_passages(TEXTS), encoder.encode_passages(TEXTS))
 
 
-def test_vectors_are_those_of_training_without_dropout(encoder: TorchEncoder, model: DualEncoder) -> None:
+def test_vectors_are_those_of_training_without_dropout(encoder: ModelEncoder, model: DualEncoder) -> None:
     with torch.no_grad():
         queries, passages = model(model.tokenize("query", TEXTS)[0], model.tokenize("passage", TEXTS)[0], 64)
     assert np.allclose(encoder.encode_queries(TEXTS), queries.numpy(), atol=1e-5)
@@ -50,34 +50,34 @@ def test_vectors_are_those_of_training_without_dropout(encoder: TorchEncoder, mo
 
 
 def test_an_encoder_of_a_model_in_training_knows_no_dropout(tiny: Path) -> None:
-    encoder = TorchEncoder(create_encoder(ModelConfig(str(tiny), dropout=0.5)).train(), device="cpu")
+    encoder = ModelEncoder(create_encoder(ModelConfig(str(tiny), dropout=0.5)).train(), device="cpu")
     assert np.array_equal(encoder.encode_queries(TEXTS), encoder.encode_queries(TEXTS))
 
 
-def test_shapes_and_types(encoder: TorchEncoder) -> None:
+def test_shapes_and_types(encoder: ModelEncoder) -> None:
     vectors = encoder.encode_queries(TEXTS[:3])
     assert vectors.dtype == np.float32 and vectors.shape == (3, encoder.dimensions)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_no_text_is_no_vector(encoder: TorchEncoder) -> None:
+def test_no_text_is_no_vector(encoder: ModelEncoder) -> None:
     for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
         assert vectors.dtype == np.float32 and vectors.shape == (0, encoder.dimensions)
     assert encoder.cut_texts == 0
 
 
-def test_an_empty_text_has_a_vector(encoder: TorchEncoder) -> None:
+def test_an_empty_text_has_a_vector(encoder: ModelEncoder) -> None:
     assert np.isfinite(encoder.encode_passages([""])).all()
 
 
-def test_texts_that_are_cut_are_counted(encoder: TorchEncoder) -> None:
+def test_texts_that_are_cut_are_counted(encoder: ModelEncoder) -> None:
     encoder.encode_passages(TEXTS)  # of which 8 have 14 words and two special tokens
     assert encoder.cut_texts == 8
     encoder.encode_queries(TEXTS[:5])  # with the prompt, 9, 14 and 6 words are beyond 8 tokens
     assert encoder.cut_texts == 8 + 3
 
 
-def test_progress_counts_texts_up_to_the_last(encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_texts_up_to_the_last(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 50)
     told: list[tuple[int, int]] = []
     encoder.encode_passages(TEXTS, lambda done, total: told.append((done, total)))
@@ -85,7 +85,7 @@ def test_progress_counts_texts_up_to_the_last(encoder: TorchEncoder, monkeypatch
     assert told[-1] == (len(TEXTS), len(TEXTS))
 
 
-def test_progress_may_cancel(encoder: TorchEncoder) -> None:
+def test_progress_may_cancel(encoder: ModelEncoder) -> None:
     def cancel(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -94,7 +94,7 @@ def test_progress_may_cancel(encoder: TorchEncoder) -> None:
 
 
 def test_bf16_is_close_and_has_fingerprints_of_its_own(model: DualEncoder) -> None:
-    exact, half = (TorchEncoder(model, precision, "cpu") for precision in ("fp32", "bf16"))
+    exact, half = (ModelEncoder(model, precision, "cpu") for precision in ("fp32", "bf16"))
     vectors, expected = half.encode_passages(TEXTS), exact.encode_passages(TEXTS)
     assert vectors.dtype == np.float32
     assert (vectors * expected).sum(1).mean() >= 0.9999
@@ -104,5 +104,5 @@ def test_bf16_is_close_and_has_fingerprints_of_its_own(model: DualEncoder) -> No
 
 
 def test_an_unknown_precision_names_those_there_are(model: DualEncoder) -> None:
-    with pytest.raises(InputError, match="'fp8': choose one of auto, fp32, bf16"):
-        TorchEncoder(model, "fp8")
+    with pytest.raises(InputError, match="'fp8': choose one of auto, fp32, bf16, int8"):
+        ModelEncoder(model, "fp8")

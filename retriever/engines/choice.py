@@ -1,0 +1,91 @@
+"""Which engine encodes, in which number format, and why: fixed rules, so that the same machine always chooses alike.
+
+Does not know texts, nor what the vectors are for.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from numpy.typing import NDArray
+
+from retriever.device import has_fast_bf16
+from retriever.engines.fast_forward import FAMILIES
+from retriever.engines.openvino_engine import HINTS, OpenVinoEngine, PaddedBatch
+from retriever.engines.torch_engine import TorchEngine
+from retriever.errors import InputError
+from retriever.protocols import FloatArray
+from retriever.tower import Tower
+
+EngineName = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": tuple(HINTS)}
+
+
+class Engine(Protocol):
+    """Turns padded token ids into vectors; several threads may call it at once."""
+
+    name: str
+
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and a precision, neither of them "auto", and why they were chosen."""
+
+    engine: str
+    precision: str
+    reason: str
+
+
+def choose(engine: str, precision: str, device: torch.device, model_type: str) -> Choice:
+    """Settle what "auto" means on ``device`` for a model of ``model_type``.
+
+    int8 is never chosen unasked: it is a trade that only a measured loss on the user's own queries can settle. Raises
+    InputError for a word that is neither, and for two that do not go together.
+    """
+    if engine not in ("auto", *PRECISIONS):
+        raise InputError(f"[index] engine = {engine!r}: choose one of auto, {', '.join(PRECISIONS)}")
+    if precision not in ("auto", *HINTS):
+        raise InputError(f"[index] precision = {precision!r}: choose one of auto, {', '.join(HINTS)}")
+    fast_bf16 = has_fast_bf16(device)
+    if precision == "auto":
+        precision, because = ("bf16", "bf16 is in hardware") if fast_bf16 else ("fp32", "bf16 is not in hardware")
+    else:
+        because = f"{precision} was asked for"
+    if engine == "auto":
+        engine, why = _engine(precision, device, model_type, fast_bf16)
+        because = f"{because}; {why}"
+    if precision not in PRECISIONS[engine]:
+        raise InputError(f'[index] precision = {precision!r} needs engine = "openvino", not {engine!r}')
+    if engine == "openvino" and device.type != "cpu":
+        raise InputError(f'[index] engine = "openvino" computes on the CPU, not on {device}; choose "torch"')
+    return Choice(engine, precision, because)
+
+
+def _engine(precision: str, device: torch.device, model_type: str, fast_bf16: bool) -> tuple[str, str]:
+    if precision == "int8":
+        return "openvino", "the engine that has int8"
+    if device.type != "cpu":
+        return "torch", f"the engine of {device.type}"
+    if not fast_bf16:
+        return "torch", "no engine is faster here in fp32"
+    if model_type not in FAMILIES:
+        return "torch", f"the engine of models of type {model_type}"
+    if importlib.util.find_spec("openvino") is None:
+        return "torch", "openvino, faster here in bf16, is not installed (pip install 'hone[openvino]')"
+    return "openvino", "faster here in bf16 than torch"
+
+
+def open_engine(
+    tower: Tower, choice: Choice, device: torch.device, streams: int, calibration: Sequence[PaddedBatch] = ()
+) -> Engine:
+    """Return the engine of ``choice`` over ``tower``, made for ``streams`` threads that call it at once."""
+    if choice.engine == "torch":
+        return TorchEngine(tower, choice.precision, device)
+    return OpenVinoEngine(tower, choice.precision, streams, calibration)

@@ -1,0 +1,256 @@
+"""The forward pass of the BERT family without its overhead: one product for queries, keys and values, weights cast and
+packed once, attention fused, no mask where all texts are equally long.
+
+Does not know pooling, tokenizers or training; docs/encoding-speed.md tells what each step gave.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+MASKED = -1e9
+"""Added to scores of padding: finite, since a row of −inf alone would be NaN and spread."""
+PACKED_ROWS = 2048
+"""Rows of a typical product, which oneDNN chooses the layout of packed weights for."""
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""(ids, mask), int64 [n, length] → the last hidden state [n, length, dim], or [n, 1, dim] of the first token alone."""
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a family keeps the parts of its layers."""
+
+    layers: str
+    qkv: tuple[str, ...]
+    attended: str
+    attention_norm: str
+    up: str
+    activation: str
+    down: str
+    norm: str
+
+
+_BERT = Names(
+    layers="encoder.layer",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attended="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    up="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
+    down="output.dense",
+    norm="output.LayerNorm",
+)
+_DISTILBERT = Names(
+    layers="transformer.layer",
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    attended="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    up="ffn.lin1",
+    activation="ffn.activation",
+    down="ffn.lin2",
+    norm="output_layer_norm",
+)
+_MPNET = Names(
+    layers="encoder.layer",
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    attended="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    up="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
+    down="output.dense",
+    norm="output.LayerNorm",
+)
+_MODERNBERT = Names(
+    layers="layers",
+    qkv=("attn.Wqkv",),
+    attended="attn.Wo",
+    attention_norm="attn_norm",
+    up="mlp.Wi",
+    activation="mlp.act",
+    down="mlp.Wo",
+    norm="mlp_norm",
+)
+FAMILIES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
+    "modernbert": _MODERNBERT,
+}
+"""Fast families by their configuration's ``model_type``."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's products and norms, in the order of their use."""
+
+    qkv: Product
+    attended: Product
+    attention_norm: Product
+    up: Product
+    activation: Product
+    down: Product
+    norm: Product
+    kind: str
+
+
+def fast_forward(
+    transformer: Any, dtype: torch.dtype, *, first_only: bool = False, packed: bool = True
+) -> Forward | None:
+    """Return the forward pass of ``transformer`` in ``dtype``, None if it is not of a family that is known here.
+
+    ``first_only`` computes the last layer for the first token alone, ``packed`` = False keeps to operations that other
+    engines can read. The weights are copied: a later change of ``transformer`` has no effect.
+    """
+    config = transformer.config
+    names = FAMILIES.get(config.model_type)
+    if names is None or getattr(config, "is_decoder", False):
+        return None
+    parts = [transformer.get_submodule(f"{names.layers}.{i}") for i in range(config.num_hidden_layers)]
+    linear_names = (*names.qkv, names.attended, names.up, names.down)
+    if any(type(part.get_submodule(name)) is not nn.Linear for part in parts for name in linear_names):
+        return None
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts)
+    layers = [_layer(part, names, kind, dtype, packed) for part, kind in zip(parts, kinds, strict=True)]
+    run = _modern if config.model_type == "modernbert" else _classic
+    return partial(run, transformer, layers, dtype, first_only)
+
+
+def _layer(part: Any, names: Names, kind: str, dtype: torch.dtype, packed: bool) -> Layer:
+    def of(name: str) -> Any:
+        return part.get_submodule(name)
+
+    def product(*modules: str) -> Product:
+        weight = torch.cat([of(name).weight.detach() for name in modules]).to(dtype)
+        biases = [of(name).bias for name in modules]
+        bias = None if biases[0] is None else torch.cat([one.detach() for one in biases]).to(dtype)
+        return _product(weight, bias, packed)
+
+    return Layer(
+        qkv=product(*names.qkv),
+        attended=product(names.attended),
+        attention_norm=_norm(of(names.attention_norm), dtype),
+        up=product(names.up),
+        activation=_activation(part, names),
+        down=product(names.down),
+        norm=_norm(of(names.norm), dtype),
+        kind=kind,
+    )
+
+
+def _product(weight: Tensor, bias: Tensor | None, packed: bool) -> Product:
+    if packed and _packs(weight):
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
+
+        def multiply(x: Tensor) -> Tensor:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, reordered, bias, "none", [], "")
+            return product
+
+        return multiply
+    return partial(linear, weight=weight, bias=bias)
+
+
+def _packs(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        return False
+    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _norm(module: Any, dtype: torch.dtype) -> Product:
+    if isinstance(module, nn.Identity):
+        return module
+    weight = module.weight.detach().to(dtype)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    return partial(
+        torch.nn.functional.layer_norm,
+        normalized_shape=module.normalized_shape,
+        weight=weight,
+        bias=bias,
+        eps=module.eps,
+    )
+
+
+def _activation(part: Any, names: Names) -> Product:
+    owner, _, name = names.activation.rpartition(".")
+    activation: Product = getattr(part.get_submodule(owner), name)
+    return activation
+
+
+def _attend(
+    qkv: Tensor, heads: int, bias: Tensor | None, rotation: tuple[Tensor, Tensor] | None, first: bool
+) -> Tensor:
+    """Return attended values [n, length or 1, dim] for ``qkv`` [n, length, 3 · dim]."""
+    query, key, value = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+    if rotation is not None:
+        query, key = _rotate(query, rotation), _rotate(key, rotation)
+    if first:
+        query = query[:, :, :1]
+        bias = bias if bias is None else bias[:, :, :1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions (Su et al. 2021): ``rotation`` holds cosines and sines, [1, length, size of a head]."""
+    cosine, sine = rotation
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return (x.float() * cosine + turned.float() * sine).to(x.dtype)
+
+
+def _padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return what is added to scores, [n, 1, 1, length], None where nothing is padded."""
+    if not torch._C._get_tracing_state() and bool(mask.all()):
+        return None
+    return (1 - mask).to(dtype)[:, None, None, :] * MASKED
+
+
+def _classic(
+    transformer: Any, layers: list[Layer], dtype: torch.dtype, first_only: bool, ids: Tensor, mask: Tensor
+) -> Tensor:
+    """Normalise after each residual: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, MPNet."""
+    heads = transformer.config.num_attention_heads
+    x: Tensor = transformer.embeddings(input_ids=ids).to(dtype)
+    bias = _padding_bias(mask, dtype)
+    if transformer.config.model_type == "mpnet":
+        relative = transformer.encoder.compute_position_bias(x[:1]).to(dtype)
+        bias = relative if bias is None else relative + bias
+    for number, layer in enumerate(layers):
+        first = first_only and number == len(layers) - 1
+        attended = layer.attended(_attend(layer.qkv(x), heads, bias, None, first))
+        x = layer.attention_norm(attended + (x[:, :1] if first else x))
+        x = layer.norm(layer.down(layer.activation(layer.up(x))) + x)
+    return x
+
+
+def _modern(
+    transformer: Any, layers: list[Layer], dtype: torch.dtype, first_only: bool, ids: Tensor, mask: Tensor
+) -> Tensor:
+    """Normalise before each branch, gate, rotate, look near and far in turn: ModernBERT (Warner et al. 2024)."""
+    config = transformer.config
+    x = transformer.embeddings(input_ids=ids).to(dtype)
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    full = _padding_bias(mask, dtype)
+    far = (positions[:, None] - positions[None, :]).abs() > config.sliding_window
+    near = far.to(dtype)[None, None] * MASKED
+    biases = {"full_attention": full, "sliding_attention": near if full is None else near + full}
+    rotations = {
+        kind: transformer.rotary_emb(x.float(), positions[None], kind) for kind in {layer.kind for layer in layers}
+    }
+    for number, layer in enumerate(layers):
+        first = first_only and number == len(layers) - 1
+        qkv = layer.qkv(layer.attention_norm(x))
+        attended = _attend(qkv, config.num_attention_heads, biases[layer.kind], rotations[layer.kind], first)
+        x = layer.attended(attended) + (x[:, :1] if first else x)
+        value, gate = layer.up(layer.norm(x)).chunk(2, dim=-1)
+        x = layer.down(layer.activation(value) * gate) + x
+    normalized: Tensor = _norm(transformer.final_norm, dtype)(x)
+    return normalized

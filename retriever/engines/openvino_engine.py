@@ -1,0 +1,101 @@
+"""The engine of processors on which OpenVINO is fastest: the model's graph, compiled once, one request a thread.
+
+Does not know texts, nor which engine is chosen when.
+"""
+
+import importlib
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retriever.engines.fast_forward import Forward, fast_forward
+from retriever.errors import InputError
+from retriever.protocols import FloatArray
+from retriever.tower import Tower
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""What OpenVINO must compute in where the graph does not say otherwise; left alone it takes bf16 silently."""
+EXAMPLE = np.array([[1, 2, 3, 4], [1, 2, 0, 0]])
+
+PaddedBatch = tuple[NDArray[Any], NDArray[Any]]
+
+
+class _Graph(nn.Module):
+    """What is traced: a tower's forward pass in operations that other engines can read."""
+
+    def __init__(self, tower: Tower, forward: Forward) -> None:
+        super().__init__()
+        self._tower = tower
+        self._forward = forward
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._tower.pool(self._forward(input_ids, attention_mask), attention_mask)
+
+
+class OpenVinoEngine:
+    """Implements retriever.engines.choice.Engine on the CPU; calls may come from several threads at once."""
+
+    name = "openvino"
+
+    def __init__(self, tower: Tower, precision: str, streams: int, calibration: Sequence[PaddedBatch] = ()) -> None:
+        """``precision`` is a key of HINTS; "int8" quantises by what passes through the layers in ``calibration``.
+
+        Raises InputError if OpenVINO is not installed, if the model is of a family that it is not given here, or if
+        int8 lacks its calibration.
+        """
+        openvino = _import("openvino")
+        forward = fast_forward(tower.transformer, torch.float32, first_only=tower.pooling == "cls", packed=False)
+        if forward is None:
+            kind = tower.transformer.config.model_type
+            raise InputError(f'[index] engine = "openvino" cannot take a model of type {kind!r}; choose "torch"')
+        graph = _Graph(tower.to("cpu").eval(), forward)
+        example = torch.from_numpy(EXAMPLE), torch.from_numpy(EXAMPLE.clip(0, 1))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it traces by a way that torch deprecates
+            model = openvino.convert_model(graph, example_input=example)
+        if precision == "int8":
+            model = _quantized(model, calibration)
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(streams),
+        }
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._requests = threading.local()
+
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._compiled.create_infer_request()
+        found = self._requests.own.infer([ids, mask], share_inputs=True)[0]
+        return np.array(found, np.float32)
+
+
+def _quantized(model: Any, calibration: Sequence[PaddedBatch]) -> Any:
+    """Return ``model`` with static int8 weights and activations (post-training quantisation of NNCF)."""
+    if not calibration:
+        raise InputError('[index] precision = "int8" needs passages to calibrate on; index a corpus with it')
+    nncf = _import("nncf")
+    nncf.set_log_level(40)  # its bars and notes would cut through our own progress
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration), list),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+    )
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name} is not installed: pip install 'hone[openvino]', or choose [index] engine = \"torch\""
+        ) from error

@@ -1,0 +1,48 @@
+"""The engine of every model and device: torch, by the fast forward pass where the family has one.
+
+Does not know texts, nor which engine is chosen when.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from retriever.device import DTYPES
+from retriever.engines.fast_forward import fast_forward
+from retriever.protocols import FloatArray
+from retriever.tower import Tower
+
+
+class TorchEngine:
+    """Implements retriever.engines.choice.Engine; each call computes with the threads of its caller."""
+
+    name = "torch"
+
+    def __init__(self, tower: Tower, precision: str, device: torch.device) -> None:
+        """``precision`` is a key of DTYPES; ``tower`` moves to ``device`` and must not be trained further."""
+        self._tower = tower.to(device).eval()
+        self._dtype = DTYPES[precision]
+        self._device = device
+        with torch.inference_mode():
+            self._fast = fast_forward(tower.transformer, self._dtype, first_only=tower.pooling == "cls")
+
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
+        with torch.inference_mode():
+            on_device = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in (ids, mask)]
+            vectors: FloatArray = self._vectors(*on_device).cpu().numpy()
+        return vectors
+
+    def _vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self._fast is not None:
+            return self._tower.pool(self._fast(ids, mask), mask)
+        with self._cast():
+            vectors: torch.Tensor = self._tower(ids, mask)
+        return vectors
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype)
