@@ -59,6 +59,28 @@ def test_empty_texts_have_a_score(ranker: TorchRanker) -> None:
     assert np.isfinite(ranker.score(["", "", "baka"], ["", "boka", ""])).all()
 
 
+def test_a_pair_without_a_token_is_named(tmp_path: Path) -> None:
+    folder = write_tiny_ranker(tmp_path)
+    model = load_ranker(RankerConfig(str(folder)))
+    model.tokenizer.backend_tokenizer.post_processor = None  # as a model without special tokens has it
+    with pytest.raises(InputError, match="pair 1: query and passage are empty"):
+        TorchRanker(model, device="cpu").score(["baka", ""], ["", ""])
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 40])
+def test_few_pairs_are_shared_among_the_streams(model: PairClassifier, pairs: int) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        ranker = TorchRanker(model, device="cpu")
+    finally:
+        torch.set_num_threads(threads)
+    told: list[int] = []
+    shared = ranker.score(QUERIES[:pairs] * 9, PASSAGES[:pairs] * 9, lambda done, total: told.append(done))
+    assert np.abs(shared[:pairs] - TorchRanker(model, device="cpu").score(QUERIES, PASSAGES)[:pairs]).max() < 1e-5
+    assert len(told) >= {1: 1, 3: 2, 40: 6}[pairs]
+
+
 def test_pairs_that_are_cut_are_counted(ranker: TorchRanker) -> None:
     expected = sum(len(f"{query} {text}".split()) + 3 > 14 for query, text in zip(QUERIES, PASSAGES, strict=True))
     ranker.score(QUERIES, PASSAGES)
