@@ -18,6 +18,7 @@ from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
+from retriever.encoder import saved_settings
 from retriever.errors import InputError
 
 CHUNK = 1024
@@ -26,16 +27,24 @@ Row = tuple[int, list[int], list[int]]
 """A query row, the corpus rows of its positives and of its negatives."""
 
 
-def export_model(artifact: Artifact, out: Path) -> None:
+def export_model(artifact: Artifact, out: Path) -> str | None:
     """Copy the model of a checkpoint or generation to ``out``, which sentence-transformers loads.
 
-    With untied towers ``out`` holds query/ and passage/, a model each. Raises InputError if ``out`` exists.
+    With untied towers ``out`` holds query/ and passage/, a model each. Returns what its user must know to get the
+    same vectors, None where there is nothing to know. Raises InputError if ``out`` exists.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; choose another folder")
     artifact.verify()
     with _appearing(out) as temporary:
         shutil.copytree(model_folder(artifact), temporary)
+    config = saved_settings(out)
+    if not config.tied or config.query_max_length == config.passage_max_length:
+        return None
+    return (
+        f"sentence-transformers cuts both sides of one model at one length, here that of passages "
+        f"({config.passage_max_length} tokens): set model.max_seq_length = {config.query_max_length} to encode queries"
+    )
 
 
 def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, count: int) -> int:

@@ -12,7 +12,7 @@ from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_gener
 from indexer.factory import check_config
 from retriever.artifacts import CURRENT, SERVED, Artifact
 from retriever.beir import find_file
-from retriever.checkpoint import publish_model
+from retriever.checkpoint import can_be_resumed, publish_model
 from retriever.data import Corpus, QuerySet
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import BusyError, InputError
@@ -27,8 +27,8 @@ def index_data(
 ) -> Artifact:
     """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is.
 
-    Raises InputError for what does not fit and BusyError where another process trains or builds, before anything is
-    published.
+    Raises InputError for what does not fit or a store that was trained in, and BusyError where another process trains
+    or builds, before anything is published.
     """
     find_file(data, "corpus.jsonl")
     encoder = create_encoder(ModelConfig(name=model))
@@ -41,10 +41,21 @@ def index_data(
     store = Store(store_root, create=True)
     with store.generations.writer():
         with store.checkpoints.writer():
+            _refuse_trained(store)
             corpus = Corpus(ingest_corpus(store, data, load))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
         inputs = BuildInputs(encoder_opener(config, corpus, report), corpus, loaded[-1], config)
         return build_generation(store, checkpoint, inputs, Meter(report), lambda text: report("warning", message=text))
+
+
+def _refuse_trained(store: Store) -> None:
+    """Raise InputError for a store whose training could not go on behind a model that was taken as it is."""
+    newest = store.checkpoints.get()
+    if newest is not None and can_be_resumed(newest):
+        raise InputError(
+            f"{store.root}: holds a training (checkpoint {newest.number}) that could not go on behind another model; "
+            "--store names another store, and without DATA the index that this one serves is built again"
+        )
 
 
 def rebuild(

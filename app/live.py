@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -18,56 +18,74 @@ from rich.text import Text
 from app.progress import Report
 from app.reports import json_lines
 
-QUIET = {"progress", "step", "build_started", "checkpoint"}
-SECONDS_A_MINUTE = 60
+QUIET = {"progress", "step", "waiting", "build", "build_started", "checkpoint", "removed"}
+IDLE = "waits for a marked checkpoint"
+BAR_WIDTH = 40
+SHOWN_DEV = 4
 
 
 class TrainingView:
-    """Keeps the newest figures of a run and draws them."""
+    """Keeps the newest figures of a run and draws them, a line a fact, so that it fits 80 columns."""
 
     def __init__(self, console: Console) -> None:
         """Messages go above the table, to ``console``."""
         self._console = console
         self._step: dict[str, Any] = {}
         self._dev: list[tuple[int, float]] = []
-        self._rebuild = "waits for a marked checkpoint"
+        self._waited: float | None = None
+        self._refresher = IDLE
 
     def report(self, event: str, **fields: Any) -> None:
         """Take in one event."""
         if event == "step":
-            self._step = fields
-        elif event == "progress":
-            self._rebuild = _progress_text(fields)
-        elif event == "build_started":
-            self._rebuild = f"encodes the corpus with checkpoint {fields['checkpoint']} (step {fields['step']})"
+            self._step, self._waited = fields, None
+        elif event == "waiting":
+            self._waited = fields["seconds"]
         elif event == "generation_published" and fields.get("dev"):
             self._dev.append((fields["step"], fields["dev"]["nDCG@10"]))
+        self._refresher = _doing(event, fields) or self._refresher
         if event not in QUIET:
             self._console.print(_sentence(event, fields), highlight=False)
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> Table:
         step = self._step
-        table = Table.grid(padding=(0, 2))
-        table.add_row("step", f"{step.get('step', 0)} of {step.get('of', '?')}", "loss", str(step.get("loss", "–")))
+        bar = ProgressBar(total=step.get("of", 1), completed=step.get("step", 0), width=BAR_WIDTH)
         rate = f"{step['steps_per_second']:.2f} steps/s" if step else "–"
-        table.add_row("rate", rate, "time left", duration(step.get("eta_seconds")))
-        dev = " → ".join(f"{value:.3f} @{at}" for at, value in self._dev[-4:]) or "–"
         source = "in-batch only" if step.get("generation") is None else f"generation {step['generation']}"
-        table.add_row("dev nDCG@10", dev, "negatives", f"{source}, {step.get('staleness', 0)} steps stale")
-        bar = ProgressBar(total=step.get("of", 1), completed=step.get("step", 0), width=60)
-        return Group(bar, table, Text(f"refresher: {self._rebuild}", style="dim"))
+        waited = "" if self._waited is None else f"; has waited {duration(self._waited)} for newer ones"
+        table = Table.grid(padding=(0, 2))
+        table.add_row("step", f"{step.get('step', 0)} of {step.get('of', '?')}")
+        table.add_row("", bar)
+        table.add_row("loss", str(step.get("loss", "–")))
+        table.add_row("rate", f"{rate}, {duration(step.get('eta_seconds'))} left")
+        table.add_row("dev nDCG@10", " → ".join(f"{value:.3f} @{at}" for at, value in self._dev[-SHOWN_DEV:]) or "–")
+        table.add_row("negatives", f"{source}, {step.get('staleness', 0)} steps stale{waited}")
+        table.add_row("refresher", Text(self._refresher))
+        return table
+
+
+def _doing(event: str, fields: dict[str, Any]) -> str | None:
+    """Return what an event says of what the refresher does now, None if it says nothing of it."""
+    if event == "progress":
+        return _progress_text(fields)
+    if event == "build_started":
+        return f"encodes the corpus with checkpoint {fields['checkpoint']} (step {fields['step']})"
+    return {"refresher_started": "starts", "negatives_published": IDLE, "drained": "done"}.get(event)
 
 
 def duration(seconds: float | None) -> str:
     """Return seconds as a person says them."""
     if seconds is None:
         return "–"
-    minutes, rest = divmod(round(seconds), SECONDS_A_MINUTE)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _progress_text(fields: dict[str, Any]) -> str:
-    text = f"{fields['phase']} {fields['done']} of {fields['total']}"
+    text = f"{fields['phase']} {fields['done']:,} of {fields['total']:,}" if fields["total"] > 1 else fields["phase"]
     if "rate" in fields:
         text += f", {fields['rate']:.0f}/s, {duration(fields['eta_seconds'])} left"
     return text
@@ -80,6 +98,8 @@ def _sentence(event: str, fields: dict[str, Any]) -> str:
         dev = (fields.get("dev") or {}).get("nDCG@10")
         score = "" if dev is None else f", dev nDCG@10 {dev:.4f}"
         return f"generation {fields['number']} of step {fields['step']}{score}"
+    if event == "negatives_published":
+        return f"negatives {fields['number']} mined from generation {fields['generation']}"
     if event == "adopted":
         return (
             f"step {fields['step']}: adopts negatives {fields['negatives']} "

@@ -79,7 +79,8 @@ on_stale = "warn"           # or "wait", "stop"
 [index]
 factory = "auto"            # or any FAISS factory string
 target_recall = 0.95
-precision = "auto"          # of encoding; "fp32" is exact everywhere
+engine = "auto"             # what encodes: torch, openvino, or the faster of them on this hardware
+precision = "auto"          # of encoding; "fp32" is exact everywhere, "int8" needs openvino
 """
 
 

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import TextIO
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.job_processes import JobProcesses, rebuild_command
@@ -64,7 +65,9 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
         serving.stop()
         processes.release()
 
-    app = FastAPI(title="hone", version=code_version(), description=DESCRIPTION, lifespan=lifespan)
+    # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
+    about = {"title": "hone", "version": code_version(), "description": DESCRIPTION}
+    app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     for routes in (search, encode, mine, jobs_routes, health):
         app.include_router(routes.router)

@@ -25,12 +25,14 @@ from app.refreshing import InlineRefresher
 from app.reports import all_of, event_log, forwarded, tensorboard
 from retriever.adoption import Refresher
 from retriever.artifacts import BEST, CURRENT, Artifact
+from retriever.checkpoint import can_be_resumed
 from retriever.durable import exclusive
 from retriever.errors import BusyError, HoneError, InputError, StoreError
 from retriever.store import KINDS, Store, is_store
 from retriever.trainer import Outcome, mark_best
 
 Where = Literal["child", "elsewhere", "inline"]
+AFRESH = "--new moves the store aside and starts afresh"
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,21 @@ def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bo
     newest = store.checkpoints.intact(CURRENT, warn)
     if newest is None:
         return None
-    ways_out = "--new moves the store aside and starts afresh"
-    if not (newest.path / "training").is_dir():
-        raise InputError(
-            f"{store_root}: its newest checkpoint ({newest.number}) is a model that `hone index` took as it is, not a "
-            f"training to go on with; {ways_out}, --store names another"
-        )
+    _refuse_untrained(store, newest)
     if newest.manifest["config_sha256"] != config_sha256 and not resume:
         raise InputError(
             f"{store_root}: its newest checkpoint ({newest.number}) comes from another configuration; "
-            f"--resume goes on from there with this one, {ways_out}"
+            f"--resume goes on from there with this one, {AFRESH}"
         )
     return None
+
+
+def _refuse_untrained(store: Store, newest: Artifact) -> None:
+    if not can_be_resumed(newest):
+        raise InputError(
+            f"{store.root}: its newest checkpoint ({newest.number}) is a model that `hone index` took as it is, not a "
+            f"training to go on with; {AFRESH}, --store names another"
+        )
 
 
 @contextmanager
@@ -187,6 +192,8 @@ def _refresher(run: Run, config_path: Path, where: Where, report: Report, *, ski
 
 def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outcome:
     newest = run.store.checkpoints.intact(CURRENT, lambda text: report("warning", message=text))
+    if newest is not None:
+        _refuse_untrained(run.store, newest)  # once more: `hone index` may have come between
     if newest is None or not _is_done(newest, run):
         return make_trainer(run, refresher, report, stop).run()
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done

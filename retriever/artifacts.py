@@ -88,11 +88,11 @@ class Series:
         self._held = ExitStack()
 
     @contextmanager
-    def writer(self) -> Iterator[None]:
-        """Be the one writer of this kind. Raises BusyError if another process is; may be nested."""
+    def writer(self, *, wait: bool = False) -> Iterator[None]:
+        """Be the one writer of this kind; may be nested. If another process is, waits for it or raises BusyError."""
         if self._writers == 0:
             with ExitStack() as held:
-                held.enter_context(exclusive(self._lock, self.kind))
+                held.enter_context(exclusive(self._lock, self.kind, wait=wait))
                 with self._pointing():
                     for leftover in self.folder.glob(".tmp-*"):
                         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -87,6 +87,11 @@ def restore_training(artifact: Artifact, model: DualEncoder, optimizer: torch.op
         raise CorruptError(f"{folder}: cannot be resumed ({error})") from error
 
 
+def can_be_resumed(artifact: Artifact) -> bool:
+    """Tell whether a checkpoint comes from training, not from a model that was taken as it is."""
+    return (artifact.path / "training").is_dir()
+
+
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     state = optimizer.state_dict()
     tensors = {

@@ -8,15 +8,17 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from retriever.errors import BusyError, InputError
 
 CHUNK_BYTES = 1 << 22
+LOCK_TRIES, LOCK_TRY_SECONDS = 5, 0.05
 
 
 def fsync_path(path: Path) -> None:
@@ -143,12 +145,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``; the system releases it when the process ends, however it ends.
 
-    If another process holds it, waits for it or raises BusyError at once, naming that process.
+    If another process holds it, waits for it, or raises BusyError within a moment, naming that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, wait)
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
@@ -159,3 +161,14 @@ def exclusive(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str], wait: bool) -> None:
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if left == 0:
+                raise
+            time.sleep(LOCK_TRY_SECONDS)  # whoever only looks whether a writer is there holds it for an instant

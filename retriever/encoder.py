@@ -143,7 +143,7 @@ def create_encoder(config: ModelConfig) -> DualEncoder:
     """
     path = model_path(config.name)
     if (Path(path) / SETTINGS).is_file():
-        saved = _settings(Path(path))
+        saved = saved_settings(Path(path))
         given = {key: value for key, value in asdict(config).items() if value is not None}
         encoder = _open(path, saved.tied, replace(saved, **{**given, "tied": saved.tied and config.tied}))
     else:
@@ -157,11 +157,12 @@ def create_encoder(config: ModelConfig) -> DualEncoder:
 
 def load_encoder(folder: Path) -> DualEncoder:
     """Load what ``DualEncoder.save`` wrote. Raises CorruptError if the folder is incomplete."""
-    config = _settings(folder)
+    config = saved_settings(folder)
     return _open(str(folder), config.tied, config)
 
 
-def _settings(folder: Path) -> ModelConfig:
+def saved_settings(folder: Path) -> ModelConfig:
+    """Return how texts enter and leave the model that ``DualEncoder.save`` wrote. Raises CorruptError if unreadable."""
     try:
         return ModelConfig(**json.loads((folder / SETTINGS).read_text()))
     except (OSError, ValueError, TypeError) as error:

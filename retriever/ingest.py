@@ -28,15 +28,24 @@ SHOWN_UNKNOWN = 5
 def ingest_corpus(store: Store, folder: Path, accept: Callable[[Corpus], None] | None = None) -> Artifact:
     """Publish the corpus of the BEIR folder ``folder``, or return the store's newest if it holds the same file.
 
+    Where another process ingests, waits for it and looks again.
+
     ``accept`` sees the corpus before it is published (as number −1): what it raises leaves the store as it was.
     Raises InputError naming file and line for a bad line, a duplicate id or an empty corpus.
     """
     accept = accept or (lambda corpus: None)
     source = sha256_file(find_file(folder, "corpus.jsonl"))
     newest = _ingested(store, source)
-    if newest is not None:
-        accept(Corpus(newest))
-        return newest
+    if newest is None:
+        with store.corpora.writer(wait=True):
+            newest = _ingested(store, source)
+            if newest is None:
+                return _published(store, folder, source, accept)
+    accept(Corpus(newest))
+    return newest
+
+
+def _published(store: Store, folder: Path, source: str, accept: Callable[[Corpus], None]) -> Artifact:
     with store.corpora.stage(parents={}) as draft:
         rows = _write_passages(draft, folder)
         draft.facts.update(rows=rows, source_sha256=source)

@@ -30,11 +30,13 @@ def model(
     """Copy the best model to a folder that sentence-transformers loads."""
     opened = Store(store_path(store))
     found = _generation(opened, generation)
-    export_model(found, out)
+    note = export_model(found, out)
     if json_output:
-        print_json({"out": str(out), "generation": found.number, "step": found.facts["step"]})
+        print_json({"out": str(out), "generation": found.number, "step": found.facts["step"], "note": note})
         return
     print(f"{out}: the model of generation {found.number} (step {found.facts['step']})")
+    if note is not None:
+        print(f"Note: {note}")
     print(f'Next: SentenceTransformer("{out}")')
 
 

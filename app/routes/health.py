@@ -67,7 +67,7 @@ def page(serving: Serving) -> str:
         "passages": len(snapshot.corpus),
         "index": facts["factory"],
         "built": snapshot.generation.manifest["created"],
-        **(facts.get("dev") or {}),
+        **{f"dev {name}": value for name, value in (facts.get("dev") or {}).items()},
     }
     if serving.problem:
         shown["the next could not be loaded"] = serving.problem

@@ -12,7 +12,10 @@ from app.exporting import FORMATS, export_model, export_negatives
 from app.opening import open_generation_encoder
 from app.training import run_training
 from retriever.artifacts import Artifact
+from retriever.checkpoint import publish_model
+from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import CorruptError, InputError
+from retriever.inference import ModelEncoder
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
 from tests.app.served import damage
@@ -46,6 +49,32 @@ def test_sentence_transformers_loads_the_model_with_the_same_vectors(trained: Pa
     theirs = SentenceTransformer(str(tmp_path / "deep" / "model"), device="cpu").encode(TEXTS)
     ours = open_generation_encoder(generation).encode_passages(TEXTS)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize(("query", "passage"), [(6, 16), (16, 6)])
+def test_two_lengths_of_one_tower_are_said_and_can_be_had_there(
+    tiny: Path, tmp_path: Path, query: int, passage: int
+) -> None:
+    """sentence-transformers knows one length a model; what the note says gives the vectors of both sides."""
+    config = ModelConfig(str(tiny / "model"), query_max_length=query, passage_max_length=passage)
+    model, store = create_encoder(config), Store(tmp_path / "store", create=True)
+    note = export_model(publish_model(store, model, {}), tmp_path / "out")
+    assert note is not None and f"({passage} tokens)" in note and f"max_seq_length = {query} to encode queries" in note
+    ours = ModelEncoder(model, device="cpu")
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(theirs.encode_document(TEXTS), ours.encode_passages(TEXTS), atol=1e-5)
+    assert not np.allclose(theirs.encode_query(TEXTS), ours.encode_queries(TEXTS), atol=1e-3)
+    theirs.max_seq_length = query
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), ours.encode_queries(TEXTS), atol=1e-5)
+
+
+def test_towers_apart_and_one_length_need_no_word(tiny: Path, trained: Path, tmp_path: Path) -> None:
+    assert export_model(Store(trained).generations.at(0), tmp_path / "one") is None
+    config = ModelConfig(str(tiny / "model"), tied=False, query_max_length=6, passage_max_length=16)
+    store = Store(tmp_path / "apart", create=True)
+    assert export_model(publish_model(store, create_encoder(config), {}), tmp_path / "two") is None
+    sides = [SentenceTransformer(str(tmp_path / "two" / side), device="cpu") for side in ("query", "passage")]
+    assert [side.max_seq_length for side in sides] == [6, 16]
 
 
 def test_a_model_is_exported_whole_or_not_at_all(trained: Path, tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_beside_another_writer_nothing_is_published(tiny: Path, trained: Path, t
     assert contents(trained) == before
 
 
+def test_a_store_that_was_trained_in_is_not_indexed_with_another_model(tiny: Path, trained: Path) -> None:
+    before = contents(trained)
+    with pytest.raises(InputError, match=r"holds a training \(checkpoint 2\).*--store names another"):
+        index(tiny, trained)
+    assert contents(trained) == before
+    assert rebuild(Store(trained), None, silent).number == 3, "what it serves may be indexed again"
+
+
 def test_a_folder_without_data_makes_no_store(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"corpus\.jsonl: no such file"):
         index(tiny, tmp_path / "store", tmp_path / "nowhere")

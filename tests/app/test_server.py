@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_the_document_lists_every_route_with_its_statuses(server: Server) -> Non
                     (content,) = response["content"].values()
                     assert content["schema"]["$ref"].endswith("/ErrorBody")
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_docs_need_no_other_server(server: Server) -> None:
+    page = server.client.get("/docs")
+    assert page.status_code == 200 and "://" not in page.text
+    places = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
+    assert any(place.endswith(".js") for place in places) and any(place.endswith(".css") for place in places)
+    for place in [*places, "/openapi.json"]:
+        assert place.startswith("/") and server.client.get(place).status_code == 200, place
 
 
 def test_staleness_is_counted_from_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event
 from typing import Any
 
 import pytest
 
+from app.indexing import index_data
 from app.refreshing import InlineRefresher
 from app.training import (
     ElsewhereRefresher,
@@ -23,7 +23,7 @@ from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
 from retriever.store import Store, is_store
-from tests.app.command_line import contents, opened, silent, write_run
+from tests.app.command_line import contents, opened, signal_once_heard, silent, write_run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -71,6 +71,13 @@ def test_a_model_that_was_indexed_as_it_is_cannot_be_gone_on_with(indexed: Path)
     for resume in (False, True):
         with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
             prepare_store(indexed, "any", resume=resume, new=False)
+
+
+def test_a_model_that_is_indexed_while_the_run_is_opened_is_not_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    run = opened(tiny / "run.toml", tmp_path / "store")
+    index_data(tmp_path / "store", tiny / "data", str(tiny / "model"), run.config.index, silent)
+    with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
+        run_training(run, tiny / "run.toml", "inline")
 
 
 def test_a_run_whose_checkpoints_are_all_broken(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,8 +185,7 @@ def test_ctrl_c_while_the_last_generation_is_awaited_is_an_interruption(tiny: Pa
     shutil.rmtree(trained / "negatives/000002")
     (trained / "negatives/CURRENT").write_text("000001\n")
     run = opened(tiny / "run.toml", trained)
-    interrupt = Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
+    interrupt = signal_once_heard(signal.SIGINT)
     result = run_training(run, tiny / "run.toml", "elsewhere")
     interrupt.join()
     assert (result.outcome.reason, result.outcome.step) == ("interrupted", 6)

@@ -1,12 +1,15 @@
-"""Runs `hone train` while killing its processes at random, until it ends by itself. It does not know pytest."""
+"""Runs `hone train` while killing its processes, until it ends by itself. It does not know pytest."""
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,9 @@ from app.refresher_process import RESTARTS
 from retriever.durable import read_lines
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model
+
+LOOK_SECONDS = 0.005
+SAID_BEFORE_WORK = ("refresher_started", "warning")
 
 RUN_FILE = """\
 seed = 3
@@ -57,75 +63,133 @@ def hone(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "app.cli", *map(str, arguments)]
 
 
+@dataclass(frozen=True)
+class Life:
+    """A running victim: what it has said since it was started, and what it seems to be doing now."""
+
+    pid: int
+    started: float
+    said: list[dict[str, Any]]
+    phase: str
+
+
 @dataclass
 class Ending:
-    """How a killed run went: kills by victim and by what the run had last reported."""
+    """How killed runs went: kills by what the victim was doing, and how often the command was given."""
 
-    kills: Counter[str] = field(default_factory=Counter)
     phases: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
+    @property
+    def kills(self) -> int:
+        """How often the victim was killed."""
+        return self.phases.total()
 
-def train_under_fire(config: Path, store: Path, victim: str, kills: int, seed: int, mean_seconds: float) -> Ending:
+
+Ripe = Callable[[Life, Counter[str]], bool]
+"""Asked again and again: is this the moment, after kills in these phases?"""
+
+
+def at_random(seed: int, mean_seconds: float) -> Ripe:
+    """Kill after exponentially distributed delays, one life in five counted from its start, the others from when it
+    has begun to work."""
+    generator = random.Random(seed)
+    plans: dict[int, tuple[bool, float]] = {}
+
+    def ripe(life: Life, phases: Counter[str]) -> bool:
+        if life.pid not in plans:
+            plans[life.pid] = generator.random() < 0.2, generator.expovariate(1 / mean_seconds)
+        early, delay = plans[life.pid]
+        since = life.started if early else life.said[0]["time"] if life.said else math.inf
+        return time.time() - since > delay
+
+    return ripe
+
+
+def train_under_fire(config: Path, store: Path, victim: str, ripe: Ripe, kills: int) -> Ending:
     """Run the training to its end, killing ``victim`` ("trainer" or "refresher") up to ``kills`` times with SIGKILL.
 
     A trainer whose refresher died six times in a row gives up with exit code 2; the same command goes on from there.
     Raises AssertionError if a run that is not killed fails otherwise.
     """
-    generator = random.Random(seed)
     ending = Ending()
     while True:
         ending.starts += 1
+        before, started = len(read_lines(store / "events.jsonl")), time.time()
         with (config.parent / "train.log").open("ab") as log:
             process = subprocess.Popen(hone("train", config, "--store", store), stdout=log, stderr=log)
-        killed = _fire(process, store, victim, kills - ending.kills[victim], generator, mean_seconds, ending)
+        while ending.kills < kills and process.poll() is None:
+            time.sleep(LOOK_SECONDS)
+            events = read_lines(store / "events.jsonl")[before:]
+            life = _trainer(process.pid, started, events, store) if victim == "trainer" else _refresher(events, store)
+            if life is not None and ripe(life, ending.phases):
+                _kill(process, life)
+                ending.phases[_phase(store, victim, life.said)] += 1
         code = process.wait()
-        gave_up = code == 2 and ending.kills["refresher"] > RESTARTS
-        if not killed and not gave_up:
+        gave_up = code == 2 and victim == "refresher" and ending.kills > RESTARTS
+        if code != -signal.SIGKILL and not gave_up:
             assert code == 0, (config.parent / "train.log").read_text()[-2000:]
             return ending
 
 
-def _fire(
-    process: subprocess.Popen[bytes],
-    store: Path,
-    victim: str,
-    kills: int,
-    generator: random.Random,
-    mean_seconds: float,
-    ending: Ending,
-) -> bool:
-    """Kill until the trainer is hit (True), or it ended by itself or no kill is left (False)."""
-    while kills > 0:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(generator.expovariate(1 / mean_seconds))
-            return False
-        pid = process.pid if victim == "trainer" else _refresher_pid(store, process.pid)
-        if pid is None:
-            continue
-        ending.phases[_phase(store)] += 1
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            ending.kills[victim] += 1
-            kills -= 1
-        if victim == "trainer":
-            return True
-    return False
+def _kill(process: subprocess.Popen[bytes], life: Life) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(life.pid, signal.SIGKILL)
+    while process.poll() is None and _is_alive(life.pid):
+        time.sleep(LOOK_SECONDS)
 
 
-def _refresher_pid(store: Path, trainer: int) -> int | None:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, IndexError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == trainer and "refresh" in (path.parent / "cmdline").read_text():
-                return int(path.parent.name)
-    return None
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
-def _phase(store: Path) -> str:
-    events = read_lines(store / "events.jsonl")
-    last: dict[str, Any] = events[-1] if events else {"event": "start"}
-    return f"{last['event']} {last['phase']}" if last["event"] == "progress" else str(last["event"])
+def _trainer(pid: int, started: float, events: list[dict[str, Any]], store: Path) -> Life:
+    said = [one for one in events if one.get("source") == "trainer" and one["event"] not in SAID_BEFORE_WORK]
+    return Life(pid, started, said, _phase(store, "trainer", said))
+
+
+def _refresher(events: list[dict[str, Any]], store: Path) -> Life | None:
+    """Return the refresher of the trainer that logged ``events``, None while there is none."""
+    births = [place for place, one in enumerate(events) if one["event"] == "refresher_started"]
+    if not births or not _is_alive(events[births[-1]]["pid"]):
+        return None
+    birth = events[births[-1]]
+    said = [
+        one
+        for one in events[births[-1] :]
+        if (one.get("source") == "refresher" and one["event"] not in SAID_BEFORE_WORK)
+        or one["event"] == "generation_published"
+    ]
+    return Life(birth["pid"], birth["time"], said, _phase(store, "refresher", said))
+
+
+def _phase(store: Path, victim: str, said: list[dict[str, Any]]) -> str:
+    """Name what a victim does, or did when it was killed, by what it said last and what it has staged."""
+    if not said:
+        return "starts"
+    last = said[-1]
+    if victim == "trainer":
+        if _staged(store, "checkpoints"):
+            return "saves a checkpoint"
+        if last.get("final"):
+            return "waits for the last generation"
+        return "waits for negatives" if last["event"] == "waiting" else "steps"
+    if _staged(store, "negatives"):
+        return "mines"
+    if _staged(store, "generations"):
+        return "builds"
+    if last["event"] in ("build", "build_started") or last.get("phase") == "encode":
+        return "encodes"
+    between = ("progress", "generation_published", "generation_reused")
+    return "between building and mining" if last["event"] in between else "waits for a checkpoint"
+
+
+def _staged(store: Path, kind: str) -> bool:
+    return any((store / kind).glob(".tmp-*"))
 
 
 def final_weights(store: Path) -> str:

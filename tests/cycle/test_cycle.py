@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,18 @@ precision = "fp32"
 """
 
 
-def run_hone(folder: Path, command: str, store: str) -> dict[str, Any]:
-    """Run ``hone COMMAND`` as a person would, on one thread, and return its JSON."""
+def call_hone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``hone`` with ``arguments`` as a person would, on one thread, from ``folder``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-m", "app.cli", command, "run.toml", "--store", store, "--json"]
-    done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
     )
+
+
+def run_hone(folder: Path, command: str, store: str, *options: str) -> dict[str, Any]:
+    """Run ``hone COMMAND run.toml`` to its good end and return its JSON."""
+    done = call_hone(folder, command, "run.toml", "--store", store, "--json", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -140,3 +146,33 @@ def test_a_refresher_process_gives_the_same_weights(folder: Path, cycled: tuple[
     ends = [place for place, said in enumerate(sources) if said[1] == "generation_published"]
     stepped = [sources[start:end].count(("trainer", "step")) for start, end in zip(builds, ends, strict=True)]
     assert sum(stepped) > 0  # the trainer goes on while an index is built
+
+
+@pytest.mark.slow
+def test_a_trainer_and_a_refresher_of_its_own_may_be_started_together(
+    folder: Path, cycled: tuple[Store, dict[str, Any]]
+) -> None:
+    """On a store that is not there yet: both make it, both ingest the corpus, neither waits for a person."""
+    with ThreadPoolExecutor() as pool:
+        refreshing = pool.submit(call_hone, folder, "refresh", "run.toml", "--store", "apart")
+        printed = run_hone(folder, "train", "apart", "--refresher", "elsewhere")
+        refreshed = refreshing.result()
+    assert refreshed.returncode == 0, refreshed.stderr[-3000:]
+    assert printed["refresher_pid"] is None and printed["negative_sets_adopted"] == 4
+    finals = [one.checkpoints.get(CURRENT) for one in (cycled[0], Store(folder / "apart"))]
+    assert len({final.facts["weights_sha256"] for final in finals if final is not None}) == 1 and None not in finals
+    assert Store(folder / "apart").corpora.numbers() == [0]
+
+
+@pytest.mark.slow
+def test_of_two_that_index_one_fresh_store_each_ends_well_or_is_told_of_the_other(folder: Path) -> None:
+    arguments = ("index", "data", "--model", "tiny", "--precision", "fp32", "--store", "twice")
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda _: call_hone(folder, *arguments), range(2)))
+    codes = sorted(one.returncode for one in ended)
+    assert codes in ([0, 0], [0, 2]), [one.stderr[-1000:] for one in ended]
+    assert all("already writing" in one.stderr for one in ended if one.returncode)
+    store = Store(folder / "twice")
+    assert len(store.corpora.numbers()) == len(store.checkpoints.numbers()) == 1
+    for number in store.generations.numbers():
+        store.generations.at(number).verify()

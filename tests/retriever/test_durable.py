@@ -4,6 +4,7 @@ import resource
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from retriever.durable import (
     CHUNK_BYTES,
+    LOCK_TRY_SECONDS,
     append_line,
     exclusive,
     link_tree,
@@ -205,13 +207,30 @@ def _try_to_lock(lock: Path) -> None:
         os._exit(3 if f"process {os.getppid()} is already writing generations" in str(error) else 4)
 
 
-def test_a_held_lock_is_refused_at_once_and_names_its_owner(tmp_path: Path) -> None:
+def test_a_held_lock_is_refused_and_names_its_owner(tmp_path: Path) -> None:
     lock = tmp_path / "locks" / "generations.lock"
     with exclusive(lock, "generations"):
         assert in_child(_try_to_lock, lock) == 3
         with pytest.raises(BusyError, match=str(os.getpid())), exclusive(lock, "generations"):
             pass
     assert in_child(_try_to_lock, lock) == 0
+
+
+def test_a_lock_that_is_held_for_an_instant_is_waited_for(tmp_path: Path) -> None:
+    """`hone train --refresher elsewhere` looks in this way whether a refresher is there: one that starts then stays."""
+    held, let_go = Event(), Event()
+
+    def look() -> None:
+        with exclusive(tmp_path / "lock", "generations"):
+            held.set()
+            let_go.wait(20)
+
+    looking = Thread(target=look)
+    looking.start()
+    assert held.wait(20)
+    Timer(LOCK_TRY_SECONDS / 2, let_go.set).start()
+    with exclusive(tmp_path / "lock", "generations"):
+        looking.join()
 
 
 def _die_with_lock(lock: Path) -> None:

@@ -3,8 +3,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +62,26 @@ def test_the_same_file_is_ingested_once(tmp_path: Path, data: Path) -> None:
     second = ingest_corpus(store, data)
     assert second.number == first.number + 1 and second.facts["rows"] == 21
     assert second.sha256("passages.arrow") != first.sha256("passages.arrow")
+
+
+def test_who_comes_while_another_ingests_takes_what_that_publishes(tmp_path: Path, data: Path) -> None:
+    """As `hone train --refresher elsewhere` and `hone refresh` do that are started together on a fresh store."""
+    store, ingesting, go_on = new_store(tmp_path), Event(), Event()
+
+    def slowly(corpus: Corpus) -> None:
+        ingesting.set()
+        assert go_on.wait(20)
+
+    seen: list[int] = []
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ingest_corpus, store, data, slowly)
+        assert ingesting.wait(20)
+        second = pool.submit(ingest_corpus, Store(store.root), data, lambda corpus: seen.append(len(corpus)))
+        with pytest.raises(NotYet):
+            second.result(0.2)
+        go_on.set()
+        assert first.result(20).number == second.result(20).number == 0
+    assert store.corpora.numbers() == [0] and seen == [20]
 
 
 @pytest.mark.parametrize("name", ["passages.arrow", "text_hash.npy", "manifest.json"])

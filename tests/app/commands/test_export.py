@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from retriever.encoder import ModelConfig, create_encoder
 from retriever.store import Store
 from tests.app.command_line import Hone
 
@@ -15,6 +16,15 @@ def test_the_best_model_unless_told_otherwise(hone: Hone, trained: Path) -> None
     assert hone("export", "model", "named", "--generation", "BASELINE", "--json").json["step"] == 0
     assert {path.name for path in Path("best").iterdir()} >= {"modules.json", "model.safetensors", "tokenizer.json"}
     assert 'SentenceTransformer("again")' in hone("export", "model", "again").out
+
+
+def test_two_lengths_of_one_model_are_pointed_out(hone: Hone, tiny: Path, trained: Path, tmp_path: Path) -> None:
+    assert hone("export", "model", "one", "--json").json["note"] is None
+    assert "Note:" not in hone("export", "model", "same").out
+    create_encoder(ModelConfig(str(tiny / "model"), query_max_length=32)).save(tmp_path / "two-lengths")
+    hone("index", tiny / "data", "--model", "two-lengths", "--precision", "fp32", "--store", "indexed")
+    said = hone("export", "model", "two", "--store", "indexed").out
+    assert "Note: sentence-transformers cuts both sides" in said and "max_seq_length = 32" in said
 
 
 def test_a_generation_that_there_is_not(hone: Hone, trained: Path, tmp_path: Path) -> None:

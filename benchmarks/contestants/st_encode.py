@@ -1,0 +1,39 @@
+"""sentence-transformers' encoder, over passages and over single queries. Does not know hone."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.contest import compete
+
+LOADED: dict[str, SentenceTransformer] = {}
+
+
+def load(model: str, backend: str, settings: dict[str, str]) -> dict[str, Any]:
+    """Open the encoder; ``settings`` go to the backend, {} is the default."""
+    LOADED["model"] = SentenceTransformer(model, device="cpu", backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # from a JSON line
+    return {}
+
+
+def work(passages: str) -> dict[str, Any]:
+    """Encode the passages of a JSON file."""
+    vectors = LOADED["model"].encode(json.loads(Path(passages).read_text()), show_progress_bar=False)
+    return {"vectors": np.asarray(vectors, np.float32)}
+
+
+def ask(queries: str) -> dict[str, Any]:
+    """Encode the queries of a JSON file one after the other."""
+    seconds = []
+    for query in json.loads(Path(queries).read_text()):
+        began = time.perf_counter()
+        LOADED["model"].encode([query], show_progress_bar=False)
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": float(np.median(seconds))}
+
+
+if __name__ == "__main__":
+    compete({"load": load, "work": work, "ask": ask}, ["sentence-transformers", "transformers", "torch"])

@@ -1,0 +1,122 @@
+"""Claim: hone encodes a corpus, and a single query, faster than sentence-transformers, to the same vectors.
+
+Does not know how either encodes.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.alternation import Entrant, alternate, started
+from benchmarks.machine import Machine, forward_flops
+from benchmarks.options import Options, parse
+from benchmarks.report import Answers, last_line, print_rates, ratio, show
+from benchmarks.texts import hand_over, sample_passages, sample_queries
+from retriever.encoder import ModelConfig, create_encoder, model_path
+from retriever.protocols import FloatArray
+
+KEYS = (
+    "vs_st_default",
+    "vs_st_bf16",
+    "vs_st_openvino",
+    "fp32_vs_st_default",
+    "int8_vs_st_default",
+    "query_vs_st",
+    "cosine_mean",
+    "cosine_min",
+    "int8_cosine_mean",
+)
+PASSAGES, QUICK_PASSAGES = 320, 96
+QUERIES = 40
+CALIBRATION = 128
+NO_BF16 = "this processor has no bf16 instructions"
+DEFAULT, BF16, OPENVINO = "sentence-transformers", "sentence-transformers, bf16", "sentence-transformers, OpenVINO"
+TORCH_FP32, TORCH_BF16, OURS_OPENVINO, INT8 = "hone, fp32", "hone, bf16", "hone, OpenVINO", "hone, OpenVINO int8"
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse("encode", "Passages and queries encoded per second against sentence-transformers.")
+    host = machine.look()
+    show(host.sentence)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        passages = hand_over(Path(scratch), "passages", _passages(options))
+        queries = hand_over(Path(scratch), "queries", sample_queries(options.data, QUERIES))
+        calibration = hand_over(Path(scratch), "calibration", sample_passages(options.data, CALIBRATION))
+        with started(_entrants(host.bf16 is not None, calibration)) as contestants:
+            for contestant in contestants:
+                show(f"{contestant.entrant.name}: {contestant.versions}")
+            alternate(contestants, "work", 1, passages=passages)  # warm up
+            answers = alternate(contestants, "work", options.rounds, passages=passages)
+            alternate(contestants, "ask", 1, queries=queries)
+            asked = alternate(contestants, "ask", options.rounds, queries=queries)
+        _report(host, answers, asked, json.loads(Path(passages).read_text()))
+
+
+def _passages(options: Options) -> list[str]:
+    return sample_passages(options.data, QUICK_PASSAGES if options.quick else PASSAGES)
+
+
+def _entrants(bf16: bool, calibration: str) -> list[Entrant]:
+    def peer(name: str, environment: str, backend: str = "torch", **settings: str) -> Entrant:
+        module = "benchmarks.contestants.st_encode"
+        return Entrant(name, module, environment, {"model": model, "backend": backend, "settings": settings})
+
+    def ours(name: str, engine: str, precision: str, texts: str = "") -> Entrant:
+        settings = {"model": model, "engine": engine, "precision": precision, "calibration": texts}
+        return Entrant(name, "benchmarks.contestants.hone_encode", settings=settings)
+
+    model = model_path("minilm")
+    best = "bf16" if bf16 else "fp32"
+    entrants = [
+        peer(DEFAULT, "sentence-transformers"),
+        peer(OPENVINO, "sentence-transformers-openvino", "openvino"),
+        ours(TORCH_FP32, "torch", "fp32"),
+        ours(OURS_OPENVINO, "openvino", best),
+        ours(INT8, "openvino", "int8", calibration),
+    ]
+    if bf16:
+        entrants += [peer(BF16, "sentence-transformers", dtype="bfloat16"), ours(TORCH_BF16, "torch", "bf16")]
+    return entrants
+
+
+def _report(host: Machine, answers: Answers, asked: Answers, passages: list[str]) -> None:
+    ours = TORCH_BF16 if host.bf16 else TORCH_FP32
+    print_rates(f"Encoding {len(passages)} passages", "passages", len(passages), answers, ours)
+    print_rates("Encoding a query", "queries", 1, asked, ours)
+    exact = answers[DEFAULT][-1].arrays["vectors"]
+    cosines = {name: _cosine(given[-1].arrays["vectors"], exact) for name, given in answers.items()}
+    for name, cosine in cosines.items():
+        show(f"{name}: cosine to {DEFAULT}, mean {cosine.mean():.6f}, least {cosine.min():.6f}")
+    model = create_encoder(ModelConfig())
+    lengths = [len(ids) for ids in model.tokenize("passage", passages)[0]]
+    seconds = float(np.median([answer.seconds for answer in answers[ours]]))
+    share = (
+        forward_flops(model.passage.transformer.config.to_dict(), lengths) / seconds / 1e9 / (host.bf16 or host.fp32)
+    )
+    show(f"{np.mean(lengths):.0f} tokens a passage; {ours}: {share:.0%} of the fastest matrix product")
+    figures = {
+        "vs_st_default": ratio(answers, DEFAULT, ours),
+        "vs_st_bf16": ratio(answers, BF16, ours) if host.bf16 else None,
+        "vs_st_openvino": ratio(answers, OPENVINO, OURS_OPENVINO),
+        "fp32_vs_st_default": ratio(answers, DEFAULT, TORCH_FP32),
+        "int8_vs_st_default": ratio(answers, DEFAULT, INT8),
+        "query_vs_st": ratio(asked, DEFAULT, ours),
+        "cosine_mean": float(cosines[ours].mean()),
+        "cosine_min": float(cosines[ours].min()),
+        "int8_cosine_mean": float(cosines[INT8].mean()),
+    }
+    reasons = {} if host.bf16 else {"vs_st_bf16": NO_BF16}
+    last_line(KEYS, figures, reasons, passages=len(passages), share_of_peak=round(share, 3), machine=host.as_facts())
+
+
+def _cosine(found: FloatArray, exact: FloatArray) -> FloatArray:
+    cosine: FloatArray = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+    return cosine
+
+
+if __name__ == "__main__":
+    main()
