@@ -55,6 +55,7 @@ learning_rate = 5e-5
 warmup_steps = {warmup}
 precision = "auto"          # bf16 where the hardware has it, else fp32
 save_every = {every}
+# grad_cache = true         # a batch of any size in the memory of a micro-batch, for twice the forward passes
 # patience = 3              # stop after so many generations without a better dev metric
 
 [loss]
@@ -79,7 +80,8 @@ on_stale = "warn"           # or "wait", "stop"
 [index]
 factory = "auto"            # or any FAISS factory string
 target_recall = 0.95
-precision = "auto"          # of encoding; "fp32" is exact everywhere
+engine = "auto"             # what encodes: torch, openvino, or the faster of them on this hardware
+precision = "auto"          # of encoding; "fp32" is exact everywhere, "int8" needs openvino
 """
 
 

@@ -6,6 +6,7 @@ Does not know HTTP, nor who moves SERVED.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Lock, Thread
 
 from structlog.typing import FilteringBoundLogger
@@ -16,6 +17,7 @@ from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import Encoder, Fingerprints, FloatArray, Progress, silent
+from retriever.query_cache import QueryCache
 from retriever.store import Store
 
 POLL_SECONDS = 0.5
@@ -28,12 +30,16 @@ OpenEncoder = Callable[[Artifact], Encoder]
 
 
 class OneAtATime:
-    """An encoder for many threads: each call waits for its turn, so one call's error is that call's alone."""
+    """An encoder for many threads: each call waits for its turn, so one call's error is that call's alone.
+
+    A query that was asked lately is not encoded again.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         """Guard ``encoder``, whose tokenizer and weights serve one call at a time."""
         self.guarded = encoder
         self._turn = Lock()
+        self._cache = QueryCache()
         self.dimensions = encoder.dimensions
         self.fingerprints: Fingerprints = encoder.fingerprints
         self.computed_by = encoder.computed_by
@@ -41,7 +47,7 @@ class OneAtATime:
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
         with self._turn:
-            return self.guarded.encode_queries(texts, progress)
+            return self._cache.encode(texts, partial(self.guarded.encode_queries, progress=progress))
 
     def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the passage tower."""

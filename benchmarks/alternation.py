@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.environments import OURS, ROOT, python_of
 
 THREADS = 2
+NOT_INHERITED = {"OMP_WAIT_POLICY", "PYTHONPATH"}
+"""Variables that would give a peer other than its default: hone's own commands set the first for themselves."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class Contestant:
         """Start it in the checkout's root; its stderr goes to a file in ``scratch``."""
         self.entrant = entrant
         self._stderr = scratch / "stderr.txt"
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         counts = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS", "RAYON", "NUMEXPR")}
         with self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
                 [python_of(entrant.environment), "-m", entrant.module, scratch],
                 cwd=ROOT,
-                env={**os.environ, **counts, "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", **entrant.variables},
+                env={**inherited, **counts, "HF_HUB_OFFLINE": "1", **entrant.variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

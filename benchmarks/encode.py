@@ -16,6 +16,7 @@ from benchmarks.options import Options, parse
 from benchmarks.report import Answers, last_line, print_rates, ratio, show
 from benchmarks.texts import hand_over, sample_passages, sample_queries
 from retriever.encoder import ModelConfig, create_encoder, model_path
+from retriever.protocols import FloatArray
 
 KEYS = (
     "vs_st_default",
@@ -112,8 +113,9 @@ def _report(host: Machine, answers: Answers, asked: Answers, passages: list[str]
     last_line(KEYS, figures, reasons, passages=len(passages), share_of_peak=round(share, 3), machine=host.as_facts())
 
 
-def _cosine(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    return (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+def _cosine(found: FloatArray, exact: FloatArray) -> FloatArray:
+    cosine: FloatArray = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+    return cosine
 
 
 if __name__ == "__main__":

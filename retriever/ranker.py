@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from retriever.durable import sha256_json
 from retriever.errors import InputError
 from retriever.ranker_files import longest_input, refuse_other_modules, saved_activation, saved_prompt, usable_positions
+from retriever.token_batches import pad
 from retriever.tower import tokenizer_sha256, weights_sha256
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": nn.Identity(), "sigmoid": torch.sigmoid}
@@ -67,23 +69,27 @@ class PairClassifier(nn.Module):
 
     def pad(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         """Return the model's inputs, int64 [n, longest], padded on the tokenizer's side."""
-        lengths = [len(pair["input_ids"]) for pair in pairs]
         fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        padded = {name: torch.full((len(pairs), max(lengths)), fill[name]) for name in pairs[0]}
-        padded["attention_mask"] = torch.zeros(len(pairs), max(lengths), dtype=torch.int64)
-        left = self.tokenizer.padding_side == "left"
-        for row, (pair, length) in enumerate(zip(pairs, lengths, strict=True)):
-            place = slice(max(lengths) - length, None) if left else slice(length)
-            padded["attention_mask"][row, place] = 1
-            for name, values in pair.items():
-                padded[name][row, place] = torch.tensor(values)
-        return padded
+        step = 1 if self.pads_on_the_right else -1
+        padded: dict[str, NDArray[Any]] = {}
+        for name in pairs[0]:
+            padded[name], padded["attention_mask"] = pad([pair[name][::step] for pair in pairs], fill[name])
+        return {name: torch.from_numpy(values[:, ::step].copy()) for name, values in padded.items()}
+
+    @property
+    def pads_on_the_right(self) -> bool:
+        """Whether a pair's tokens come first, as all but models that read from the end have it."""
+        side: str = self.tokenizer.padding_side
+        return side == "right"
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the scores float32 [n] of what ``pad`` returned."""
+        return self.scores(self.classifier(**inputs).logits)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the scores float32 [n] for logits [n, labels]."""
         assert self.config.activation is not None
-        logits = self.classifier(**inputs).logits.float()
-        return ACTIVATIONS[self.config.activation](self._of_label(logits))
+        return ACTIVATIONS[self.config.activation](self._of_label(logits.float()))
 
     def _of_label(self, logits: Tensor) -> Tensor:
         """Return the log-odds [n] of the relevant label, of which the sigmoid is its softmax probability."""
@@ -109,8 +115,8 @@ def load_ranker(config: RankerConfig) -> PairClassifier:
     name = config.name
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
     try:
-        refuse_other_modules(name)
         settings = AutoConfig.from_pretrained(name)
+        refuse_other_modules(name)
         classifier, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=settings, dtype=torch.float32, output_loading_info=True
         )

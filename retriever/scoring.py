@@ -1,53 +1,94 @@
-"""Scoring pairs with torch behind the numpy protocol: sorted token-budget batches, bf16 or fp32, no gradient.
+"""Scoring pairs behind the numpy protocol: sorted token-budget batches, spread over streams of one thread each.
 
 Does not know training, nor where the pairs come from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from retriever.device import DTYPES, pick_device, resolve_precision
+from retriever.engines.fast_ranker import fast_logits
 from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.ranker import PairClassifier
+from retriever.streams import most_streams, streams
 from retriever.token_batches import mixed, token_batches
+
+LEAST_BUDGET = 256
+"""Tokens below which a batch is not made smaller to give every stream its share."""
 
 
 class TorchRanker:
     """Implements retriever.protocols.Ranker over a PairClassifier; counts the pairs that it had to cut."""
 
     def __init__(self, model: PairClassifier, precision: str = "fp32", device: str = "auto") -> None:
-        """``precision`` is "auto" or a key of DTYPES. Raises InputError for another."""
+        """``precision`` is "auto" or a key of DTYPES; ``model`` must not be trained further.
+
+        Raises InputError for another precision.
+        """
         self._device = pick_device(device)
         precision = resolve_precision(precision, self._device)
         self.fingerprint: str = model.fingerprint(precision)
         self._dtype = DTYPES[precision]
         self._model = model.to(self._device).eval()
+        with torch.inference_mode():
+            self._fast = fast_logits(model.classifier, self._dtype) if model.pads_on_the_right else None
+        self._streams = most_streams(self._device)
         self.cut_pairs = 0
 
     def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
-        """Return float32 [n], higher is more relevant. Raises ValueError if there are not as many of both."""
+        """Return float32 [n], higher is more relevant: of ``passages[i]`` for ``queries[i]``.
+
+        Raises ValueError if there are not as many of both, InputError for what is no text or has no token.
+        """
         if len(queries) != len(passages):
             raise ValueError(f"{len(queries)} queries but {len(passages)} passages: pair i is one of each")
         _refuse_other_than_text(queries, passages)
         scores = np.empty(len(queries), np.float32)
+        if not queries:
+            return scores
         pairs, cut = self._model.tokenize(queries, passages)
         self.cut_pairs += cut
         lengths = np.array([len(pair["input_ids"]) for pair in pairs], np.int64)
+        if not lengths.all():
+            raise InputError(f"pair {lengths.argmin()}: query and passage are empty")
+
+        def score(batch: NDArray[np.int64]) -> int:
+            scores[batch] = self._scores(self._model.pad([pairs[i] for i in batch]))
+            return len(batch)
+
         done = 0
-        cast = torch.autocast(self._device.type, self._dtype) if self._dtype != torch.float32 else nullcontext()
-        with torch.inference_mode(), cast:
-            for batch in mixed(token_batches(lengths, TOKEN_BUDGETS[self._device.type])):
-                inputs = self._model.pad([pairs[i] for i in batch])
-                inputs = {name: values.to(self._device) for name, values in inputs.items()}
-                scores[batch] = self._model(inputs).cpu().numpy()
-                done += len(batch)
+        batches = mixed(token_batches(lengths, self._budget(int(lengths.sum()))))
+        with streams(min(self._streams, len(batches)), self._device) as run:
+            for finished in run(score, batches):
+                done += finished
                 progress(done, len(queries))
         return scores
+
+    def _budget(self, tokens: int) -> int:
+        """Return the tokens of one batch: fewer where a few pairs would leave a stream without work."""
+        most = TOKEN_BUDGETS[self._device.type]
+        return most if self._streams == 1 else min(most, max(LEAST_BUDGET, tokens // (2 * self._streams)))
+
+    def _scores(self, inputs: Mapping[str, Tensor]) -> FloatArray:
+        with torch.inference_mode():
+            inputs = {name: values.to(self._device, non_blocking=True) for name, values in inputs.items()}
+            scores: FloatArray = self._model.scores(self._logits(inputs)).cpu().numpy()
+        return scores
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if self._fast is not None:
+            return self._fast(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
+        cast = torch.autocast(self._device.type, self._dtype) if self._dtype != torch.float32 else nullcontext()
+        with cast:
+            logits: Tensor = self._model.classifier(**inputs).logits
+        return logits
 
 
 def _refuse_other_than_text(queries: Sequence[str], passages: Sequence[str]) -> None:

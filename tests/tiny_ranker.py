@@ -38,9 +38,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "pooler_hidden_size": 32,
         "type_vocab_size": 0,
     },
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
 }
-TWO_SEGMENTS = {"bert", "electra", "deberta-v2"}
+TWO_SEGMENTS = {"bert", "electra", "deberta-v2", "xlnet"}
 
 
 def write_tiny_ranker(folder: Path, architecture: str = "bert", **settings: Any) -> Path:
@@ -50,7 +51,7 @@ def write_tiny_ranker(folder: Path, architecture: str = "bert", **settings: Any)
     """
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if architecture in TWO_SEGMENTS else [])]
-    _write_tokenizer(folder, vocabulary, names)
+    _write_tokenizer(folder, vocabulary, names, left=architecture == "xlnet")
     given = {**ARCHITECTURES[architecture], "vocab_size": len(vocabulary), "pad_token_id": 1, "num_labels": 1}
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **{**given, **settings})
@@ -63,7 +64,7 @@ def write_tiny_ranker(folder: Path, architecture: str = "bert", **settings: Any)
     return folder
 
 
-def _write_tokenizer(folder: Path, vocabulary: Mapping[str, int], names: list[str]) -> None:
+def _write_tokenizer(folder: Path, vocabulary: Mapping[str, int], names: list[str], left: bool) -> None:
     tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -74,4 +75,5 @@ def _write_tokenizer(folder: Path, vocabulary: Mapping[str, int], names: list[st
     )
     tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     fast: Any = PreTrainedTokenizerFast  # its constructor has no annotations
-    fast(tokenizer_object=tokenizer, model_input_names=names, **tokens).save_pretrained(folder)
+    side = "left" if left else "right"
+    fast(tokenizer_object=tokenizer, model_input_names=names, padding_side=side, **tokens).save_pretrained(folder)

@@ -13,7 +13,17 @@ from app.indexing import index_data, rebuild, rebuild_or_wait
 from app.job_work import working
 from app.jobs import Jobs
 from app.live import progress_view
-from app.options import ConfigArgument, JsonOption, Precision, SkipMissing, StoreOption, print_json, store_path, warn
+from app.options import (
+    ConfigArgument,
+    EngineName,
+    JsonOption,
+    Precision,
+    SkipMissing,
+    StoreOption,
+    print_json,
+    store_path,
+    warn,
+)
 from app.refreshing import RefreshSteps
 from app.settings import database_url
 from indexer.builder import IndexConfig
@@ -22,7 +32,11 @@ from retriever.errors import InputError
 from retriever.store import Store
 
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="fp32 (exact), bf16, or auto: bf16 where the hardware has it.")
+    Precision,
+    typer.Option("--precision", help="fp32 (exact), bf16, int8, or auto: bf16 where the hardware has it."),
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="What computes the encoder: torch, openvino, or auto: the faster here.")
 ]
 Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS factory string.")]
 
@@ -32,6 +46,7 @@ def index(
     model: Annotated[str, typer.Option("--model", help="minilm, a folder or a hub id.")] = "minilm",
     store: StoreOption = None,
     factory: Factory = "auto",
+    engine: EngineOption = EngineName.AUTO,
     precision: PrecisionOption = Precision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
     skip_missing: SkipMissing = False,
@@ -43,7 +58,7 @@ def index(
         _work_on_job(root, job)
         return
     with progress_view() as report:
-        config = IndexConfig(factory=factory, precision=precision.value)
+        config = IndexConfig(factory=factory, engine=engine.value, precision=precision.value)
         if data is None:
             generation = rebuild(Store(root), config, report)
         else:

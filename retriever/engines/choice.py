@@ -73,8 +73,10 @@ def _engine(precision: str, device: torch.device, model_type: str, fast_bf16: bo
         return "openvino", "the engine that has int8"
     if device.type != "cpu":
         return "torch", f"the engine of {device.type}"
+    if precision == "fp32":
+        return "torch", "the engine that is exact"
     if not fast_bf16:
-        return "torch", "no engine is faster here in fp32"
+        return "torch", "no engine computes bf16 faster without the hardware"
     if model_type not in FAMILIES:
         return "torch", f"the engine of models of type {model_type}"
     if importlib.util.find_spec("openvino") is None:

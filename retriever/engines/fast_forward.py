@@ -7,7 +7,7 @@ Does not know pooling, tokenizers or training; docs/encoding-speed.md tells what
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,18 @@ MASKED = -1e9
 PACKED_ROWS = 2048
 """Rows of a typical product, which oneDNN chooses the layout of packed weights for."""
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""(ids, mask), int64 [n, length] → the last hidden state [n, length, dim], or [n, 1, dim] of the first token alone."""
 Product = Callable[[Tensor], Tensor]
+
+
+class Forward(Protocol):
+    """What ``fast_forward`` returns."""
+
+    def __call__(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Return the last hidden state [n, length, dim], or [n, 1, dim] of the first token alone.
+
+        All are int64 [n, length]; ``segments`` tell the two texts of a pair apart, 0 and 1, where the model reads them.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ FAMILIES = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    "electra": _BERT,
     "distilbert": _DISTILBERT,
     "mpnet": _MPNET,
     "modernbert": _MODERNBERT,
@@ -213,12 +223,23 @@ def _padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
     return (1 - mask).to(dtype)[:, None, None, :] * MASKED
 
 
+def _embed(transformer: Any, ids: Tensor, segments: Tensor | None) -> Any:
+    x = transformer.embeddings(input_ids=ids, **({} if segments is None else {"token_type_ids": segments}))
+    return transformer.embeddings_project(x) if hasattr(transformer, "embeddings_project") else x  # narrow in ELECTRA
+
+
 def _classic(
-    transformer: Any, layers: list[Layer], dtype: torch.dtype, first_only: bool, ids: Tensor, mask: Tensor
+    transformer: Any,
+    layers: list[Layer],
+    dtype: torch.dtype,
+    first_only: bool,
+    ids: Tensor,
+    mask: Tensor,
+    segments: Tensor | None = None,
 ) -> Tensor:
-    """Normalise after each residual: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, MPNet."""
+    """Normalise after each residual: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, MPNet, ELECTRA."""
     heads = transformer.config.num_attention_heads
-    x: Tensor = transformer.embeddings(input_ids=ids).to(dtype)
+    x: Tensor = _embed(transformer, ids, segments).to(dtype)
     bias = _padding_bias(mask, dtype)
     if transformer.config.model_type == "mpnet":
         relative = transformer.encoder.compute_position_bias(x[:1]).to(dtype)
@@ -232,11 +253,17 @@ def _classic(
 
 
 def _modern(
-    transformer: Any, layers: list[Layer], dtype: torch.dtype, first_only: bool, ids: Tensor, mask: Tensor
+    transformer: Any,
+    layers: list[Layer],
+    dtype: torch.dtype,
+    first_only: bool,
+    ids: Tensor,
+    mask: Tensor,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Normalise before each branch, gate, rotate, look near and far in turn: ModernBERT (Warner et al. 2024)."""
     config = transformer.config
-    x = transformer.embeddings(input_ids=ids).to(dtype)
+    x = _embed(transformer, ids, segments).to(dtype)
     positions = torch.arange(ids.shape[1], device=ids.device)
     full = _padding_bias(mask, dtype)
     far = (positions[:, None] - positions[None, :]).abs() > config.sliding_window

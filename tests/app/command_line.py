@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -88,6 +92,20 @@ def write_run(path: Path, data: Path, model: Path, *changes: tuple[str, str]) ->
         text = text.replace(old, new)
     path.write_text(text)
     return path
+
+
+def signal_once_heard(number: signal.Signals) -> Thread:
+    """Send ``number`` to this process as soon as somebody handles it: on a slow machine a fixed delay ends pytest."""
+    before = signal.getsignal(number)
+
+    def send() -> None:
+        while signal.getsignal(number) is before:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    sender = Thread(target=send, daemon=True)
+    sender.start()
+    return sender
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import CorruptError, InputError
-from retriever.inference import TorchEncoder
+from retriever.inference import ModelEncoder
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
 from tests.app.served import damage
@@ -60,7 +60,7 @@ def test_two_lengths_of_one_tower_are_said_and_can_be_had_there(
     model, store = create_encoder(config), Store(tmp_path / "store", create=True)
     note = export_model(publish_model(store, model, {}), tmp_path / "out")
     assert note is not None and f"({passage} tokens)" in note and f"max_seq_length = {query} to encode queries" in note
-    ours = TorchEncoder(model, device="cpu")
+    ours = ModelEncoder(model, device="cpu")
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     np.testing.assert_allclose(theirs.encode_document(TEXTS), ours.encode_passages(TEXTS), atol=1e-5)
     assert not np.allclose(theirs.encode_query(TEXTS), ours.encode_queries(TEXTS), atol=1e-3)

@@ -1,18 +1,16 @@
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
 
 from app import refresher_process
 from app.refresher_process import LOG_NAME, RESTARTS, RefresherProcess, refresher_command
-from tests.app.command_line import Hone, write_run
+from tests.app.command_line import Hone, signal_once_heard, write_run
 
 ROOT = Path(__file__).parent.parent.parent
 DIES = "import sys; print('first words'); print('out of memory', file=sys.stderr); sys.exit(3)"
@@ -172,8 +170,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_a_refresher_that_is_told_to_stop_does_not_seem_done(hone: Hone, tiny: Path, tmp_path: Path) -> None:
     """Else the trainer would wait for its negatives in vain: with exit code 0 nobody restarts it."""
     config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model")
-    stop = Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM))
-    stop.start()
+    stop = signal_once_heard(signal.SIGTERM)
     answer = hone("refresh", config, "--store", tmp_path / "store")
     stop.join()
     assert answer.complaint.startswith("interrupted")

@@ -1,11 +1,10 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
 from retriever.store import Store, is_store
-from tests.app.command_line import contents, opened, silent, write_run
+from tests.app.command_line import contents, opened, signal_once_heard, silent, write_run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -186,8 +185,7 @@ def test_ctrl_c_while_the_last_generation_is_awaited_is_an_interruption(tiny: Pa
     shutil.rmtree(trained / "negatives/000002")
     (trained / "negatives/CURRENT").write_text("000001\n")
     run = opened(tiny / "run.toml", trained)
-    interrupt = Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
+    interrupt = signal_once_heard(signal.SIGINT)
     result = run_training(run, tiny / "run.toml", "elsewhere")
     interrupt.join()
     assert (result.outcome.reason, result.outcome.step) == ("interrupted", 6)

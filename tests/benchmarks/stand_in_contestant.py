@@ -1,5 +1,6 @@
 """A contestant that sleeps for a living, so that tests of the frame need no model. It does not know the tests."""
 
+import os
 import time
 from typing import Any
 
@@ -23,6 +24,11 @@ def work(value: float) -> dict[str, Any]:
     return {"value": value, "vectors": np.full((2, 3), value, np.float32)}
 
 
+def variable(name: str) -> dict[str, Any]:
+    """Return the value of an environment variable, None if it is not set."""
+    return {"value": os.environ.get(name)}
+
+
 def own_clock() -> dict[str, Any]:
     """Return seconds of its own counting."""
     return {"seconds": 7.0}
@@ -34,4 +40,4 @@ def fail() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    compete({"load": load, "work": work, "own_clock": own_clock, "fail": fail}, ["numpy"])
+    compete({"load": load, "work": work, "variable": variable, "own_clock": own_clock, "fail": fail}, ["numpy"])

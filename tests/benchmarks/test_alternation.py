@@ -35,7 +35,18 @@ def test_the_reason_of_a_death_is_told() -> None:
         quick.ask("fail")
 
 
-def test_variables_reach_the_contestant() -> None:
+def test_a_contestant_has_two_threads_its_own_variables_and_not_our_way_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    entrant = Entrant("quick", MODULE, settings={"nap": 0}, variables={"ITS_OWN": "value"})
+    with started([entrant]) as (quick,):
+        given = {name: quick.ask("variable", name=name).facts["value"] for name in ("OMP_NUM_THREADS", "ITS_OWN")}
+        assert given == {"OMP_NUM_THREADS": "2", "ITS_OWN": "value"}
+        assert quick.ask("variable", name="OMP_WAIT_POLICY").facts["value"] is None
+
+
+def test_a_contestant_that_cannot_start_says_why() -> None:
     broken = Entrant("broken", MODULE, settings={"nap": 0}, variables={"PYTHONHASHSEED": "none"})
     with pytest.raises(RuntimeError, match="broken ended"), started([broken]):
         pass

@@ -26,10 +26,10 @@ FAST: dict[str, Callable[[], Any]] = {
         vocab_size=60, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=64
     ),
     "mpnet": lambda: transformers.MPNetConfig(**SIZES),
+    "electra": lambda: transformers.ElectraConfig(**SIZES, embedding_size=16),
     "modernbert": lambda: transformers.ModernBertConfig(**SIZES, **MODERN, local_attention=8),
 }
 GENERIC: dict[str, Callable[[], Any]] = {
-    "electra": lambda: transformers.ElectraConfig(**SIZES, embedding_size=16),
     "deberta-v2": lambda: transformers.DebertaV2Config(**SIZES),
     "bert-decoder": lambda: transformers.BertConfig(**SIZES, is_decoder=True),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),

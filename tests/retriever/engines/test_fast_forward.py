@@ -44,6 +44,19 @@ def test_the_first_token_alone_has_the_same_state(transformer: Any) -> None:
     assert float((found - expected).abs().max()) < 2e-5
 
 
+@pytest.mark.parametrize("name", ["bert", "electra"])
+def test_segments_count(name: str) -> None:
+    transformer = random_transformer(FAST[name]())
+    ids, mask = ragged(0)
+    segments = (torch.arange(ids.shape[1]) > 3).long().expand_as(ids)
+    forward = fast_forward(transformer, torch.float32)
+    assert forward is not None
+    with torch.inference_mode():
+        expected = transformer(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
+        assert difference(forward(ids, mask, segments), expected, mask) < 2e-5
+        assert difference(forward(ids, mask), expected, mask) > 0.01
+
+
 def test_bf16_stays_near(transformer: Any) -> None:
     ids, mask = ragged(transformer.config.pad_token_id)
     with torch.inference_mode():
