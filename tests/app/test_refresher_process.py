@@ -72,7 +72,7 @@ def start(tmp_path: Path, said: list[tuple[str, Any]], monkeypatch: pytest.Monke
 def is_running(pid: int) -> bool:
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or read
         return False
 
 
