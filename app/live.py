@@ -50,14 +50,17 @@ class TrainingView:
     def __rich__(self) -> Table:
         step = self._step
         bar = ProgressBar(total=step.get("of", 1), completed=step.get("step", 0), width=BAR_WIDTH)
-        rate = f"{step['steps_per_second']:.2f} steps/s" if step else "–"
+        loss, rate = "–", "–"
+        if step:
+            loss = f"{step['loss']:.4f}"
+            rate = f"{step['steps_per_second']:.2f} steps/s, {duration(step['eta_seconds'])} left"
         source = "in-batch only" if step.get("generation") is None else f"generation {step['generation']}"
         waited = "" if self._waited is None else f"; has waited {duration(self._waited)} for newer ones"
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{step.get('step', 0)} of {step.get('of', '?')}")
         table.add_row("", bar)
-        table.add_row("loss", str(step.get("loss", "–")))
-        table.add_row("rate", f"{rate}, {duration(step.get('eta_seconds'))} left")
+        table.add_row("loss", loss)
+        table.add_row("rate", rate)
         table.add_row("dev nDCG@10", " → ".join(f"{value:.3f} @{at}" for at, value in self._dev[-SHOWN_DEV:]) or "–")
         table.add_row("negatives", f"{source}, {step.get('staleness', 0)} steps stale{waited}")
         table.add_row("refresher", Text(self._refresher))
@@ -73,10 +76,8 @@ def _doing(event: str, fields: dict[str, Any]) -> str | None:
     return {"refresher_started": "starts", "negatives_published": IDLE, "drained": "done"}.get(event)
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Return seconds as a person says them."""
-    if seconds is None:
-        return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

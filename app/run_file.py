@@ -55,6 +55,7 @@ learning_rate = 5e-5
 warmup_steps = {warmup}
 precision = "auto"          # bf16 where the hardware has it, else fp32
 save_every = {every}
+# grad_cache = true         # a batch of any size in the memory of a micro-batch, for twice the forward passes
 # patience = 3              # stop after so many generations without a better dev metric
 
 [loss]

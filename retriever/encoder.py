@@ -109,6 +109,13 @@ class DualEncoder(nn.Module):
         for tower in (self.query, self.passage):
             tower.transformer.set_attn_implementation(implementation)
 
+    def checkpoint_gradients(self) -> None:
+        """Keep each layer's input alone while training, and compute the layer again on the way back."""
+        for tower in (self.query, self.passage):
+            transformer = tower.transformer  # the method has a new name since transformers 5
+            newer = getattr(transformer, "activation_checkpointing_enable", None)
+            (newer or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def save(self, folder: Path) -> None:
         """Write ``folder`` (tied) or ``folder/query`` and ``folder/passage`` in sentence-transformers' layout."""
         config = self.config

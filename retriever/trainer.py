@@ -22,6 +22,7 @@ from retriever.device import Precision, pick_device, resolve_precision
 from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch, Examples
+from retriever.gradcache import cached_backward, chunks_of, in_order
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.infonce import info_nce
 from retriever.protocols import BatchPlanner, NegativeSource
@@ -32,7 +33,11 @@ from retriever.store import Store
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """[train]: budget, optimiser and bookkeeping. ``patience`` counts generations without a better dev metric."""
+    """[train]: budget, optimiser and bookkeeping.
+
+    ``grad_cache`` bounds memory by a micro-batch instead of the batch, ``gradient_checkpointing`` by a layer instead of
+    all: each computes every forward pass twice. ``patience`` counts generations without a better dev metric.
+    """
 
     max_steps: int = 600
     batch_size: int = 32
@@ -42,6 +47,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     accumulation: int = 1
+    grad_cache: bool = False
+    gradient_checkpointing: bool = False
     precision: Precision = "auto"
     device: Literal["auto", "cpu"] = "auto"
     save_every: int = 50
@@ -108,11 +115,14 @@ class Trainer:
         self._accelerator = Accelerator(
             mixed_precision="bf16" if self._precision == "bf16" else "no",
             cpu=parts.train.device == "cpu",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            # Buffers are constants, and ranks may forward a different number of micro-batches: none is broadcast.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         )
         self._ranks = Ranks(self._accelerator)
         if self._accelerator.device.type == "cpu":
             parts.model.attend("eager")
+        if parts.train.gradient_checkpointing:
+            parts.model.checkpoint_gradients()
         if parts.train.batch_size < self._ranks.count:
             raise InputError(f"[train] batch_size = {parts.train.batch_size}: fewer than the {self._ranks.count} ranks")
         self._optimizer = _adamw(parts.model, parts.train)
@@ -229,11 +239,8 @@ class Trainer:
         total = 0.0
         for part in range(config.accumulation):
             batch = self._batch(self._state.step * config.accumulation + part)
-            last = part == config.accumulation - 1
-            with self._ranks.sync_gradients(self._model, last):
-                loss = self._loss(batch) / config.accumulation
-                self._accelerator.backward(loss * self._ranks.count)
-            total += loss.item()
+            loss = self._backward(batch, part == config.accumulation - 1)
+            total += loss.item() / config.accumulation
         if not math.isfinite(total):
             raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
         self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
@@ -249,17 +256,42 @@ class Trainer:
         drawn = None if self._source is None else self._source.draw(rows, position)
         return self._parts.examples.batch(rows, epoch, drawn)
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Return the loss of the whole batch; each rank encodes its share, and gradients flow to that alone."""
-        query_texts, passage_texts = self._parts.examples.texts(batch)
-        mine_q, mine_p = self._ranks.share(len(query_texts)), self._ranks.share(len(passage_texts))
-        queries, _ = self._parts.model.tokenize("query", query_texts[mine_q])
-        passages, _ = self._parts.model.tokenize("passage", passage_texts[mine_p])
+    def _backward(self, batch: Batch, last: bool) -> Tensor:
+        """Return the loss of the whole batch, its gradient added to the weights; each rank encodes its share."""
+        token_ids, budget = self._token_ids(batch), TOKEN_BUDGETS[self._accelerator.device.type]
+        if self._parts.train.grad_cache:
+            chunks = chunks_of(token_ids, budget)
+            return cached_backward(
+                chunks,
+                lambda chunk: self._model(*chunk.token_ids, budget)[chunk.side],
+                lambda vectors: self._loss(*in_order(chunks, vectors, self._parts.model.dimensions), batch),
+                self._scaled_backward,
+                lambda last_chunk: self._ranks.sync_gradients(self._model, last and last_chunk),
+            )
+        with self._ranks.sync_gradients(self._model, last):
+            queries, passages = self._model(*token_ids, budget)
+            loss = self._loss(queries, passages, batch)
+            self._scaled_backward(loss)
+        return loss.detach()
+
+    def _scaled_backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss * self._ranks.count / self._parts.train.accumulation)
+
+    def _token_ids(self, batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the token ids of this rank's share of the batch's queries and passages."""
+        queries, passages = self._parts.examples.texts(batch)
+        tokenize, share = self._parts.model.tokenize, self._ranks.share
+        return (
+            tokenize("query", queries[share(len(queries))])[0],
+            tokenize("passage", passages[share(len(passages))])[0],
+        )
+
+    def _loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of the whole batch; gradients flow to this rank's ``queries`` and ``passages`` alone."""
         device = self._accelerator.device
-        q, p = self._model(queries, passages, TOKEN_BUDGETS[device.type])
         return info_nce(
-            self._ranks.gather(q, len(query_texts)),
-            self._ranks.gather(p, len(passage_texts)),
+            self._ranks.gather(queries, len(batch.query_rows)),
+            self._ranks.gather(passages, len(batch.passage_rows)),
             torch.from_numpy(batch.positive).to(device),
             torch.from_numpy(batch.allowed).to(device),
             self._parts.loss.temperature,

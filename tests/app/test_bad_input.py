@@ -42,6 +42,14 @@ def run(tiny: Path, data: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path / "run.toml", data, tiny / "model")
 
 
+@pytest.fixture(params=["index", "cycle"])
+def written(request: pytest.FixtureRequest, tiny: Path, run: Path) -> tuple[Path, list[object]]:
+    """A store that a command writes to, and that command: what was trained in takes no model as it is."""
+    if request.param == "index":
+        return request.getfixturevalue("indexed"), ["index", run.parent / "data", "--model", tiny / "model"]
+    return request.getfixturevalue("trained"), ["cycle", run, "--resume"]
+
+
 def append(path: Path, line: str) -> int:
     """Append a line and return its number."""
     text = path.read_text() + line + "\n"
@@ -66,13 +74,11 @@ def unchanged(store: Path) -> Iterator[None]:
         ('["x", "text"]', "not a JSON object"),
     ],
 )
-@pytest.mark.parametrize("command", ["index", "cycle"])
-def test_a_bad_passage(hone: Hone, trained: Path, run: Path, tiny: Path, command: str, line: str, wrong: str) -> None:
-    data = run.parent / "data"
+def test_a_bad_passage(hone: Hone, written: tuple[Path, list[object]], data: Path, line: str, wrong: str) -> None:
     number = append(data / "corpus.jsonl", line)
-    what = [data, "--model", tiny / "model"] if command == "index" else [run, "--resume"]
-    with unchanged(trained):
-        complaint = hone(command, *what, "--store", trained).complaint
+    store, what = written
+    with unchanged(store):
+        complaint = hone(*what, "--store", store).complaint
     assert complaint.startswith(f"{data / 'corpus.jsonl'}:{number}: {wrong}")
 
 
@@ -224,18 +230,18 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_full_disk(
-    hone: Hone, trained: Path, tiny: Path, run: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+    hone: Hone, written: tuple[Path, list[object]], data: Path, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     def full(descriptor: int) -> NoReturn:
         error = FAILURES[failure]()
         raise error
 
-    append(run.parent / "data/corpus.jsonl", '{"_id": "new", "text": "baka"}')
+    append(data / "corpus.jsonl", '{"_id": "new", "text": "baka"}')
+    store, what = written
     monkeypatch.setattr(os, "fsync", full)
-    for command in (["cycle", run, "--resume"], ["index", run.parent / "data", "--model", tiny / "model"]):
-        with unchanged(trained):
-            complaint = hone(*command, "--store", trained).complaint
-        assert "no space left" in complaint and "nothing half-written was published" in complaint
+    with unchanged(store):
+        complaint = hone(*what, "--store", store).complaint
+    assert "no space left" in complaint and "nothing half-written was published" in complaint
 
 
 def on_small_disk(disk: Path, kilobytes: int, *arguments: object) -> subprocess.CompletedProcess[str]:

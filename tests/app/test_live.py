@@ -41,6 +41,7 @@ class Screen:
 def test_before_anything_is_known() -> None:
     drawn = Screen().drawn()
     assert "in-batch only" in drawn and "waits for a marked checkpoint" in drawn
+    assert "None" not in drawn and "left" not in drawn
 
 
 def test_the_table_shows_progress_dev_staleness_and_the_rebuild() -> None:
@@ -124,9 +125,9 @@ def test_brackets_of_a_message_are_no_markup(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, "–"), (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (3661, "1 h 1 min")],
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (3661, "1 h 1 min")],
 )
-def test_durations_as_a_person_says_them(seconds: float | None, said: str) -> None:
+def test_durations_as_a_person_says_them(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 

@@ -80,6 +80,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "passage_fingerprint": "hash-8-5-passage",
         "query_fingerprint": "hash-8-5-query",
         "space": "hash-8-5",
+        "computed_by": "hashing",
         "corpus_sha256": corpus.sha256,
         "index_config": asdict(IndexConfig()),
         "rows": 60,

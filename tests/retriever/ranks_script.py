@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from retriever.artifacts import Artifact
+from retriever.inference import TOKEN_BUDGETS
 from retriever.refresh_policy import RefreshConfig
 from retriever.trainer import LossConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
@@ -38,6 +39,15 @@ def run_exact(folder: Path, rank: int) -> dict[str, Any]:
     trainer = bench.trainer()
     time.sleep(LATE_SECONDS * rank)
     outcome = trainer.run()
+    return {"reason": outcome.reason, "draws": bench.draws}
+
+
+def run_cached(folder: Path, rank: int) -> dict[str, Any]:
+    """The same, by GradCache with a micro-batch a text or two: the ranks have different numbers of them."""
+    TOKEN_BUDGETS["cpu"] = 24
+    bench = exact(folder)
+    bench.train = replace(EXACT, grad_cache=True)
+    outcome = bench.run()
     return {"reason": outcome.reason, "draws": bench.draws}
 
 
@@ -77,7 +87,7 @@ def main(folder: Path) -> None:
     """Write what this rank saw."""
     state = PartialState(cpu=True)
     found = {}
-    for run in (run_exact, run_ready, run_interrupted):
+    for run in (run_exact, run_ready, run_interrupted, run_cached):
         place = folder / run.__name__
         if state.is_main_process:
             place.mkdir()

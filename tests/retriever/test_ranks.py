@@ -98,7 +98,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["run_exact", "run_interrupted"])
+@pytest.mark.parametrize("run", ["run_exact", "run_interrupted", "run_cached"])
 def test_two_ranks_give_the_gradients_and_weights_of_one_process(two_ranks: Path, one_process: Bench, run: str) -> None:
     both = exact(two_ranks / run)
     assert both.newest().facts["step"] == EXACT.max_steps
@@ -112,7 +112,7 @@ def test_two_ranks_give_the_gradients_and_weights_of_one_process(two_ranks: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["run_exact", "run_ready", "run_interrupted"])
+@pytest.mark.parametrize("run", ["run_exact", "run_ready", "run_interrupted", "run_cached"])
 def test_both_ranks_draw_every_batch_from_the_same_set(two_ranks: Path, run: str) -> None:
     first, second = seen(two_ranks, run)
     assert first == second

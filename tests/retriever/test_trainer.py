@@ -12,12 +12,14 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from retriever.adoption import StaleError
 from retriever.artifacts import BEST, Artifact
 from retriever.checkpoint import model_folder
 from retriever.encoder import load_encoder
 from retriever.errors import InputError
+from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.infonce import info_nce
 from retriever.refresh_policy import RefreshConfig
 from retriever.trainer import LossConfig, TrainConfig, learning_rate, mark_best
@@ -151,6 +153,29 @@ def test_the_gradient_reaches_another_query_s_hard_negative(tmp_path: Path) -> N
         assert passages.grad is not None
         of_query_1 = int(np.flatnonzero(batch.passage_rows == drawn.rows[1, 0])[0])
         assert bool(passages.grad[of_query_1].any()) == in_batch
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"grad_cache": True}, {"gradient_checkpointing": True}, {"grad_cache": True, "gradient_checkpointing": True}],
+)
+def test_less_memory_gives_the_same_gradients_with_dropout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+) -> None:
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 24)  # several micro-batches a side
+    moments = []
+    unlike: tuple[dict[str, Any], ...] = ({}, how)
+    for extra in unlike:
+        bench = Bench(tmp_path / str(len(extra)), train=replace(TRAIN, max_steps=1, **extra))
+        bench.run()
+        losses = [fields["loss"] for fields in bench.told("step")]
+        moments.append((losses, load_file(bench.newest().path / "training" / "optimizer.safetensors")))
+    (losses, expected), (others, found) = moments
+    assert losses == pytest.approx(others, abs=1e-4)
+    largest = max(float(value.abs().max()) for key, value in expected.items() if "exp_avg" in key)
+    for key, value in expected.items():
+        assert float((value - found[key]).abs().max()) < 1e-5 * max(1, largest), key
+    assert largest > 1e-2
 
 
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
