@@ -20,7 +20,7 @@ from retriever.token_batches import pad
 from retriever.tower import tokenizer_sha256, weights_sha256
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": nn.Identity(), "sigmoid": torch.sigmoid}
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "token_type_ids")
 Pair = Mapping[str, list[int]]
 """One tokenised pair: "input_ids" and, where the model reads them, "token_type_ids"."""
 

@@ -3,7 +3,7 @@
 Does not know training, nor where the pairs come from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,9 +17,11 @@ from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.ranker import PairClassifier
-from retriever.streams import most_streams, streams
+from retriever.streams import Map, most_streams, streams
 from retriever.token_batches import mixed, token_batches
 
+BLOCK_PAIRS = 4096
+"""Pairs whose tokens are held at once."""
 LEAST_BUDGET = 256
 """Tokens below which a batch is not made smaller to give every stream its share."""
 
@@ -51,25 +53,30 @@ class TorchRanker:
             raise ValueError(f"{len(queries)} queries but {len(passages)} passages: pair i is one of each")
         _refuse_other_than_text(queries, passages)
         scores = np.empty(len(queries), np.float32)
-        if not queries:
-            return scores
+        with streams(self._streams, self._device) as run:
+            done = 0
+            for start in range(0, len(queries), BLOCK_PAIRS):
+                block = slice(start, start + BLOCK_PAIRS)
+                for finished in self._score_block(queries[block], passages[block], scores[block], run):
+                    done += finished
+                    progress(done, len(queries))
+        return scores
+
+    def _score_block(
+        self, queries: Sequence[str], passages: Sequence[str], scores: FloatArray, run: Map
+    ) -> Iterator[int]:
+        """Fill ``scores``; yield the number of pairs of each batch that is done."""
         pairs, cut = self._model.tokenize(queries, passages)
         self.cut_pairs += cut
-        lengths = np.array([len(pair["input_ids"]) for pair in pairs], np.int64)
+        lengths = np.array([len(pair["input_ids"]) for pair in pairs])
         if not lengths.all():
-            raise InputError(f"pair {lengths.argmin()}: query and passage are empty")
+            raise InputError("a query and its passage are both empty: this model cannot read that; leave the pair out")
 
         def score(batch: NDArray[np.int64]) -> int:
             scores[batch] = self._scores(self._model.pad([pairs[i] for i in batch]))
             return len(batch)
 
-        done = 0
-        batches = mixed(token_batches(lengths, self._budget(int(lengths.sum()))))
-        with streams(min(self._streams, len(batches)), self._device) as run:
-            for finished in run(score, batches):
-                done += finished
-                progress(done, len(queries))
-        return scores
+        yield from run(score, mixed(token_batches(lengths, self._budget(int(lengths.sum())))))
 
     def _budget(self, tokens: int) -> int:
         """Return the tokens of one batch: fewer where a few pairs would leave a stream without work."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from retriever import scoring
 from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import FloatArray, Ranker
@@ -59,12 +60,19 @@ def test_empty_texts_have_a_score(ranker: TorchRanker) -> None:
     assert np.isfinite(ranker.score(["", "", "baka"], ["", "boka", ""])).all()
 
 
-def test_a_pair_without_a_token_is_named(tmp_path: Path) -> None:
-    folder = write_tiny_ranker(tmp_path)
-    model = load_ranker(RankerConfig(str(folder)))
+def test_a_pair_without_a_token_is_refused(tmp_path: Path) -> None:
+    model = load_ranker(RankerConfig(str(write_tiny_ranker(tmp_path))))
     model.tokenizer.backend_tokenizer.post_processor = None  # as a model without special tokens has it
-    with pytest.raises(InputError, match="pair 1: query and passage are empty"):
+    with pytest.raises(InputError, match="both empty: this model cannot read that"):
         TorchRanker(model, device="cpu").score(["baka", ""], ["", ""])
+
+
+def test_blocks_give_the_scores_of_the_whole(ranker: TorchRanker, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, told = ranker.score(QUERIES, PASSAGES), list[int]()
+    monkeypatch.setattr(scoring, "BLOCK_PAIRS", 13)
+    in_blocks = ranker.score(QUERIES, PASSAGES, lambda done, total: told.append(done))
+    assert np.abs(in_blocks - whole).max() < 1e-5
+    assert {13, 26, 39, 40} <= {*told}
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 40])
