@@ -52,7 +52,7 @@ class JobProcesses:
         return self.jobs.get(job.id), new
 
     def _spawn(self, job: Job) -> None:
-        output = tempfile.TemporaryFile()  # noqa: SIM115  (the child's output is read when it has ended)
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - closed once the child has ended and its output is read
         try:
             child = subprocess.Popen(
                 [*self._command, job.id],

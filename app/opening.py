@@ -57,5 +57,5 @@ def open_generation_encoder(generation: Artifact) -> ModelEncoder:
     Of an int8 generation the passages that a client sends are computed without int8: its calibration is not kept.
     """
     made = IndexConfig(**generation.facts["index_config"])
-    precision = "auto" if made.precision == "int8" else made.precision
-    return ModelEncoder(load_encoder(model_folder(generation)), precision, engine=made.engine)
+    engine, precision = ("torch", "auto") if made.precision == "int8" else (made.engine, made.precision)
+    return ModelEncoder(load_encoder(model_folder(generation)), precision, engine=engine)

@@ -80,7 +80,7 @@ on_stale = "warn"           # or "wait", "stop"
 [index]
 factory = "auto"            # or any FAISS factory string
 target_recall = 0.95
-engine = "auto"             # what encodes: torch, openvino, or the faster of them on this hardware
+engine = "auto"             # what encodes: torch or openvino; the run says which it took, and why
 precision = "auto"          # of encoding; "fp32" is exact everywhere, "int8" needs openvino
 """
 

@@ -47,7 +47,7 @@ def main() -> None:
 def _write_ranker(folder: Path) -> Path:
     """Save MiniLM with one label's random head."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would warn of that head
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would cut through our own output
     torch.manual_seed(SEED)
     weights = model_path("minilm")
     AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1).save_pretrained(folder)

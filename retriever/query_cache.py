@@ -21,13 +21,11 @@ class QueryCache:
     def __init__(self, size: int = SIZE) -> None:
         self._size = size
         self._kept: OrderedDict[str, FloatArray] = OrderedDict()
-        self.hits = 0
 
     def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], FloatArray]) -> FloatArray:
         """Return float32 [len(texts), dim]: what is kept, and what ``encode`` makes of the others, each text once."""
         known = {text: self._kept[text] for text in dict.fromkeys(texts) if text in self._kept}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        self.hits += len(texts) - len(missing)
         if len(missing) == len(texts):
             vectors = encode(texts)
             self._keep(dict(zip(missing, vectors, strict=True)))

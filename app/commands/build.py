@@ -36,7 +36,8 @@ PrecisionOption = Annotated[
     typer.Option("--precision", help="fp32 (exact), bf16, int8, or auto: bf16 where the hardware has it."),
 ]
 EngineOption = Annotated[
-    EngineName, typer.Option("--engine", help="What computes the encoder: torch, openvino, or auto: the faster here.")
+    EngineName,
+    typer.Option("--engine", help="What computes the encoder: torch, openvino or auto."),
 ]
 Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS factory string.")]
 

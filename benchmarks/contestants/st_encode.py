@@ -15,7 +15,7 @@ LOADED: dict[str, SentenceTransformer] = {}
 
 def load(model: str, backend: str, settings: dict[str, str]) -> dict[str, Any]:
     """Open the encoder; ``settings`` go to the backend, {} is the default."""
-    LOADED["model"] = SentenceTransformer(model, device="cpu", backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # from a JSON line
+    LOADED["model"] = SentenceTransformer(model, device="cpu", backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # a literal, but from a JSON line
     return {}
 
 

@@ -6,7 +6,7 @@ Does not know texts, nor what the vectors are for.
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -19,15 +19,11 @@ from retriever.errors import InputError
 from retriever.protocols import FloatArray
 from retriever.tower import Tower
 
-EngineName = Literal["auto", "torch", "openvino"]
-Precision = Literal["auto", "fp32", "bf16", "int8"]
 PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": tuple(HINTS)}
 
 
 class Engine(Protocol):
     """Turns padded token ids into vectors; several threads may call it at once."""
-
-    name: str
 
     def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
         """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
@@ -80,8 +76,8 @@ def _engine(precision: str, device: torch.device, model_type: str, fast_bf16: bo
     if model_type not in FAMILIES:
         return "torch", f"the engine of models of type {model_type}"
     if importlib.util.find_spec("openvino") is None:
-        return "torch", "openvino, faster here in bf16, is not installed (pip install 'hone[openvino]')"
-    return "openvino", "faster here in bf16 than torch"
+        return "torch", "openvino, whose bf16 a prototype found faster, is not installed (pip install 'hone[openvino]')"
+    return "openvino", "a prototype found its bf16 faster than torch's"
 
 
 def open_engine(

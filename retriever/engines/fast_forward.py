@@ -5,7 +5,7 @@ Does not know pooling, tokenizers or training; docs/encoding-speed.md tells what
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,15 +66,11 @@ _DISTILBERT = Names(
     down="ffn.lin2",
     norm="output_layer_norm",
 )
-_MPNET = Names(
-    layers="encoder.layer",
+_MPNET = replace(
+    _BERT,
     qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     attended="attention.attn.o",
     attention_norm="attention.LayerNorm",
-    up="intermediate.dense",
-    activation="intermediate.intermediate_act_fn",
-    down="output.dense",
-    norm="output.LayerNorm",
 )
 _MODERNBERT = Names(
     layers="layers",
@@ -119,7 +115,7 @@ def fast_forward(
     """Return the forward pass of ``transformer`` in ``dtype``, None if it is not of a family that is known here.
 
     ``first_only`` computes the last layer for the first token alone, ``packed`` = False keeps to operations that other
-    engines can read. The weights are copied: a later change of ``transformer`` has no effect.
+    engines can read. Products are copied, embeddings and norms are not: ``transformer`` must not be trained further.
     """
     config = transformer.config
     names = FAMILIES.get(config.model_type)

@@ -47,8 +47,7 @@ HEADS: dict[str, Callable[[Any, Tensor], Any]] = {
 def fast_logits(classifier: Any, dtype: torch.dtype) -> Logits | None:
     """Return what computes the logits of ``classifier`` in ``dtype``, None if it is not known here.
 
-    The head computes in float32. The weights of the layers are copied, the head's are not: ``classifier`` must not be
-    trained further.
+    The head computes in float32. ``classifier`` must not be trained further.
     """
     head = HEADS.get(type(classifier).__name__)
     of_mean = getattr(classifier.config, "classifier_pooling", "cls") == "mean"  # only ModernBERT leaves the choice

@@ -18,8 +18,6 @@ from retriever.tower import Tower
 class TorchEngine:
     """Implements retriever.engines.choice.Engine; each call computes with the threads of its caller."""
 
-    name = "torch"
-
     def __init__(self, tower: Tower, precision: str, device: torch.device) -> None:
         """``precision`` is a key of DTYPES; ``tower`` moves to ``device`` and must not be trained further."""
         self._tower = tower.to(device).eval()

@@ -250,7 +250,7 @@ def on_small_disk(disk: Path, kilobytes: int, *arguments: object) -> subprocess.
     command = ["unshare", "--mount", "sh", "-c", mount, "sh", disk, sys.executable, *arguments]
     ended = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
     if ended.returncode == 77 or "unshare failed" in ended.stderr:
-        pytest.skip("may not mount a disk here")
+        pytest.skip("a full disk needs the right to mount one, as root or in a user namespace")
     return ended
 
 

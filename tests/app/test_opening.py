@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from app.opening import encoder_opener, open_generation_encoder
+from app.opening import CALIBRATION_PASSAGES, calibration_texts, encoder_opener, open_generation_encoder
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
+from retriever.data import Corpus
 from retriever.store import Store
 
 FP32 = IndexConfig(engine="torch", precision="fp32")
@@ -44,3 +45,29 @@ def test_a_generation_is_asked_in_the_precision_of_its_vectors(indexed: Path) ->
     coarse = open_generation_encoder(Artifact(made.kind, 0, made.path, {**made.manifest, "facts": facts}))
     expected = encoder_opener(replace(FP32, precision="bf16"))(made).fingerprints.query
     assert coarse.fingerprints.query == expected != made.facts["query_fingerprint"]
+
+
+def test_int8_is_calibrated_on_the_corpus_and_asked_without_it(indexed: Path) -> None:
+    corpus, made = Corpus(Store(indexed).corpora.at(0)), generation(indexed, 0)
+    coarse = encoder_opener(IndexConfig(precision="int8"), corpus)(made)
+    assert coarse.computed_by == "openvino int8"
+    facts = {**made.facts, "index_config": {**made.facts["index_config"], "engine": "auto", "precision": "int8"}}
+    served = open_generation_encoder(Artifact(made.kind, 0, made.path, {**made.manifest, "facts": facts}))
+    assert served.fingerprints.query == coarse.fingerprints.query
+    assert served.fingerprints.space == coarse.fingerprints.space
+
+
+def test_calibration_takes_evenly_spread_passages(indexed: Path) -> None:
+    corpus = Corpus(Store(indexed).corpora.at(0))
+    texts = calibration_texts(corpus)
+    assert texts == calibration_texts(corpus) and len(texts) == min(CALIBRATION_PASSAGES, len(corpus))
+    assert (texts[0], texts[-1]) == (corpus.text(0), corpus.text(len(corpus) - 1))
+
+
+def test_the_engine_is_told_once_with_its_reason(trained: Path) -> None:
+    told: list[dict[str, object]] = []
+    open_encoder = encoder_opener(FP32, report=lambda event, **fields: told.append({"event": event, **fields}))
+    for number in (1, 2):
+        open_encoder(generation(trained, number))
+    (only,) = told
+    assert (only["event"], only["engine"], only["precision"]) == ("engine", "torch", "fp32") and only["reason"]

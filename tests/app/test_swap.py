@@ -98,7 +98,7 @@ def test_no_request_is_lost_and_each_answer_is_of_one_generation(tmp_path: Path)
         for number in (*range(1, SWAPS + 1), 0):
             time.sleep(0.1)
             store.generations.point(SERVED, number)
-            wait_for(lambda number=number: is_served(number))  # type: ignore[misc]
+            wait_for(lambda number=number: is_served(number))  # type: ignore[misc]  # the default binds the loop's number
         stop.set()
         seen = [client.result() for client in clients]
     assert all(counts[0] > 0 for counts in seen)

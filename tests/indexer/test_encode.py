@@ -97,6 +97,6 @@ def test_an_encoder_that_drops_a_passage_is_refused(tiny: tuple[Store, Corpus]) 
     store, corpus = tiny
     encoder = QuickEncoder()
     encode = encoder.encode_passages
-    encoder.encode_passages = lambda texts, progress=silent: encode(texts, progress)[1:]  # type: ignore[method-assign]
+    encoder.encode_passages = lambda texts, progress=silent: encode(texts, progress)[1:]  # type: ignore[method-assign]  # a fault
     with pytest.raises(StoreError, match=r"\(59, 8\) where \(60, 8\)"):
         encode_corpus(encoder, corpus, store.embeddings, silent, no_warning)

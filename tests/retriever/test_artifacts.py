@@ -313,7 +313,7 @@ class _Reader:
 
     def __init__(self, series: Series, after: int) -> None:
         self.stop = Event()
-        self.stop.wait = self._end  # type: ignore[assignment,method-assign]
+        self.stop.wait = self._end  # type: ignore[assignment,method-assign]  # of this one event
         self.found: Iterator[Artifact] = series.follow(self.stop, after)
 
     def _end(self, _seconds: float) -> None:

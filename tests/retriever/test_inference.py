@@ -106,3 +106,23 @@ def test_bf16_is_close_and_has_fingerprints_of_its_own(model: DualEncoder) -> No
 def test_an_unknown_precision_names_those_there_are(model: DualEncoder) -> None:
     with pytest.raises(InputError, match="'fp8': choose one of auto, fp32, bf16, int8"):
         ModelEncoder(model, "fp8")
+
+
+def test_int8_is_for_passages_alone_and_knows_its_calibration(model: DualEncoder) -> None:
+    exact = ModelEncoder(model, "fp32", "cpu")
+    coarse = ModelEncoder(model, "int8", "cpu", engine="openvino", calibration=TEXTS[:16])
+    vectors, expected = coarse.encode_passages(TEXTS), exact.encode_passages(TEXTS)
+    assert not np.allclose(vectors, expected, atol=1e-5) and (vectors * expected).sum(1).min() > 0.95
+    if coarse.fingerprints.query == exact.fingerprints.query:  # where "auto" is fp32
+        np.testing.assert_array_equal(coarse.encode_queries(TEXTS), exact.encode_queries(TEXTS))
+    other = ModelEncoder(model, "int8", "cpu", engine="openvino", calibration=TEXTS[16:32])
+    assert other.fingerprints.passage != coarse.fingerprints.passage != exact.fingerprints.passage
+    assert other.fingerprints.space == coarse.fingerprints.space == exact.fingerprints.space
+
+
+def test_openvino_gives_torch_s_vectors_to_several_streams(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 50)
+    other = ModelEncoder(model, "fp32", "cpu", engine="openvino")
+    np.testing.assert_allclose(
+        other.encode_passages(TEXTS), ModelEncoder(model, "fp32", "cpu").encode_passages(TEXTS), atol=2e-6
+    )
