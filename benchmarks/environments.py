@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 OURS = "hone"
 """The environment that runs the benchmark itself."""
+WITHOUT = "# without "
+"""Begins the line of a list of pins that names a package to remove again: a peer asks for it and does not need it."""
 
 
 def peers() -> list[str]:
@@ -45,6 +47,10 @@ def python_of(name: str) -> Path:
 def _make(folder: Path, pins: Path) -> None:
     print(f"Making {folder} from {pins.name}: minutes on the first run", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     index = os.environ.get("TORCH_INDEX")  # as in the Makefile
-    subprocess.run([*install, *(["--extra-index-url", index] if index else []), "-r", str(pins)], check=True)
+    more = ["--extra-index-url", index] if index else []
+    subprocess.run([*pip, "install", *more, "-r", str(pins)], check=True)
+    unwanted = [line.split()[2] for line in pins.read_text().splitlines() if line.startswith(WITHOUT)]
+    if unwanted:
+        subprocess.run([*pip, "uninstall", "--yes", *unwanted], check=True)
