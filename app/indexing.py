@@ -6,7 +6,7 @@ Does not know training, nor how a generation is built.
 import time
 from pathlib import Path
 
-from app.opening import encoder_opener
+from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_generation
 from indexer.factory import check_config
@@ -44,8 +44,15 @@ def index_data(
             _refuse_trained(store)
             corpus = Corpus(ingest_corpus(store, data, load))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
-        inputs = BuildInputs(encoder_opener(config, corpus, report), corpus, loaded[-1], config)
-        return build_generation(store, checkpoint, inputs, Meter(report), lambda text: report("warning", message=text))
+        open_encoder = encoder_opener(config, corpus, report)
+        inputs = BuildInputs(open_encoder, corpus, loaded[-1], config)
+
+        def warn(message: str) -> None:
+            report("warning", message=message)
+
+        generation = build_generation(store, checkpoint, inputs, Meter(report), warn)
+        warn_of_cuts(open_encoder(checkpoint), warn)
+    return generation
 
 
 def _refuse_trained(store: Store) -> None:

@@ -17,6 +17,7 @@ from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
 
 CALIBRATION_PASSAGES = 128
+TEXTS = {"query": "queries", "passage": "passages"}
 
 
 def encoder_opener(
@@ -43,6 +44,15 @@ def encoder_opener(
         return last[model]
 
     return open_encoder
+
+
+def warn_of_cuts(encoder: ModelEncoder, warn: Callable[[str], None]) -> None:
+    """Say how many texts ``encoder`` has cut, and count anew."""
+    for side, count in encoder.cut_texts.items():
+        if count:
+            length = encoder.max_length(side)
+            warn(f"{count} {TEXTS[side]} are longer than {side}_max_length = {length} tokens; the rest is not read")
+            encoder.cut_texts[side] = 0
 
 
 def calibration_texts(corpus: Corpus) -> list[str]:

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 from app.composition import Run
-from app.opening import encoder_opener
+from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, build_generation
 from miner.loop import refresh
@@ -28,13 +28,16 @@ class RefreshSteps:
         self._report = report
         self._meter = Meter(report)
         self._open_encoder = encoder_opener(run.config.index, run.corpus, report)
+        self._said: set[str] = set()
 
     def build(self, checkpoint: Artifact) -> Artifact:
         """Publish the generation of ``checkpoint``."""
         self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
         run = self._run
         inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index)
-        return build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
+        generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
+        warn_of_cuts(self._open_encoder(checkpoint), self._warn_once)
+        return generation
 
     def mine(self, generation: Artifact) -> Artifact:
         """Publish the negative set mined from ``generation``."""
@@ -46,10 +49,17 @@ class RefreshSteps:
         )
         encoder = self._open_encoder(generation)
         progress = self._meter.phase("mine")
-        return publish_negative_set(run.store, generation, encoder, task, progress, self._warn)
+        negatives = publish_negative_set(run.store, generation, encoder, task, progress, self._warn)
+        warn_of_cuts(encoder, self._warn_once)
+        return negatives
 
     def _warn(self, message: str) -> None:
         self._report("warning", message=message)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._warn(message)
 
 
 def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
@@ -65,6 +75,7 @@ class InlineRefresher:
         """Do the work of ``follow_checkpoints`` for ``run``, one checkpoint a call."""
         self._run = run
         self._report = report
+        self._steps = RefreshSteps(run, report)
 
     def marked(self, checkpoint: Artifact) -> None:
         """Build, mine and publish before returning, unless that was done before an interruption."""
@@ -78,7 +89,7 @@ class InlineRefresher:
             if event == "negatives_published":
                 stop.set()
 
-        follow_checkpoints(self._run, report, stop)
+        refresh(self._run.store, self._steps.build, self._steps.mine, stop, self._run.config.refresh.adopt, report)
 
     def trouble(self) -> str | None:
         """Return None: whatever goes wrong is raised in ``marked``."""

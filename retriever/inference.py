@@ -23,8 +23,9 @@ CALIBRATION_BATCH = 8
 
 
 class ModelEncoder:
-    """Implements retriever.protocols.Encoder over a DualEncoder; counts the texts that it had to cut.
+    """Implements retriever.protocols.Encoder over a DualEncoder.
 
+    ``cut_texts`` counts the texts of each side that were longer than the model reads.
     ``choice`` tells which engine computes passages, and why. Queries are never computed in int8: there are few of
     them, and each is compared with every passage.
     """
@@ -59,7 +60,7 @@ class ModelEncoder:
         self._engines: dict[Side, Engine] = {"passage": self._open(model.passage, self.choice, calibration)}
         shared = model.query is model.passage and of_queries == self.choice
         self._engines["query"] = self._engines["passage"] if shared else self._open(model.query, of_queries, ())
-        self.cut_texts = 0
+        self.cut_texts: dict[Side, int] = {"query": 0, "passage": 0}
 
     def _open(self, tower: Tower, choice: Choice, calibration: Sequence[str]) -> Engine:
         token_ids, _ = self._model.tokenize("passage", calibration)
@@ -72,6 +73,11 @@ class ModelEncoder:
     def dimensions(self) -> int:
         """Length of a vector."""
         return self._model.dimensions
+
+    def max_length(self, side: Side) -> int:
+        """Return how many tokens of a text of ``side`` are read, prompt included."""
+        length: int = getattr(self._model.config, f"{side}_max_length")
+        return length
 
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
@@ -86,12 +92,12 @@ class ModelEncoder:
         if not texts:
             return vectors
         token_ids, cut = self._model.tokenize(side, texts)
-        self.cut_texts += cut
+        self.cut_texts[side] += cut
         engine, pad_id = self._engines[side], getattr(self._model, side).pad_id
         batches = mixed(token_batches(np.array([len(ids) for ids in token_ids]), TOKEN_BUDGETS[self._device.type]))
 
         def encode(batch: NDArray[np.int64]) -> int:
-            vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id))
+            vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id), alone=len(batches) == 1)
             return len(batch)
 
         done = 0

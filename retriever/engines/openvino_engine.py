@@ -7,6 +7,7 @@ import importlib
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,19 +60,33 @@ class OpenVinoEngine:
             model = openvino.convert_model(graph, example_input=example)
         if precision == "int8":
             model = _quantized(model, calibration)
-        settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "NUM_STREAMS": str(streams),
-            "INFERENCE_NUM_THREADS": str(streams),
-        }
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._core, self._model, self._hint, self._threads = openvino.Core(), model, HINTS[precision], streams
+        self._streaming = self._compiled(streams)
         self._requests = threading.local()
 
-    def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
-        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
-        if not hasattr(self._requests, "own"):
-            self._requests.own = self._compiled.create_infer_request()
-        found = self._requests.own.infer([ids, mask], share_inputs=True)[0]
+    @cached_property
+    def _alone(self) -> Any:
+        """The same graph once more, for batches that have every thread to themselves; most runs never need it."""
+        return self._compiled(1) if self._threads > 1 else self._streaming
+
+    def _compiled(self, streams: int) -> Any:
+        settings = {
+            "INFERENCE_PRECISION_HINT": self._hint,
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(self._threads),
+        }
+        return self._core.compile_model(self._model, "CPU", settings)
+
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right.
+
+        ``alone``: no other batch is computed meanwhile; the first such call compiles the graph once more.
+        """
+        name = "alone" if alone else "streaming"
+        if not hasattr(self._requests, name):
+            compiled = self._alone if alone else self._streaming
+            setattr(self._requests, name, compiled.create_infer_request())
+        found = getattr(self._requests, name).infer([ids, mask], share_inputs=True)[0]
         return np.array(found, np.float32)
 
 

@@ -26,8 +26,11 @@ class TorchEngine:
         with torch.inference_mode():
             self._fast = fast_forward(tower.transformer, self._dtype, first_only=tower.pooling == "cls")
 
-    def vectors(self, ids: NDArray[Any], mask: NDArray[Any]) -> FloatArray:
-        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right.
+
+        ``alone`` changes nothing: over few tokens, threads that share each product wait longer than they compute.
+        """
         with torch.inference_mode():
             on_device = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in (ids, mask)]
             vectors: FloatArray = self._vectors(*on_device).cpu().numpy()

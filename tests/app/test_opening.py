@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def test_a_generation_is_asked_in_the_precision_of_its_vectors(indexed: Path) ->
     assert open_generation_encoder(made).fingerprints.as_facts().items() <= made.facts.items()
     facts = {**made.facts, "index_config": {**made.facts["index_config"], "precision": "bf16"}}
     coarse = open_generation_encoder(Artifact(made.kind, 0, made.path, {**made.manifest, "facts": facts}))
-    expected = encoder_opener(replace(FP32, precision="bf16"))(made).fingerprints.query
+    expected = encoder_opener(IndexConfig(**facts["index_config"]))(made).fingerprints.query
     assert coarse.fingerprints.query == expected != made.facts["query_fingerprint"]
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -96,3 +97,16 @@ def test_what_the_parts_warn_of_is_reported(run: Run) -> None:
     shard.write_bytes(b"torn")
     steps.build(publish(run.store, run, 3, refresh=True))
     assert any(str(shard) in event["message"] for event in heard.of("warning")), heard.events
+
+
+def test_texts_that_are_cut_are_said_once(run: Run) -> None:
+    model = replace(run.config.model, query_max_length=3, passage_max_length=4)
+    short, heard = replace(run, config=replace(run.config, model=model)), Heard()
+    steps = RefreshSteps(short, heard)
+    for step in (0, 1):
+        steps.mine(steps.build(publish(run.store, short, step)))
+    assert [fields["message"] for fields in heard.of("warning")] == [
+        "10 queries are longer than query_max_length = 3 tokens; the rest is not read",
+        "60 passages are longer than passage_max_length = 4 tokens; the rest is not read",
+        "20 queries are longer than query_max_length = 3 tokens; the rest is not read",
+    ]

@@ -63,7 +63,7 @@ def test_shapes_and_types(encoder: ModelEncoder) -> None:
 def test_no_text_is_no_vector(encoder: ModelEncoder) -> None:
     for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
         assert vectors.dtype == np.float32 and vectors.shape == (0, encoder.dimensions)
-    assert encoder.cut_texts == 0
+    assert encoder.cut_texts == {"query": 0, "passage": 0}
 
 
 def test_an_empty_text_has_a_vector(encoder: ModelEncoder) -> None:
@@ -72,9 +72,9 @@ def test_an_empty_text_has_a_vector(encoder: ModelEncoder) -> None:
 
 def test_texts_that_are_cut_are_counted(encoder: ModelEncoder) -> None:
     encoder.encode_passages(TEXTS)  # of which 8 have 14 words and two special tokens
-    assert encoder.cut_texts == 8
+    assert encoder.cut_texts == {"query": 0, "passage": 8}
     encoder.encode_queries(TEXTS[:5])  # with the prompt, 9, 14 and 6 words are beyond 8 tokens
-    assert encoder.cut_texts == 8 + 3
+    assert encoder.cut_texts == {"query": 3, "passage": 8}
 
 
 def test_progress_counts_texts_up_to_the_last(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
