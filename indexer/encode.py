@@ -1,9 +1,9 @@
-"""From a corpus to its embedding shards: block by block, and only the blocks that are not there yet.
+"""From texts to their embedding shards: block by block, and only the blocks that are not there yet.
 
 Does not know which model encodes or what is built on the vectors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,12 @@ import numpy as np
 
 from indexer.shards import Vectors, is_intact, shard_path, write_shard
 from retriever.data import BLOCK_ROWS, Corpus
+from retriever.durable import sha256_json
 from retriever.errors import StoreError
 from retriever.protocols import Encoder, FloatArray, Progress
+
+QueryEncoder = Callable[[Sequence[str]], FloatArray]
+"""Texts of queries to their vectors float32 [n, dim]."""
 
 
 def encode_corpus(
@@ -63,3 +67,20 @@ def _check_vectors(vectors: FloatArray, shape: tuple[int, int], corpus: Corpus, 
             f"passage {corpus.id(row)!r} (row {row}): its vector is {kind} ({len(wrong)} of {len(vectors)} vectors of "
             "this block are unusable); the weights have diverged, or the text has no token"
         )
+
+
+def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], None]) -> QueryEncoder:
+    """Return ``encoder.encode_queries``, which encodes a list of texts only once for all who share ``cache``.
+
+    Vectors lie beside the passages', in the folder of the query fingerprint; another checkpoint has another.
+    """
+    folder = cache / encoder.fingerprints.query
+
+    def encode(texts: Sequence[str]) -> FloatArray:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = shard_path(folder, sha256_json(list(texts)), 0)
+        if not is_intact(path, (len(texts), encoder.dimensions), warn):
+            write_shard(path, encoder.encode_queries(texts))
+        return Vectors([path]).gather(np.arange(len(texts)))
+
+    return encode

@@ -24,7 +24,7 @@ LEFTOVER_SECONDS = 3600.0
 
 
 def shard_path(folder: Path, corpus_sha256: str, block: int) -> Path:
-    """Return where the cache folder of one passage fingerprint keeps a block's vectors."""
+    """Return where the cache folder of one fingerprint keeps a block's vectors."""
     return folder / f"{corpus_sha256}-{block:05d}.npy"
 
 
@@ -132,7 +132,7 @@ def open_vectors(folder: Path) -> Vectors:
 
 
 def drop_unused(store: Store) -> list[str]:
-    """Delete the cached shards of every passage fingerprint that no generation on disk names; return those.
+    """Delete the cached shards of every fingerprint that no generation on disk names; return those.
 
     Also removes what killed processes left half-written. Raises BusyError while another process builds.
     """
@@ -140,7 +140,8 @@ def drop_unused(store: Store) -> list[str]:
         used = set()
         for number in store.generations.numbers():
             try:
-                used.add(store.generations.at(number).facts.get("passage_fingerprint"))
+                facts = store.generations.at(number).facts
+                used |= {facts.get("passage_fingerprint"), facts.get("query_fingerprint")}
             except StoreError:  # a broken generation protects nothing; its reader reports it
                 continue
         for leftover in [*store.embeddings.glob(".tmp-*"), *store.embeddings.glob("*/.tmp-*")]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from indexer.encode import remembering_queries
 from indexer.searcher import open_searcher
 from indexer.shards import open_vectors
 from miner.mining import CHUNK_QUERIES, MiningTask, OpenGeneration, mine
@@ -44,7 +45,7 @@ def publish_negative_set(
         previous = _previous_set(store, task, pool, warn)
         opened = OpenGeneration(
             generation.number,
-            encoder.encode_queries,
+            remembering_queries(encoder, store.embeddings, warn),
             open_searcher(generation),
             open_vectors(generation.path / "vectors").gather,
         )

@@ -1,13 +1,14 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from indexer.encode import encode_corpus
+from indexer.encode import encode_corpus, remembering_queries
 from indexer.shards import Vectors
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.errors import StoreError
-from retriever.protocols import silent
+from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.indexer.planted import Cancelled, FaultyEncoder, QuickEncoder
 from tests.stand_ins import WORDS
@@ -100,3 +101,40 @@ def test_an_encoder_that_drops_a_passage_is_refused(tiny: tuple[Store, Corpus]) 
     encoder.encode_passages = lambda texts, progress=silent: encode(texts, progress)[1:]  # type: ignore[method-assign]  # a fault
     with pytest.raises(StoreError, match=r"\(59, 8\) where \(60, 8\)"):
         encode_corpus(encoder, corpus, store.embeddings, silent, no_warning)
+
+
+class CountingEncoder(QuickEncoder):
+    """Counts the queries that it encodes."""
+
+    encoded_queries = 0
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        self.encoded_queries += len(texts)
+        return super().encode_queries(texts, progress)
+
+
+def test_a_list_of_queries_is_encoded_once(tmp_path: Path) -> None:
+    encoder, texts = CountingEncoder(), ["b a", "a", "c"]
+    first = remembering_queries(encoder, tmp_path, no_warning)(texts)
+    again = remembering_queries(CountingEncoder(), tmp_path, no_warning)
+    np.testing.assert_array_equal(again(texts), first)
+    np.testing.assert_array_equal(again(texts[::-1]), first[::-1])
+    np.testing.assert_array_equal(first, encoder.encode_queries(texts))
+    assert encoder.encoded_queries == 3 + 3
+
+
+def test_remembered_queries_are_another_encoder_s_nothing(tmp_path: Path) -> None:
+    texts = ["a", "b"]
+    first = remembering_queries(QuickEncoder(seed=0), tmp_path, no_warning)(texts)
+    second = remembering_queries(QuickEncoder(seed=1), tmp_path, no_warning)(texts)
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_altered_query_vectors_are_said_and_encoded_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    remember = remembering_queries(QuickEncoder(), tmp_path, said.append)
+    first = remember(["a", "b"])
+    (path,) = tmp_path.glob("*/*.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    np.testing.assert_array_equal(remember(["a", "b"]), first)
+    assert len(said) == 1 and str(path) in said[0]

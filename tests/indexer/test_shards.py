@@ -146,12 +146,13 @@ def test_shards_live_as_long_as_a_generation_names_them(tiny: tuple[Store, Corpu
     os.utime(stale, (0, 0))
     (store.embeddings / ".tmp-half-removed").mkdir()
     with store.generations.stage(parents={}) as draft:
-        draft.facts["passage_fingerprint"] = "used"
+        draft.facts.update(passage_fingerprint="used", query_fingerprint="asked")
+    (store.embeddings / "asked").mkdir()
     assert drop_unused(store) == ["unused"]
-    assert {path.name for path in store.embeddings.iterdir()} == {"used"}
+    assert {path.name for path in store.embeddings.iterdir()} == {"used", "asked"}
     assert fresh.exists() and not stale.exists()
     (store.generations.path(0) / "manifest.json").write_text("{}")
-    assert drop_unused(store) == ["used"]
+    assert drop_unused(store) == ["asked", "used"]
 
 
 def test_shards_are_not_dropped_under_a_running_build(tiny: tuple[Store, Corpus]) -> None:

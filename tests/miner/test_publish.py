@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from retriever.data import Corpus, QuerySet
 from retriever.errors import BusyError, InputError, StoreError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.negatives import Verdict, create_negative_set, open_negative_set
-from retriever.protocols import silent
+from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.stand_ins import HashEncoder, tiny_store, write_tiny_data
 
@@ -178,3 +179,16 @@ def test_a_sampler_of_another_name_does_not_stop_the_carrying_over(bench: Bench)
     config = replace(bench.task.config, sampler=replace(bench.task.config.sampler, name="top"))
     second = bench.publish(bench.generation(100), replace(bench.task, config=config, query_fraction=0.5))
     assert second.facts["carried"] == 10
+
+
+def test_the_same_queries_are_not_encoded_twice(bench: Bench) -> None:
+    generation = bench.generation()
+    bench.publish(generation)
+
+    class Idle(HashEncoder):
+        def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+            raise AssertionError("encoded again")
+
+    deeper = replace(bench.task, config=replace(bench.task.config, depth=DEPTH + 5))
+    published = publish_negative_set(bench.store, generation, Idle(), deeper, silent, bench.said.append)
+    assert published.facts["depth"] == DEPTH + 5 and bench.said == []
