@@ -3,7 +3,6 @@
 Does not know models, the training loop, or who asked for the build.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,8 +82,7 @@ def build_generation(
                 phase(0, len(vectors))
                 index, choice = make_index(vectors, queries, config, earlier, phase, warn)
                 write_index(index, draft.path / "index.faiss")
-                del index
-                gc.collect()  # FAISS frees its memory before the written file is mapped
+                del index  # its memory is free again before the written file is mapped
             searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
             draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))

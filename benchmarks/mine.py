@@ -1,0 +1,121 @@
+"""Claim: hone goes from a corpus and queries to hard negatives faster than mine_hard_negatives, to the same ones.
+
+Does not know how either mines.
+"""
+
+import json
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.alternation import Entrant, alternate, started
+from benchmarks.machine import has_bf16
+from benchmarks.options import Options, parse
+from benchmarks.report import Answers, last_line, print_rates, ratio, rss_ratio, show
+from benchmarks.texts import SEED, hand_over
+from retriever.beir import read_passages, read_queries
+from retriever.data import passage_text
+from retriever.encoder import model_path
+from retriever.trec import read_qrels
+
+KEYS = ("vs_st", "vs_st_best", "fp32_vs_st", "vs_st_unchanged", "vs_st_cached", "rss_ratio", "overlap", "overlap_fp32")
+PASSAGES, QUERIES = 400, 200
+QUICK_PASSAGES, QUICK_QUERIES = 200, 100
+DEPTH, NEGATIVES = 100, 5
+DEFAULT, BF16, CACHED = "mine_hard_negatives", "mine_hard_negatives, bf16", "mine_hard_negatives, cache_folder"
+OURS, FP32 = "hone", "hone, fp32"
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse("mine", "From a corpus and queries to hard negatives, against mine_hard_negatives.")
+    host = machine.look()
+    show(host.sentence)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        passages, pairs = _write_data(options, Path(scratch) / "data")
+        entrants = _entrants(Path(scratch), hand_over(Path(scratch), "texts", {"passages": passages, "pairs": pairs}))
+        with started(entrants) as contestants:
+            for contestant in contestants:
+                show(f"{contestant.entrant.name}: {contestant.versions}")
+            alternate(contestants, "work", 1)  # warm up, and fill the cache of who has one
+            unchanging = [one for one in contestants if one.entrant.name in (OURS, CACHED)]
+            mined = alternate([one for one in contestants if one not in unchanging[1:]], "work", options.rounds)
+            again = alternate(unchanging, "again", options.rounds)
+    _report(len(passages), len(pairs), mined, again, host.as_facts())
+
+
+def _write_data(options: Options, folder: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Write some training queries, their passages and others as a BEIR folder; return texts by id, and pairs."""
+    passage_count, query_count = (QUICK_PASSAGES, QUICK_QUERIES) if options.quick else (PASSAGES, QUERIES)
+    draw = random.Random(SEED)
+    judged = read_qrels(options.data / "qrels" / "train.tsv")
+    positive = {query: passage for _, query, passage, score in judged if score > 0}
+    queries = {name: text for _, name, text in read_queries(options.data)}
+    chosen = draw.sample(sorted(positive), query_count)
+    everything = {name: (title, text) for _, name, title, text in read_passages(options.data)}
+    wanted = dict.fromkeys(positive[query] for query in chosen)
+    others = draw.sample(sorted(everything.keys() - wanted.keys()), max(0, passage_count - len(wanted)))
+    kept = {name: everything[name] for name in (*wanted, *others)}
+    (folder / "qrels").mkdir(parents=True)
+    _write_lines(
+        folder / "corpus.jsonl", [{"_id": n, "title": title, "text": text} for n, (title, text) in kept.items()]
+    )
+    _write_lines(folder / "queries.jsonl", [{"_id": name, "text": queries[name]} for name in chosen])
+    lines = ["query-id\tcorpus-id\tscore", *(f"{query}\t{positive[query]}\t1" for query in chosen)]
+    (folder / "qrels" / "train.tsv").write_text("\n".join(lines) + "\n")
+    texts = {name: passage_text(title, text) for name, (title, text) in kept.items()}
+    return texts, [{"query": name, "text": queries[name], "positive": positive[name]} for name in chosen]
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _entrants(scratch: Path, texts: str) -> list[Entrant]:
+    depth = {"depth": DEPTH, "negatives": NEGATIVES}
+
+    def peer(name: str, cache: str | None = None, **settings: str) -> Entrant:
+        given = {"model": model_path("minilm"), "texts": texts, "settings": settings, "cache": cache, **depth}
+        return Entrant(name, "benchmarks.contestants.st_mine", "sentence-transformers", given)
+
+    def ours(name: str, **settings: str) -> Entrant:
+        place = scratch / name.replace(", ", "-")
+        given = {"data": str(scratch / "data"), "settings": settings, "scratch": str(place), **depth}
+        return Entrant(name, "benchmarks.contestants.hone_mine", settings=given)
+
+    best = [peer(BF16, dtype="bfloat16")] if has_bf16() else []
+    return [peer(DEFAULT), *best, ours(FP32, precision="fp32"), ours(OURS), peer(CACHED, str(scratch / "cache"))]
+
+
+def _report(passages: int, queries: int, mined: Answers, again: Answers, host: Mapping[str, Any]) -> None:
+    amount = passages + queries
+    print_rates(f"Mining {queries} queries over {passages} passages, all from the start", "texts", amount, mined, OURS)
+    print_rates("The same again, the encoder unchanged", "texts", amount, again, OURS)
+    unchanged = {DEFAULT: mined[DEFAULT], OURS: again[OURS]}
+    best = BF16 if BF16 in mined else DEFAULT
+    figures = {
+        "vs_st": ratio(mined, DEFAULT, OURS),
+        "vs_st_best": ratio(mined, best, OURS),
+        "fp32_vs_st": ratio(mined, DEFAULT, FP32),
+        "vs_st_unchanged": ratio(unchanged, DEFAULT, OURS),
+        "vs_st_cached": ratio(again, CACHED, OURS),
+        "rss_ratio": rss_ratio(mined, DEFAULT, OURS),
+        "overlap": _overlap(mined, OURS),
+        "overlap_fp32": _overlap(mined, FP32),
+    }
+    last_line(KEYS, figures, {}, passages=passages, queries=queries, machine=dict(host))
+
+
+def _overlap(mined: Answers, name: str) -> float:
+    """Return the share of mine_hard_negatives' negatives that ``name`` has mined, too."""
+    theirs, mine = (mined[one][-1].facts["negatives"] for one in (DEFAULT, name))
+    return float(np.mean([len({*theirs[query]} & {*mine[query]}) / NEGATIVES for query in theirs]))
+
+
+if __name__ == "__main__":
+    main()
