@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retriever.durable import sha256_json
-from retriever.engines.fast_training import FastTraining, why_not_fast
+from retriever.engines.fast_training import TOKENS, FastTraining, why_not_fast
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import Fingerprints
 from retriever.streams import most_streams
@@ -25,7 +25,7 @@ from retriever.tower import Tower, load_tower, save_tower, saved_max_length, sav
 Side = Literal["query", "passage"]
 PACKAGED_MODEL = "minilm"
 SETTINGS = "hone.json"
-CHUNK = 8
+CHUNK = 4
 """Micro-batches that the fast path forwards together: enough that its threads end at about the same time."""
 
 
@@ -76,7 +76,7 @@ class DualEncoder(nn.Module):
 
     def chunk(self, budget: int) -> int:
         """Return how many tokens of a side are forwarded together where a batch is ``budget`` tokens."""
-        return CHUNK * budget if self._fast else budget
+        return CHUNK * min(budget, TOKENS) if self._fast else budget
 
     def train_fast(self, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
         """Train on the CPU by the fast path from now on, products in ``dtype``; return why a tower cannot, if one cannot.
@@ -111,7 +111,7 @@ class DualEncoder(nn.Module):
     def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:
         """Return the vectors of each of ``shares``; all go through the tower together, in micro-batches of their own."""
         tower: Tower = getattr(self, side)
-        plans = [_micro_batches(share, self.chunk(budget), budget) for share in shares]
+        plans = [_micro_batches(share, self.chunk(budget), min(budget, TOKENS)) for share in shares]
         batches = [
             [[share[place] for place in bucket] for bucket in batch]
             for share, plan in zip(shares, plans, strict=True)

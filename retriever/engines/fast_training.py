@@ -27,6 +27,8 @@ Texts = Sequence[Sequence[int]]
 PRODUCTS = ("qkv", "attended", "up", "down")
 NORMS = ("attention_norm", "norm")
 SEEDS = 2**62
+TOKENS = 1024
+"""Of a micro-batch: what a layer computes for it stays in a core's cache."""
 OWN_CODE = ("transformers.", "torch.nn.modules.")
 
 
@@ -284,6 +286,11 @@ class _Way:
     names: list[str]
     graph: bool
 
+    @property
+    def order(self) -> list[int]:
+        """Return the micro-batches' numbers, the largest first, so that the threads end together."""
+        return sorted(range(len(self.batches)), key=lambda number: -len(self.batches[number].rows))
+
     def leaf(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight of a product in ``dtype``, one of a norm as it is, as the start of each micro-batch's graph."""
         own = weight.detach() if "norm" in name else weight.detach().to(self.dtype)
@@ -291,7 +298,7 @@ class _Way:
 
 
 class _InStreams(torch.autograd.Function):
-    """Micro-batches forward and back, each on one thread; gradients are added in the micro-batches' order, in float32."""
+    """Micro-batches forward and back, each on one thread; gradients are added in a fixed order, in float32."""
 
     @staticmethod
     def forward(ctx: Any, way: _Way, embedded: Tensor, *weights: Tensor) -> Tensor:
@@ -303,7 +310,8 @@ class _InStreams(torch.autograd.Function):
                 return inputs, way.forward(batch, inputs, leaves)
 
         with _streams(len(way.batches)) as run:
-            graphs = list(run(forward, way.batches))
+            found = dict(zip(way.order, run(forward, [way.batches[number] for number in way.order]), strict=True))
+        graphs = [found[number] for number in range(len(way.batches))]
         if way.graph:
             ctx.way, ctx.leaves, ctx.graphs, ctx.shape = way, leaves, graphs, embedded.shape
         return torch.cat([states.detach() for _, states in graphs])
@@ -321,8 +329,8 @@ class _InStreams(torch.autograd.Function):
         of_embedded = torch.zeros(ctx.shape)
         sums: Weights = {}
         with _streams(len(parts)) as run:
-            for batch, (of_inputs, *found) in zip(ctx.way.batches, run(back, range(len(parts))), strict=True):
-                of_embedded[batch.rows] = of_inputs
+            for number, (of_inputs, *found) in zip(ctx.way.order, run(back, ctx.way.order), strict=True):
+                of_embedded[ctx.way.batches[number].rows] = of_inputs
                 for name, gradient in zip(learning, found, strict=True):
                     sums[name] = sums[name].add_(gradient) if name in sums else gradient.float()
         return None, of_embedded, *(sums.get(name) for name in ctx.way.names)
