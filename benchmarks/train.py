@@ -3,7 +3,6 @@
 Both train the packaged MiniLM on the same triplets in the same order. Does not know how either steps.
 """
 
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ def main() -> None:
     host = machine.look()
     show(host.sentence)
     figures: dict[str, Any] = dict.fromkeys(KEYS)
-    reasons = {key: NO_BF16 if host.bf16 is None else "its part was not asked for" for key in KEYS}
+    reasons = dict.fromkeys(KEYS, NO_BF16 if host.bf16 is None else "its part was not asked for")
     for name, part in PARTS.items():
         if host.bf16 is not None and options.part in (None, name):
             found = _measure(host, options, part)
@@ -154,7 +153,8 @@ def _triplets(data: Path, batch: int, batches: int, scratch: Path) -> Triplets:
             writer.add_query(f"q{number}", query)
         writer.write_qrels("train", ((f"q{n}", passages[positive][0], 1) for n, (_, positive, _) in enumerate(rows)))
     texts = [
-        (query, *(passage_text(*passages[row][1:]) for row in pair)) for query, *pair in rows
+        (query, passage_text(*passages[positive][1:]), passage_text(*passages[negative][1:]))
+        for query, positive, negative in rows
     ]
     negatives = hand_over(scratch, "negatives", [used[negative] for _, _, negative in rows])
     return Triplets(texts, hand_over(scratch, "triplets", texts), folder, negatives)

@@ -79,7 +79,7 @@ class DualEncoder(nn.Module):
         return CHUNK * min(budget, TOKENS) if self._fast else budget
 
     def train_fast(self, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
-        """Train on the CPU by the fast path from now on, products in ``dtype``; return why a tower cannot, if one cannot.
+        """Train on the CPU by the fast path from now on, products in ``dtype``; return why a tower cannot.
 
         ``checkpointing``: as ``checkpoint_gradients``.
         """
@@ -109,7 +109,7 @@ class DualEncoder(nn.Module):
         return _in_order(parts, batches)
 
     def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:
-        """Return the vectors of each of ``shares``; all go through the tower together, in micro-batches of their own."""
+        """Return the vectors of each of ``shares``; they pass the tower together, in micro-batches of their own."""
         tower: Tower = getattr(self, side)
         plans = [_micro_batches(share, self.chunk(budget), min(budget, TOKENS)) for share in shares]
         batches = [

@@ -72,9 +72,7 @@ def train(pace: Pace, scratch: Path) -> None:
     length = told["max_length"]
     parts = Training(
         store=store,
-        model=create_encoder(
-            ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)
-        ),
+        model=create_encoder(ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)),
         examples=Examples(corpus, queries, in_batch=True, seed=0),
         planner=given,
         open_source=lambda artifact, batches: given,

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import TrainerCallback
 
@@ -25,10 +28,10 @@ class Paced(TrainerCallback):
         """All is ready."""
         self._pace.ready()
 
-    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         """One step is done."""
-        if "loss" in logs:
-            self._pace.stepped(logs["loss"])
+        if "loss" in kwargs["logs"]:
+            self._pace.stepped(kwargs["logs"]["loss"])
 
 
 class InOrder(SentenceTransformerTrainer):
@@ -71,9 +74,7 @@ def train(pace: Pace, scratch: str) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = InOrder(
-        model, arguments, triplets, loss=loss, optimizers=(optimizer, schedule), callbacks=[Paced(pace)]
-    )
+    trainer = InOrder(model, arguments, triplets, loss=loss, optimizers=(optimizer, schedule), callbacks=[Paced(pace)])
     trainer.train()
 
 

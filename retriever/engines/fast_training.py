@@ -1,4 +1,4 @@
-"""The training step of the BERT family on a CPU: packed texts, weights cast once, cheap dropout, a thread a micro-batch.
+"""Training the BERT family on a CPU: packed texts, weights cast once, cheap dropout, a thread a micro-batch.
 
 Does not know pooling, losses or optimisers; docs/training-speed.md tells what each part gave.
 """
@@ -9,7 +9,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, linear
@@ -70,7 +69,7 @@ class MicroBatch:
 
 
 def why_not_fast(transformer: Any) -> str | None:
-    """Return why ``transformer`` must be trained through its own forward pass, None if FastTraining computes the same."""
+    """Return why ``transformer`` must be trained by its own forward pass, None if FastTraining computes the same."""
     config = transformer.config
     names = FAMILIES.get(config.model_type)
     if names is None:
@@ -115,7 +114,7 @@ class FastTraining:
         for batch, seed in zip(batches, seeds, strict=True):
             buckets, rows = [], []
             for texts in batch:
-                length = max(map(len, texts))
+                length = max(1, *map(len, texts))
                 own = mask[first : first + len(texts), :length]
                 masks.append(own)
                 buckets.append(Bucket(len(texts), length, None if bool(own.all()) else own))
@@ -127,7 +126,7 @@ class FastTraining:
             weights = self._weights()
             way = _Way(self._forward, micro_batches, self._dtype, list(weights), torch.is_grad_enabled())
             states: Tensor = _InStreams.apply(way, self._embed(ids), *weights.values())  # type: ignore[no-untyped-call]  # torch's
-        parts = states.split([own.numel() for own in masks])
+        parts = torch.split(states, [own.numel() for own in masks])
         return [(part.view(*own.shape, -1), own) for part, own in zip(parts, masks, strict=True)]
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -145,8 +144,8 @@ class FastTraining:
 
         def add(name: str, modules: Sequence[Any]) -> None:
             for kind in ("weight", "bias"):
-                tensors = [getattr(module, kind, None) for module in modules]
-                if tensors[0] is not None:
+                if getattr(modules[0], kind, None) is not None:
+                    tensors: list[Tensor] = [getattr(module, kind) for module in modules]
                     weights[f"{name}.{kind}"] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
         for number, part in enumerate(self._parts):
@@ -292,7 +291,7 @@ class _Way:
         return sorted(range(len(self.batches)), key=lambda number: -len(self.batches[number].rows))
 
     def leaf(self, name: str, weight: Tensor) -> Tensor:
-        """Return a weight of a product in ``dtype``, one of a norm as it is, as the start of each micro-batch's graph."""
+        """Return a weight, that of a product in ``dtype``, as a start of each micro-batch's graph."""
         own = weight.detach() if "norm" in name else weight.detach().to(self.dtype)
         return own.requires_grad_(weight.requires_grad and self.graph)
 
@@ -319,7 +318,7 @@ class _InStreams(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         learning = [name for name, leaf in ctx.leaves.items() if leaf.requires_grad]
-        parts = gradients[0].split([len(batch.rows) for batch in ctx.way.batches])
+        parts = torch.split(gradients[0], [len(batch.rows) for batch in ctx.way.batches])
 
         def back(number: int) -> Sequence[Tensor]:
             inputs, states = ctx.graphs[number]

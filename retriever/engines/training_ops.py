@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from retriever.errors import InputError
+
 BLOCK = 2**20
 """Scores that are computed at a time, so that they are still in the cache when they are next needed."""
 STEPS = 2**15
@@ -49,7 +51,9 @@ class Dice:
 
 
 def threshold(p: float) -> int:
-    """Return how many of STEPS numbers mean that a place is dropped."""
+    """Return how many of STEPS numbers mean that a place is dropped. Raises InputError unless some places are kept."""
+    if not 0 <= round(p * STEPS) < STEPS:
+        raise InputError(f"[model] dropout = {p}: choose a number from 0 to below 1")
     return round(p * STEPS)
 
 
@@ -183,7 +187,7 @@ def _widened(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def activate_and_multiply(x: Tensor, activation: Activation, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``activation(x)`` @ weightᵀ + bias and keep ``x`` alone: the activation is computed again on the way back."""
+    """Return ``activation(x)`` @ weightᵀ + bias; ``x`` alone is kept and activated again on the way back."""
     product: Tensor = _ActivatedProduct.apply(x, activation, weight, bias)  # type: ignore[no-untyped-call]  # torch's
     return product
 
