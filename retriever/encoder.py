@@ -11,17 +11,22 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retriever.durable import sha256_json
+from retriever.engines.fast_training import TOKENS, FastTraining, why_not_fast
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import Fingerprints
-from retriever.token_batches import token_batches
+from retriever.streams import most_streams
+from retriever.token_batches import bucketed, token_batches
 from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
 
 Side = Literal["query", "passage"]
 PACKAGED_MODEL = "minilm"
 SETTINGS = "hone.json"
+CHUNK = 4
+"""Micro-batches that the fast path forwards together: enough that its threads end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class DualEncoder(nn.Module):
         self.query = query
         self.passage = passage
         self.config = config
+        self._fast: dict[Side, FastTraining] = {}
 
     @property
     def dimensions(self) -> int:
@@ -62,10 +68,36 @@ class DualEncoder(nn.Module):
         return ids, cut
 
     def forward(self, queries: list[list[int]], passages: list[list[int]], budget: int) -> tuple[Tensor, Tensor]:
-        """Return float32 vectors [n, dim] of both sides' token ids, forwarded in token-budget batches."""
-        return self._vectors(self.query, queries, budget), self._vectors(self.passage, passages, budget)
+        """Return float32 vectors [n, dim] of both sides' token ids, forwarded in batches of about ``budget`` tokens."""
+        if self.query is self.passage and "passage" in self._fast:
+            of_queries, of_passages = self._fast_vectors("passage", (queries, passages), budget)
+            return of_queries, of_passages
+        return self._vectors("query", queries, budget), self._vectors("passage", passages, budget)
 
-    def _vectors(self, tower: Tower, token_ids: list[list[int]], budget: int) -> Tensor:
+    def chunk(self, budget: int) -> int:
+        """Return how many tokens of a side are forwarded together where a batch is ``budget`` tokens."""
+        return CHUNK * min(budget, TOKENS) if self._fast else budget
+
+    def train_fast(self, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
+        """Train on the CPU by the fast path from now on, products in ``dtype``; return why a tower cannot.
+
+        ``checkpointing``: as ``checkpoint_gradients``.
+        """
+        reasons = []
+        sides: list[Side] = ["passage"] if self.query is self.passage else ["query", "passage"]
+        for side in sides:
+            tower: Tower = getattr(self, side)
+            reason = why_not_fast(tower.transformer)
+            if reason is None:
+                self._fast[side] = FastTraining(tower.transformer, dtype, tower.pad_id, checkpointing=checkpointing)
+            else:
+                reasons.append(reason)
+        return reasons
+
+    def _vectors(self, side: Side, token_ids: list[list[int]], budget: int) -> Tensor:
+        if side in self._fast:
+            return self._fast_vectors(side, (token_ids,), budget)[0]
+        tower: Tower = getattr(self, side)
         device = next(tower.parameters()).device
         if not token_ids:  # a rank's share of few passages
             return torch.empty((0, self.dimensions), device=device)
@@ -74,8 +106,24 @@ class DualEncoder(nn.Module):
         for batch in batches:
             ids, mask = tower.pad([token_ids[i] for i in batch])
             parts.append(tower(ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)))
-        order = torch.from_numpy(np.argsort(np.concatenate(batches))).to(device)
-        return torch.cat(parts).index_select(0, order)
+        return _in_order(parts, batches)
+
+    def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:
+        """Return the vectors of each of ``shares``; they pass the tower together, in micro-batches of their own."""
+        tower: Tower = getattr(self, side)
+        plans = [_micro_batches(share, self.chunk(budget), min(budget, TOKENS)) for share in shares]
+        batches = [
+            [[share[place] for place in bucket] for bucket in batch]
+            for share, plan in zip(shares, plans, strict=True)
+            for batch in plan
+        ]
+        pooled = [tower.pool(*states) for states in (self._fast[side](batches) if batches else [])]
+        found = []
+        for plan in plans:
+            buckets = [bucket for batch in plan for bucket in batch]
+            own, pooled = pooled[: len(buckets)], pooled[len(buckets) :]
+            found.append(_in_order(own, buckets) if own else torch.empty((0, self.dimensions)))
+        return found
 
     def fingerprints(self, query: str, passage: str) -> Fingerprints:
         """Return what identifies the vectors of both sides, each computed by the engine and precision given for it."""
@@ -129,6 +177,24 @@ class DualEncoder(nn.Module):
             save_tower(self.query, folder / "query", config.query_max_length, prompts)
             save_tower(self.passage, folder / "passage", config.passage_max_length, prompts)
         (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1) + "\n")
+
+
+def _micro_batches(token_ids: list[list[int]], chunk: int, budget: int) -> list[list[NDArray[np.int64]]]:
+    """Return places as micro-batches of buckets, the same whether the texts come at once or a chunk at a time."""
+    lengths = np.array([len(ids) for ids in token_ids], np.int64)
+    parts = most_streams(torch.device("cpu"))
+    return [
+        [together[bucket] for bucket in batch]
+        for together in token_batches(lengths, chunk)
+        for batch in bucketed(lengths[together], budget, parts)
+    ]
+
+
+def _in_order(parts: list[Tensor], places: list[NDArray[np.int64]]) -> Tensor:
+    """Return all rows of ``parts`` where ``places`` say."""
+    order = torch.from_numpy(np.argsort(np.concatenate(places)))
+    together = torch.cat(parts)
+    return together.index_select(0, order.to(together.device))
 
 
 def model_path(name: str) -> str:

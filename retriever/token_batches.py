@@ -25,6 +25,29 @@ def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.in
     return batches
 
 
+def bucketed(lengths: NDArray[np.int64], budget: int, parts: int) -> list[list[NDArray[np.int64]]]:
+    """Split positions 0…n−1 into micro-batches of about ``budget`` tokens, longest first, each into buckets.
+
+    Texts of a bucket differ by at most an eighth in length. The number of micro-batches is a multiple of ``parts`` and
+    all have about as many tokens, so that as many threads end together; with few texts there are fewer.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    count = parts * max(1, -(-int(ends[-1]) // (parts * budget)))
+    cuts = np.unique(np.searchsorted(ends, np.arange(1, count) * ends[-1] / count, side="right"))
+    return [_buckets(batch, lengths) for batch in np.split(order, cuts) if len(batch)]
+
+
+def _buckets(batch: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Split a batch that is sorted by length."""
+    starts, longest = [], -1
+    for place, length in enumerate(lengths[batch].tolist()):
+        if longest < 0 or length * 8 < longest * 7:
+            starts.append(place)
+            longest = length
+    return np.split(batch, starts[1:])
+
+
 def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return token ids and mask, int64 [n, longest], padded on the right by ``pad_id`` and 0."""
     lengths = np.array([len(ids) for ids in token_ids])

@@ -18,7 +18,7 @@ from torch import Tensor
 from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
-from retriever.device import Precision, pick_device, resolve_precision
+from retriever.device import DTYPES, Precision, pick_device, resolve_precision
 from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch, Examples
@@ -121,6 +121,9 @@ class Trainer:
         self._ranks = Ranks(self._accelerator)
         if self._accelerator.device.type == "cpu":
             parts.model.attend("eager")
+            checkpointing = parts.train.gradient_checkpointing
+            for reason in parts.model.train_fast(DTYPES[self._precision], checkpointing=checkpointing):
+                self._warn(f"training goes through transformers' forward pass, slower than the fast one: {reason}")
         if parts.train.gradient_checkpointing:
             parts.model.checkpoint_gradients()
         if parts.train.batch_size < self._ranks.count:
@@ -260,7 +263,7 @@ class Trainer:
         """Return the loss of the whole batch, its gradient added to the weights; each rank encodes its share."""
         token_ids, budget = self._token_ids(batch), TOKEN_BUDGETS[self._accelerator.device.type]
         if self._parts.train.grad_cache:
-            chunks = chunks_of(token_ids, budget)
+            chunks = chunks_of(token_ids, self._parts.model.chunk(budget))
             return cached_backward(
                 chunks,
                 lambda chunk: self._model(*chunk.token_ids, budget)[chunk.side],

@@ -105,6 +105,50 @@ def test_tied_towers_are_one_and_untied_start_alike(tied: DualEncoder, tiny: Pat
     assert sum(p.numel() for p in untied.parameters()) == 2 * parameters
 
 
+# ---- the fast path of training
+
+
+@pytest.mark.parametrize("tied_towers", [True, False])
+@pytest.mark.parametrize("budget", [8, 20, 4096])
+def test_the_fast_path_gives_the_vectors_and_gradients_of_the_slow_one(
+    tiny: Path, tied_towers: bool, budget: int
+) -> None:
+    found = []
+    for fast in (False, True):
+        encoder = create_encoder(ModelConfig(str(tiny), tied=tied_towers, dropout=0.0)).train()
+        with torch.no_grad():  # towers that differ, so that none can be taken for the other
+            encoder.query.transformer.embeddings.word_embeddings.weight.mul_(1.1)
+        if fast:
+            assert encoder.train_fast(torch.float32, checkpointing=False) == []
+            assert encoder.chunk(budget) > budget or budget > 1024
+        sides = encoder.tokenize("query", TEXTS)[0], encoder.tokenize("passage", TEXTS[::-1])[0]
+        queries, passages = encoder(*sides, budget)
+        torch.autograd.backward((queries @ passages.T)[0, 1] + queries[1, 0])
+        gradients = {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}
+        found.append((torch.cat([queries, passages]).detach(), gradients))
+    (expected, theirs), (vectors_found, ours) = found
+    assert torch.allclose(vectors_found, expected, atol=1e-6)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    assert max(float(one.abs().max()) for one in theirs.values()) > 1e-2
+
+
+def test_a_side_without_text_takes_the_fast_path_too(tiny: Path) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny)))
+    encoder.train_fast(torch.float32, checkpointing=False)
+    queries, passages = encoder([], encoder.tokenize("passage", TEXTS)[0], 64)
+    assert (queries.shape, passages.shape) == ((0, encoder.dimensions), (3, encoder.dimensions))
+    assert all(len(side) == 0 for side in encoder([], [], 64))
+
+
+def test_one_tower_may_be_fast_and_the_other_not(tiny: Path) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny), tied=False, dropout=0.0)).train()
+    expected = vectors(encoder, TEXTS, TEXTS)
+    encoder.query.transformer.pooler.register_forward_hook(lambda *seen: None)
+    assert encoder.train_fast(torch.float32, checkpointing=False) == ["pooler has hooks"]
+    assert torch.allclose(vectors(encoder, TEXTS, TEXTS), expected, atol=1e-6)
+
+
 # ---- fingerprints
 
 

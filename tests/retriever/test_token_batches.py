@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retriever.token_batches import token_batches
+from retriever.token_batches import bucketed, token_batches
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=50)
 BUDGETS = st.integers(1, 200)
@@ -45,3 +45,30 @@ def test_a_text_beyond_the_budget_goes_alone() -> None:
 @pytest.mark.parametrize("budget", [1, 100])
 def test_no_text_is_no_batch(budget: int) -> None:
     assert token_batches(np.array([], np.int64), budget) == []
+
+
+# ---- micro-batches of buckets
+
+PARTS = st.integers(1, 4)
+SOME = st.lists(st.integers(1, 60), min_size=1, max_size=50)
+
+
+@given(SOME, BUDGETS, PARTS)
+def test_every_text_is_in_one_bucket_with_others_of_like_length(lengths: list[int], budget: int, parts: int) -> None:
+    batches = bucketed(np.array(lengths, np.int64), budget, parts)
+    assert sorted(int(i) for batch in batches for bucket in batch for i in bucket) == list(range(len(lengths)))
+    for bucket in (bucket for batch in batches for bucket in batch):
+        own = [lengths[i] for i in bucket]
+        assert own == sorted(own, reverse=True)
+        assert min(own) * 8 >= max(own) * 7
+
+
+@given(SOME, BUDGETS, PARTS)
+def test_micro_batches_have_about_as_many_tokens(lengths: list[int], budget: int, parts: int) -> None:
+    batches = bucketed(np.array(lengths, np.int64), budget, parts)
+    tokens = [sum(lengths[i] for bucket in batch for i in bucket) for batch in batches]
+    count = parts * -(-sum(lengths) // (parts * budget))
+    assert len(batches) <= count
+    assert max(tokens) <= sum(lengths) / count + 2 * max(lengths)
+    if max(lengths) * count < sum(lengths):  # no text is longer than a micro-batch's fair share
+        assert len(batches) == count

@@ -178,6 +178,24 @@ def test_less_memory_gives_the_same_gradients_with_dropout(
     assert largest > 1e-2
 
 
+def test_a_model_that_the_fast_path_does_not_know_trains_all_the_same_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for known in (True, False):
+        bench = Bench(tmp_path / str(known), dropout=0.0)
+        if not known:
+            monkeypatch.setattr("retriever.encoder.why_not_fast", lambda transformer: "it is a stand-in")
+        bench.run()
+        warned = [told["message"] for told in bench.told("warning")]
+        assert len(warned) == (not known)
+        assert all("it is a stand-in" in message for message in warned)
+        ends.append(load_file(bench.newest().path / "model" / "model.safetensors"))
+    fast, slow = ends
+    # Means: where a gradient is zero but for rounding, AdamW makes a step of the rounding.
+    assert float(torch.cat([(fast[name] - slow[name]).abs().flatten() for name in fast]).mean()) < 1e-6
+
+
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
     bench = Bench(tmp_path, train=replace(TRAIN, max_steps=2, precision="bf16"))
     assert bench.run().reason == "finished"

@@ -1,0 +1,187 @@
+"""Claim: hone steps faster than sentence-transformers' trainer in bf16, and in less memory, at the same loss.
+
+Both train the packaged MiniLM on the same triplets in the same order. Does not know how either steps.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.alternation import Answer, Entrant, alternate, started
+from benchmarks.machine import Machine, forward_flops
+from benchmarks.options import Options, parse
+from benchmarks.report import last_line, print_rates, ratio, rss_ratio, show
+from benchmarks.texts import hand_over
+from retriever.beir import find_file, numbered_lines, read_passages, read_queries
+from retriever.beir_writer import new_dataset
+from retriever.data import passage_text
+from retriever.encoder import ModelConfig, create_encoder, model_path
+
+PEER, OURS = "sentence-transformers", "hone"
+BATCH, CACHED_BATCH, QUICK_CACHED_BATCH = 32, 512, 128
+STEPS, QUICK_STEPS = 10, 4
+"""Steps a round; with a cached loss one."""
+MAX_LENGTH = 128
+MINI_BATCH = 32
+DROPOUT = 0.1
+NO_BF16 = "this processor has no bf16 instructions"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison; ``suffix`` marks its keys."""
+
+    suffix: str
+    dropout: float
+    cached: bool
+
+
+PARTS = {
+    "dropout": Part("", DROPOUT, False),
+    "plain": Part("_no_dropout", 0.0, False),
+    "cached": Part("_cached", DROPOUT, True),
+    "cached-plain": Part("_cached_no_dropout", 0.0, True),
+}
+CLAIMS = ("vs_st", "rss_ratio", "loss_gap", "share_of_peak")
+KEYS = tuple(f"{claim}{part.suffix}" for part in PARTS.values() for claim in CLAIMS)
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Queries with a positive and a negative each, as texts, and as a BEIR folder with the negatives' rows."""
+
+    texts: list[tuple[str, str, str]]
+    path: str
+    data: Path
+    negatives: str
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse("train", "Triplets a second of the training step, and its memory.", tuple(PARTS))
+    host = machine.look()
+    show(host.sentence)
+    figures: dict[str, Any] = dict.fromkeys(KEYS)
+    reasons = dict.fromkeys(KEYS, NO_BF16 if host.bf16 is None else "its part was not asked for")
+    for name, part in PARTS.items():
+        if host.bf16 is not None and options.part in (None, name):
+            found = _measure(host, options, part)
+            figures.update(found)
+            reasons = {key: reason for key, reason in reasons.items() if key not in found}
+    last_line(KEYS, figures, reasons, machine=host.as_facts())
+
+
+def _measure(host: Machine, options: Options, part: Part) -> dict[str, float]:
+    batch = BATCH if not part.cached else QUICK_CACHED_BATCH if options.quick else CACHED_BATCH
+    steps = 1 if part.cached else QUICK_STEPS if options.quick else STEPS
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        triplets = _triplets(options.data, batch, options.rounds * steps, Path(scratch))
+        settings = {
+            "dropout": part.dropout,
+            "cached": part.cached,
+            "batch_size": batch,
+            "steps": options.rounds * steps,
+            "warmup": options.rounds * steps // 10,
+            "learning_rate": 5e-5,
+            "temperature": 0.05,
+            "max_length": MAX_LENGTH,
+        }
+        with started(_entrants(settings, triplets)) as contestants:
+            for contestant in contestants:
+                show(f"{contestant.entrant.name}: {contestant.versions}")
+            answers = alternate(contestants, "work", options.rounds, steps=steps)
+    what = f"{steps} steps of {batch} triplets, dropout {part.dropout}{', cached' if part.cached else ''}"
+    print_rates(what, "triplets", steps * batch, answers, OURS)
+    losses = {name: _losses(given) for name, given in answers.items()}
+    gap = float(np.mean(losses[OURS]) - np.mean(losses[PEER]))
+    for name, found in losses.items():
+        show(f"{name}: loss {', '.join(f'{loss:.3f}' for loss in found)}")
+    show(f"mean loss of all {len(losses[OURS])} steps: {np.mean(losses[OURS]):.4f}, {gap:+.4f} against {PEER}")
+    figures = {
+        "vs_st": ratio(answers, PEER, OURS),
+        "rss_ratio": rss_ratio(answers, PEER, OURS),
+        "loss_gap": abs(gap),
+        "share_of_peak": _share(host, triplets, answers[OURS], part.cached),
+    }
+    return {f"{claim}{part.suffix}": figure for claim, figure in figures.items()}
+
+
+def _losses(answers: Sequence[Answer]) -> list[float]:
+    return [loss for answer in answers for loss in answer.facts["losses"]]
+
+
+def _share(host: Machine, triplets: Triplets, answers: Sequence[Answer], cached: bool) -> float:
+    """Return the arithmetic of forward and backward passes as a share of the fastest matrix product."""
+    model = create_encoder(ModelConfig(query_max_length=MAX_LENGTH, passage_max_length=MAX_LENGTH))
+    texts = [text for triplet in triplets.texts for text in triplet]
+    lengths = [len(ids) for ids in model.tokenize("passage", texts)[0]]
+    show(f"{3 * np.mean(lengths):.0f} tokens a triplet")
+    flops = forward_flops(model.passage.transformer.config.to_dict(), lengths) * (4 if cached else 3) / len(answers)
+    assert host.bf16
+    return flops / statistics.median(answer.seconds for answer in answers) / 1e9 / host.bf16
+
+
+def _entrants(settings: Mapping[str, Any], triplets: Triplets) -> list[Entrant]:
+    theirs = {"model": model_path("minilm"), "triplets": triplets.path, "mini_batch": MINI_BATCH}
+    ours = {"data": str(triplets.data), "negatives": triplets.negatives, "precision": "bf16"}
+    return [
+        Entrant(PEER, "benchmarks.contestants.st_train", "sentence-transformers", {**settings, **theirs}),
+        Entrant(OURS, "benchmarks.contestants.hone_train", settings={**settings, **ours}),
+    ]
+
+
+def _triplets(data: Path, batch: int, batches: int, scratch: Path) -> Triplets:
+    """Take training queries in order, over and over; a positive's neighbour in the corpus is the negative.
+
+    No passage comes twice in a batch, so that both sides' losses compare the same candidates.
+    """
+    passages = [(name, title, text) for _, name, title, text in read_passages(data)]
+    rows = _distinct(data, passages, batch, batches)
+    used = {row: place for place, row in enumerate(sorted({row for _, *pair in rows for row in pair}))}
+    folder = scratch / "data"
+    with new_dataset(folder) as writer:
+        for row in used:
+            writer.add_passage(*passages[row])
+        for number, (query, _, _) in enumerate(rows):
+            writer.add_query(f"q{number}", query)
+        writer.write_qrels("train", ((f"q{n}", passages[positive][0], 1) for n, (_, positive, _) in enumerate(rows)))
+    texts = [
+        (query, passage_text(*passages[positive][1:]), passage_text(*passages[negative][1:]))
+        for query, positive, negative in rows
+    ]
+    negatives = hand_over(scratch, "negatives", [used[negative] for _, _, negative in rows])
+    return Triplets(texts, hand_over(scratch, "triplets", texts), folder, negatives)
+
+
+def _distinct(
+    data: Path, passages: Sequence[tuple[str, str, str]], batch: int, batches: int
+) -> list[tuple[str, int, int]]:
+    """Return (query, row of the positive, row of the negative)."""
+    row_of = {name: row for row, (name, _, _) in enumerate(passages)}
+    queries = {name: text for _, name, text in read_queries(data)}
+    lines = [line.decode().split() for _, line in numbered_lines(find_file(data, "qrels/train.tsv"))]
+    judged = [(queries[query], row_of[passage]) for query, passage, grade in lines[1:] if float(grade) > 0]
+    found: list[tuple[str, int, int]] = []
+    seen: set[str] = set()
+    candidates: Iterator[tuple[str, int]] = cycle(judged)
+    while len(found) < batch * batches:
+        query, positive = next(candidates)
+        negative = (positive + 1) % len(passages)
+        texts = {query, passages[positive][2], passages[negative][2]}
+        if len(found) % batch == 0:
+            seen = set()
+        if len(texts) == 3 and not texts & seen:
+            found.append((query, positive, negative))
+            seen |= texts
+    return found
+
+
+if __name__ == "__main__":
+    main()
