@@ -33,7 +33,8 @@ class RefreshSteps:
         """Publish the generation of ``checkpoint``."""
         self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
         run = self._run
-        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index)
+        depth = run.config.negatives.depth
+        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index, mining_depth=depth)
         return build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
 
     def mine(self, generation: Artifact) -> Artifact:
