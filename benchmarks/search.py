@@ -3,7 +3,6 @@
 Over vectors of real sentences and questions; does not know how any contestant searches.
 """
 
-import json
 import statistics
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -29,17 +28,17 @@ KEYS = ("vs_hnswlib_95", "vs_hnswlib_99", "vs_usearch_95", "vs_faiss_95", "memor
 ROWS, QUICK_ROWS = 200_000, 50_000
 REAL_ROWS = 200_000
 """Beyond so many, vectors are real ones with noise."""
-TUNING, TESTED = 1000, 2000
+TUNING, TESTED = 1000, 1000
 K = 10
 TARGETS = (0.95, 0.99)
 NEAR = 0.04
 """How far from its target's recall a point of hone's own front is still measured."""
-EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+EFFORTS = (16, 32, 48, 64, 96, 128, 192, 256)
 PEERS: Mapping[str, tuple[str, Mapping[str, Any], str, Sequence[int]]] = {
     "hnswlib M16": ("hnswlib", {"m": 16, "ef_construction": 200}, "ef", EFFORTS),
     "usearch bf16": ("usearch", {"dtype": "bf16"}, "expansion", EFFORTS),
     "faiss HNSW32": ("faiss", {"factory": "HNSW32,Flat"}, "efSearch", EFFORTS),
-    "faiss IVF1024,Flat": ("faiss", {"factory": "IVF1024,Flat"}, "nprobe", (8, 16, 32, 64, 128, 256)),
+    "faiss IVF1024,Flat": ("faiss", {"factory": "IVF1024,Flat"}, "nprobe", (16, 32, 64, 128, 256)),
 }
 """Name: environment and contestant, settings, the parameter of a search, and its values."""
 Fronts = dict[str, list[Measured]]
@@ -99,26 +98,14 @@ def _entrants(vectors: Vectors, folder: Path, tuning: str, *, peers: bool) -> li
 
 
 def _index_path(folder: Path, name: str) -> str:
-    """Return where a contestant keeps its index from one run to the next; what was not built to its end is deleted."""
     path = folder / "indexes" / name.replace(" ", "-")
     path.parent.mkdir(exist_ok=True)
-    if not _facts_path(path).exists():
-        path.unlink(missing_ok=True)
     return str(path)
 
 
-def _facts_path(index: Path) -> Path:
-    return index.with_name(f"{index.name}.json")
-
-
 def _build_facts(contestant: Contestant) -> dict[str, Any]:
-    """Return what was said as the index was built, in this run or the one that built it."""
     assert contestant.loaded is not None
-    path = _facts_path(Path(contestant.entrant.settings["index"]))
-    facts = dict(contestant.loaded.facts)
-    if "build_seconds" in facts:
-        path.write_text(json.dumps(facts))
-    return {**json.loads(path.read_text()), "versions": contestant.versions}
+    return {**contestant.loaded.facts, "versions": contestant.versions}
 
 
 def _settings(name: str, facts: Mapping[str, Any]) -> list[dict[str, float]]:

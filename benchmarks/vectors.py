@@ -18,7 +18,7 @@ from retriever.data import BLOCK_ROWS
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.inference import ModelEncoder
-from retriever.protocols import FloatArray
+from retriever.protocols import Encoder, FloatArray
 
 ENDS = re.compile(r"(?<=[.!?;])\s+|\n+")
 LEAST_WORDS = 4
@@ -54,7 +54,7 @@ def open_encoder() -> ModelEncoder:
     return ModelEncoder(create_encoder(ModelConfig(passage_max_length=TOKENS)), "auto", "cpu", engine="auto")
 
 
-def passage_vectors(encoder: ModelEncoder, texts: Sequence[str], progress: Callable[[str], None]) -> Vectors:
+def passage_vectors(encoder: Encoder, texts: Sequence[str], progress: Callable[[str], None]) -> Vectors:
     """Encode what is not there yet in blocks of 4,096; begun work goes on where it was left."""
     folder = _folder(encoder.fingerprints.passage, texts)
     paths = []
@@ -83,7 +83,7 @@ def perturbed(vectors: Vectors, rows: int, progress: Callable[[str], None]) -> V
     return Vectors(paths)
 
 
-def query_vectors(encoder: ModelEncoder, texts: Sequence[str]) -> FloatArray:
+def query_vectors(encoder: Encoder, texts: Sequence[str]) -> FloatArray:
     """Encode through the query tower, or take what was encoded before."""
     path = _folder(encoder.fingerprints.query, texts) / "queries.npy"
     if not is_intact(path, (len(texts), encoder.dimensions), print):

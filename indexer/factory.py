@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from indexer.faiss_auto import Choice, Probe, choose_index, deep_depth, fitting, make_probe, pick, tune, tune_deep
-from indexer.faiss_index import build_index, bytes_in_memory, check_parameters, empty_index, expected_bytes
+from indexer.faiss_auto import Choice, Probes, choose_index, fitting, make_probe, pick, tune, tune_deep
+from indexer.faiss_index import build_index, bytes_in_memory, check_parameters, empty_index, expected_bytes, tunable
 from indexer.shards import Vectors
 from indexer.tuning import SERVED_DEPTH
 from retriever.errors import InputError
@@ -98,40 +98,43 @@ def make_index(
     if config.search:
         index = build_index(config.factory, vectors, config.seed, progress)
         return index, Choice(config.factory, config.search)
-    probe = make_probe(vectors, queries, max(SERVED_DEPTH, min(depth, len(vectors))))
+    probe, depth = make_probe(vectors, queries), min(depth, len(vectors))
+    probes = probe, make_probe(vectors, queries, depth) if depth > SERVED_DEPTH else None
     factory = earlier.factory if earlier else config.factory
     if factory != "auto":
         start = time.perf_counter()
         index = build_index(factory, vectors, config.seed, progress)
         seconds = time.perf_counter() - start
-        if earlier and _holds(earlier, index, probe, config.target_recall):
+        if earlier and _holds(earlier, index, probes, config.target_recall):
             return index, earlier
         if config.factory != "auto":
-            return index, _tuned(index, config, probe, seconds, warn)
+            return index, _tuned(index, config, probes, seconds, warn)
         del index
-    index, choice = choose_index(vectors, probe, config.target_recall, config.most_bytes, config.seed, progress)
+    index, choice = choose_index(vectors, probes, config.target_recall, config.most_bytes, config.seed, progress)
     _say_if_short(choice, config, warn)
     return index, choice
 
 
-def _holds(choice: Choice, index: "Index", probe: Probe, target_recall: float) -> bool:
-    if choice.factory == "Flat":
+def _holds(choice: Choice, index: "Index", probes: Probes, target_recall: float) -> bool:
+    if not tunable(index):
+        return choice.factory == "Flat" or probes[0].measure(index, {})["recall"] >= target_recall
+    shallow, deep = probes
+    if (choice.deep or {}).get("depth") != (deep and deep.depth):
+        return False
+    if shallow.measure(index, choice.parameters)["recall"] < target_recall:
+        return False
+    if deep is None or choice.deep is None:
         return True
-    deep = choice.deep
-    if (None if deep is None else deep["depth"]) != deep_depth(index, probe):
-        return False
-    if probe.recall(index, choice.parameters, SERVED_DEPTH) < target_recall:
-        return False
-    return deep is None or probe.recall(index, deep["parameters"], probe.depth) >= min(target_recall, deep["recall"])
+    return bool(deep.measure(index, choice.deep["parameters"])["recall"] >= min(target_recall, choice.deep["recall"]))
 
 
 def _tuned(
-    index: "Index", config: IndexConfig, probe: Probe, build_seconds: float, warn: Callable[[str], None]
+    index: "Index", config: IndexConfig, probes: Probes, build_seconds: float, warn: Callable[[str], None]
 ) -> Choice:
     facts = {"factory": config.factory, "build_seconds": build_seconds, "bytes": bytes_in_memory(index)}
-    points = [{**facts, **point} for point in tune(index, probe, config.target_recall)]
+    points = [{**facts, **point} for point in tune(index, probes[0], config.target_recall)]
     chosen, front = pick(points, config.target_recall)
-    choice = Choice(config.factory, chosen["parameters"], front, tune_deep(index, probe, config.target_recall))
+    choice = Choice(config.factory, chosen["parameters"], front, tune_deep(index, probes[1], config.target_recall))
     _say_if_short(choice, config, warn)
     return choice
 

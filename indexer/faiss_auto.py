@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 FLAT_ROWS = 20_000
 """Below so many rows exact search is fast enough that nothing is measured."""
-CANDIDATES = (
-    "IVF{n},PQ{m}x4fs,Refine(SQfp16)",
-    "PQ{m}x4fs,Refine(SQfp16)",
-    "IVF{n},PQ{m}x4fs,Refine(SQ8)",
-    "IVF{n},PQ{m}x4fs",
-)
-"""HNSW is left out: built by several threads, it would not give the same bytes twice."""
+CODES_PER_DIMENSION = (1 / 4, 1 / 6)
+"""Codes of 4 bits: few are the faster to scan, many need fewer refined candidates. Halves and thirds lost."""
+CANDIDATES = ("IVF{n},PQ{m}x4fs,Refine(SQfp16)", "IVF{n},PQ{m}x4fs,Refine(SQ8)", "IVF{n},PQ{m}x4fs")
+"""The finest that fits the memory limit is tried. HNSW is left out: built by several threads, it would not give the
+same bytes twice."""
 LADDERS: Mapping[str, Sequence[float]] = {
     "efSearch": (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512),
     "nprobe": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
     "k_factor": (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32),
 }
 MEASURED_QUERIES = 1000
-REPEATS = 3
+DEEP_QUERIES = 250
+"""So many queries suffice where each has a hundred neighbours or more to be found."""
+REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -61,54 +61,49 @@ class Probe:
 
     @property
     def depth(self) -> int:
-        """Depth of the exact rows."""
+        """Depth of the exact rows, at which recall is measured."""
         return int(self.exact.shape[1])
 
-    def recall(self, index: "Index", parameters: Parameters, k: int) -> float:
-        """Return recall@k of ``index`` against exact search."""
-        rows, _ = search_index(index, self.queries, k, parameters)
-        return recall_at(rows, self.exact, k)
-
-    def measure(self, index: "Index", parameters: Parameters, k: int) -> Point:
+    def measure(self, index: "Index", parameters: Parameters) -> Point:
         """Search once, and return parameters, recall, queries and queries_per_second."""
         start = time.perf_counter()
-        rows, _ = search_index(index, self.queries, k, parameters)
+        rows, _ = search_index(index, self.queries, self.depth, parameters)
         seconds = time.perf_counter() - start
         return {
             "parameters": dict(parameters),
-            "recall": recall_at(rows, self.exact, k),
+            "recall": recall_at(rows, self.exact, self.depth),
             "queries": len(self.queries),
             "queries_per_second": len(self.queries) / seconds,
         }
 
 
+Probes = tuple[Probe, Probe | None]
+"""At depth 10, and at that of mining where it is deeper."""
+
+
 def make_probe(vectors: Vectors, queries: FloatArray, depth: int = SERVED_DEPTH) -> Probe:
-    """Search ``queries`` exactly; of more than 1,000 take evenly spread ones, which points count as "queries"."""
-    queries = queries[:: max(1, math.ceil(len(queries) / MEASURED_QUERIES))]
+    """Search ``queries`` exactly: evenly spread ones, at most 1,000 at depth 10 and 250 below; a point counts them."""
+    most = MEASURED_QUERIES if depth <= SERVED_DEPTH else DEEP_QUERIES
+    queries = queries[:: max(1, math.ceil(len(queries) / most))]
     return Probe(queries, exact_search(queries, vectors, depth)[0])
 
 
-def tune(index: "Index", probe: Probe, target_recall: float, k: int = SERVED_DEPTH) -> list[Point]:
-    """Measure ``index`` along the edge of ``target_recall`` at depth ``k``; what may be chosen, best of 4 times."""
+def tune(index: "Index", probe: Probe, target_recall: float) -> list[Point]:
+    """Measure ``index`` along the edge of ``target_recall``; what may be chosen, best of 3 times."""
     ladders = {name: LADDERS[name] for name in LADDERS if name in tunable(index)}
-    points = walk_edge(ladders, target_recall, lambda parameters: probe.measure(index, parameters, k))
+    points = walk_edge(ladders, target_recall, lambda parameters: probe.measure(index, parameters))
     for point in corners(points, target_recall) * REPEATS:  # in turns, so that a moment of load hits all alike
-        again = probe.measure(index, point["parameters"], k)
+        again = probe.measure(index, point["parameters"])
         point["queries_per_second"] = max(point["queries_per_second"], again["queries_per_second"])
     return points
 
 
-def deep_depth(index: "Index", probe: Probe) -> int | None:
-    """Return the depth at which ``index`` needs parameters of its own beside those of depth 10, None if it does not."""
-    return probe.depth if probe.depth > SERVED_DEPTH and tunable(index) else None
-
-
-def tune_deep(index: "Index", probe: Probe, target_recall: float) -> Mapping[str, Any] | None:
-    """Return depth, parameters and recall for searches as deep as ``probe``, None where that changes nothing."""
-    if deep_depth(index, probe) is None:
+def tune_deep(index: "Index", deep: Probe | None, target_recall: float) -> Mapping[str, Any] | None:
+    """Return depth, parameters and recall for searches as deep as ``deep``, None where there is nothing to set."""
+    if deep is None or not tunable(index):
         return None
-    best = pick(tune(index, probe, target_recall, probe.depth), target_recall)[0]
-    return {"depth": probe.depth, "parameters": best["parameters"], "recall": best["recall"]}
+    best, _ = pick(tune(index, deep, target_recall), target_recall)
+    return {"depth": deep.depth, "parameters": best["parameters"], "recall": best["recall"]}
 
 
 def pick(points: Sequence[Point], target_recall: float) -> tuple[Point, list[Point]]:
@@ -123,36 +118,44 @@ def pick(points: Sequence[Point], target_recall: float) -> tuple[Point, list[Poi
 
 
 def fitting(rows: int, dimensions: int, most_bytes: float) -> list[str]:
-    """Return the factories that are worth a try, Flat first, without those that would take more than ``most_bytes``.
+    """Return the factories that are worth a try, Flat first, none of which takes more than ``most_bytes``.
 
-    Raises InputError naming the key if none is left.
+    Of each number of codes it is the one with the finest refinement that fits. Raises InputError naming the key if
+    there is none.
     """
     lists = 2 ** round(math.log2(max(1, rows)) / 2)
-    codes = next(m for m in range(dimensions // 2, 0, -1) if dimensions % m == 0)
-    factories = ["Flat", *(template.format(n=lists, m=codes) for template in CANDIDATES)]
-    factories = [factory for factory in factories if rows >= least_rows(factory, dimensions)]
-    sizes = {factory: expected_bytes(factory, dimensions, rows) for factory in factories}
-    kept = [factory for factory, size in sizes.items() if size <= most_bytes]
+    sizes: dict[str, int] = {}
+
+    def finest(factories: Sequence[str]) -> list[str]:
+        possible = [factory for factory in factories if rows >= least_rows(factory, dimensions)]
+        sizes.update({factory: expected_bytes(factory, dimensions, rows) for factory in possible})
+        return [factory for factory in possible if sizes[factory] <= most_bytes][:1]
+
+    kept = finest(["Flat"])
+    for share in CODES_PER_DIMENSION:
+        codes = next(m for m in range(max(1, int(dimensions * share)), 0, -1) if dimensions % m == 0)
+        kept += finest([template.format(n=lists, m=codes) for template in CANDIDATES])
     if not kept:
         least = min(sizes, key=lambda factory: sizes[factory])
         raise InputError(
             f"[index] max_memory_mb = {most_bytes / 1e6:g} is too little for {rows} passages of {dimensions} "
             f"dimensions: the smallest index, {least}, takes {math.ceil(sizes[least] / 1e6)}"
         )
-    return kept
+    return list(dict.fromkeys(kept))
 
 
 def choose_index(
     vectors: Vectors,
-    probe: Probe,
+    probes: Probes,
     target_recall: float,
     most_bytes: float = math.inf,
     seed: int = 13,
     progress: Progress = silent,
 ) -> tuple["Index", Choice]:
-    """Return Flat below 20,000 rows; else the fastest candidate whose recall@10 over ``probe`` reaches the target.
+    """Return Flat below 20,000 rows; else the fastest candidate whose recall@10 over ``probes`` reaches the target.
 
-    The queries of ``probe`` come from the query tower: those of passages would flatter the index. Flat if no
+    The probes, at depth 10 and at that of mining, hold queries of the query tower: passages would flatter the index.
+    Flat if no
     candidate reaches the target, or the one of highest recall where Flat exceeds ``most_bytes``. Two indexes are in
     memory at a time. Raises InputError like ``fitting``.
     """
@@ -168,7 +171,7 @@ def choose_index(
         start = time.perf_counter()
         index = build_index(factory, vectors, seed, progress)
         facts = {"factory": factory, "build_seconds": time.perf_counter() - start, "bytes": bytes_in_memory(index)}
-        points += [{**facts, **point} for point in tune(index, probe, target_recall)]
+        points += [{**facts, **point} for point in tune(index, probes[0], target_recall)]
         chosen, _ = pick(points, target_recall)
         if best is None or chosen["factory"] == factory:
             best = index, chosen
@@ -177,5 +180,5 @@ def choose_index(
     chosen, front = pick(points, target_recall)
     if chosen["recall"] < target_recall and flat:
         return build_index("Flat", vectors, seed, progress), Choice("Flat", {}, front)
-    deep = tune_deep(best[0], probe, target_recall)
+    deep = tune_deep(best[0], probes[1], target_recall)
     return best[0], Choice(chosen["factory"], chosen["parameters"], front, deep)
