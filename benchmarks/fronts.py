@@ -11,11 +11,12 @@ from typing import Any
 
 @dataclass
 class Measured:
-    """One setting of one contestant: recall, and the speed of each round in queries/s."""
+    """One setting of one contestant: recall, the speed of each round in queries/s, its process's peak in bytes."""
 
     setting: Mapping[str, Any]
     recall: float = 0.0
     speeds: list[float] = field(default_factory=list)
+    peak_rss: int = 0
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
