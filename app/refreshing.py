@@ -34,7 +34,8 @@ class RefreshSteps:
         """Publish the generation of ``checkpoint``."""
         self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
         run = self._run
-        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index)
+        depth = run.config.negatives.depth
+        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index, mining_depth=depth)
         generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
         warn_of_cuts(self._open_encoder(checkpoint), self._warn_once)
         return generation

@@ -48,7 +48,7 @@ class Answer:
 
 
 class Contestant:
-    """A running process that works only while it is asked."""
+    """A running process that works only while it is asked; ``loaded`` is its answer to "load" once it was asked."""
 
     def __init__(self, entrant: Entrant, scratch: Path, threads: int = THREADS) -> None:
         """Start it in the checkout's root; its stderr goes to a file in ``scratch``."""
@@ -67,6 +67,7 @@ class Contestant:
                 text=True,
             )
         self.versions: Mapping[str, str] = self._read()
+        self.loaded: Answer | None = None
 
     def ask(self, action: str, **arguments: Any) -> Answer:
         """Have ``action`` done and wait for its answer. Raises RuntimeError with its last words if it died."""
@@ -106,7 +107,7 @@ def started(entrants: Sequence[Entrant], threads: int = THREADS) -> Iterator[lis
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
             contestant = Contestant(entrant, scratch, threads)
             stack.callback(contestant.close)
-            contestant.ask("load", **entrant.settings)
+            contestant.loaded = contestant.ask("load", **entrant.settings)
             running.append(contestant)
         yield running
 

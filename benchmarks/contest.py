@@ -38,6 +38,20 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def built_once(index: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Have ``build`` write the file ``index`` unless an earlier run did; return what it said, and the file's "bytes".
+
+    What it said is kept beside the file, written last: an index without it was never finished.
+    """
+    path = Path(index)
+    said = path.with_name(f"{path.name}.json")
+    if not said.exists():
+        facts = build()
+        said.write_text(json.dumps({**facts, "bytes": path.stat().st_size}))
+    kept: dict[str, Any] = json.loads(said.read_text())
+    return kept
+
+
 def _without_arrays(facts: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """Save each numpy array among ``facts``; return the other facts, and the paths under "arrays"."""
     arrays = {name: value for name, value in facts.items() if hasattr(value, "__array__") and hasattr(value, "dtype")}

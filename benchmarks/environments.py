@@ -22,17 +22,22 @@ def peers() -> list[str]:
     return sorted(path.stem for path in PEERS.glob("*.txt"))
 
 
+def bench_folder() -> Path:
+    """Return where environments and what else a benchmark keeps lie: $HONE_BENCH, else .bench/ in the checkout."""
+    return Path(os.environ.get("HONE_BENCH", ROOT / ".bench")).absolute()
+
+
 def python_of(name: str) -> Path:
     """Return the Python of environment ``name``; make or renew it first if its list of pins is not what is installed.
 
-    The folder is $HONE_BENCH, else .bench/ in the checkout. Raises ValueError for an unknown name and
+    Raises ValueError for an unknown name and
     CalledProcessError if pip fails.
     """
     if name == OURS:
         return Path(sys.executable)
     if name not in peers():
         raise ValueError(f"environment {name!r}: benchmarks/peers/ has {', '.join(peers())}")
-    bench = Path(os.environ.get("HONE_BENCH", ROOT / ".bench")).absolute()
+    bench = bench_folder()
     bench.mkdir(parents=True, exist_ok=True)
     folder, pins = bench / name, (PEERS / f"{name}.txt").read_text()
     stamp = folder / "installed.txt"

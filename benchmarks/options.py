@@ -3,8 +3,7 @@
 Does not know any benchmark.
 """
 
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +12,28 @@ ROUNDS, QUICK_ROUNDS = 5, 3
 
 @dataclass(frozen=True)
 class Options:
-    """``data`` is a BEIR folder; ``quick`` asks for few texts and three rounds, enough to see a regression.
-
-    ``part`` names what is measured of a benchmark that has parts, None for all.
-    """
+    """``data`` is a BEIR folder; ``quick`` asks for few texts and three rounds, enough to see a regression."""
 
     data: Path
     quick: bool
     rounds: int
-    part: str | None = None
 
 
-def parse(name: str, claim: str, parts: Sequence[str] = ()) -> Options:
+def parse(name: str, claim: str) -> Options:
     """Read the command line of ``python -m benchmarks.NAME``; ``claim`` is what --help says of it."""
+    return options_of(parser_for(name, claim).parse_args())
+
+
+def parser_for(name: str, claim: str) -> ArgumentParser:
+    """Return a parser of the flags that every benchmark takes, for one that adds its own."""
     parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=claim)
     parser.add_argument("--data", type=Path, required=True, help="a data set in BEIR layout")
     parser.add_argument("--quick", action="store_true", help="few texts and three rounds")
     parser.add_argument("--rounds", type=int, help="how often each contestant has its turn")
-    if parts:
-        parser.add_argument("--part", choices=parts, help="measure this alone")
-    given = parser.parse_args()
+    return parser
+
+
+def options_of(given: Namespace) -> Options:
+    """Return the options among what was parsed."""
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
-    return Options(given.data, given.quick, rounds, getattr(given, "part", None))
+    return Options(given.data, given.quick, rounds)

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.alternation import Answer, Entrant, alternate, started
 from benchmarks.machine import Machine, forward_flops
-from benchmarks.options import Options, parse
+from benchmarks.options import Options, options_of, parser_for
 from benchmarks.report import last_line, print_rates, ratio, rss_ratio, show
 from benchmarks.texts import hand_over
 from retriever.beir import find_file, numbered_lines, read_passages, read_queries
@@ -65,13 +65,16 @@ class Triplets:
 
 def main() -> None:
     """Measure and print."""
-    options = parse("train", "Triplets a second of the training step, and its memory.", tuple(PARTS))
+    parser = parser_for("train", "Triplets a second of the training step, and its memory.")
+    parser.add_argument("--part", choices=tuple(PARTS), help="measure this alone")
+    given = parser.parse_args()
+    options = options_of(given)
     host = machine.look()
     show(host.sentence)
     figures: dict[str, Any] = dict.fromkeys(KEYS)
     reasons = dict.fromkeys(KEYS, NO_BF16 if host.bf16 is None else "its part was not asked for")
     for name, part in PARTS.items():
-        if host.bf16 is not None and options.part in (None, name):
+        if host.bf16 is not None and given.part in (None, name):
             found = _measure(host, options, part)
             figures.update(found)
             reasons = {key: reason for key, reason in reasons.items() if key not in found}

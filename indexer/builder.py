@@ -32,6 +32,7 @@ from retriever.store import Store
 
 RECALL_DEPTH = 100
 PASSAGES_AS_QUERIES = 256
+MINING_DEPTH = 200
 
 BuildProgress = Callable[[str, int, int], None]
 """Called with (phase, units done, units in all); phases: encode, index, check, evaluate, publish; raises to cancel."""
@@ -50,6 +51,7 @@ class BuildInputs:
     dev: QuerySet | None
     config: IndexConfig
     same: Mapping[str, Any] | None = None
+    mining_depth: int = MINING_DEPTH
 
 
 def build_generation(
@@ -80,10 +82,10 @@ def build_generation(
                 earlier = _earlier(store, inputs, warn)
                 phase = partial(progress, "index")
                 phase(0, len(vectors))
-                index, choice = make_index(vectors, queries, config, earlier, phase, warn)
+                index, choice = make_index(vectors, queries, config, earlier, phase, warn, inputs.mining_depth)
                 write_index(index, draft.path / "index.faiss")
                 del index  # its memory is free again before the written file is mapped
-            searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters)
+            searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters, choice.deep)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
             draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))
             draft.facts.update(_known_dev(draft.facts, inputs))
@@ -142,6 +144,7 @@ def _description(vectors: Vectors, choice: Choice) -> dict[str, Any]:
         "metric": "ip",
         "factory": choice.factory,
         "search": dict(choice.parameters),
+        "search_deep": choice.deep,
         "front": list(choice.front),
     }
 

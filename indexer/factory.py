@@ -3,21 +3,21 @@
 Does not know artifacts on disk, encoders or judgements.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from indexer.faiss_auto import Choice, Probe, choose_index, make_probe, measure, pick
-from indexer.faiss_index import build_index, check_parameters, empty_index
+from indexer.faiss_auto import Choice, Probes, choose_index, fitting, make_probe, pick, tune, tune_deep
+from indexer.faiss_index import build_index, bytes_in_memory, check_parameters, empty_index, expected_bytes, tunable
 from indexer.shards import Vectors
+from indexer.tuning import SERVED_DEPTH
 from retriever.errors import InputError
 from retriever.protocols import FloatArray, Progress
 
 if TYPE_CHECKING:
     from indexer.faiss_index import Index
-
-RECALL_DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class IndexConfig:
     """The TOML table [index].
 
     ``factory`` is a FAISS factory string, or "auto"; ``target_recall`` is recall@10 against exact search; ``search``
-    fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured); ``seed`` is
+    fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured);
+    ``max_memory_mb`` is the most that the index may take, in millions of bytes (None: no limit); ``seed`` is
     that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
     what is fastest on this hardware among those that are as good as float32). Raises InputError naming the key that is
     out of range.
@@ -33,6 +34,7 @@ class IndexConfig:
 
     factory: str = "auto"
     target_recall: float = 0.95
+    max_memory_mb: float | None = None
     search: Mapping[str, float] = field(default_factory=dict)
     seed: int = 13
     engine: Literal["auto", "torch", "openvino"] = "auto"
@@ -43,14 +45,29 @@ class IndexConfig:
             raise InputError('[index] factory is empty; write "auto" or a FAISS factory string such as "Flat"')
         if not 0 < self.target_recall <= 1:
             raise InputError(f"[index] target_recall = {self.target_recall}; write a share above 0 and up to 1")
+        if self.max_memory_mb is not None and self.max_memory_mb <= 0:
+            raise InputError(f"[index] max_memory_mb = {self.max_memory_mb}; write megabytes above 0, or leave it out")
         if self.search and self.factory == "auto":
             raise InputError('[index] search needs a factory; with "auto" the parameters are chosen too')
 
+    @property
+    def most_bytes(self) -> float:
+        """What ``max_memory_mb`` allows, in bytes."""
+        return math.inf if self.max_memory_mb is None else self.max_memory_mb * 1e6
+
 
 def check_config(config: IndexConfig, dimensions: int, rows: int) -> None:
-    """Raise InputError at once for a factory or parameters that FAISS would refuse after hours of encoding."""
-    if config.factory != "auto":
-        check_parameters(empty_index(config.factory, dimensions, rows), config.search)
+    """Raise InputError at once for what FAISS or the memory limit would refuse after hours of encoding."""
+    if config.factory == "auto":
+        fitting(rows, dimensions, config.most_bytes)
+        return
+    check_parameters(empty_index(config.factory, dimensions, rows), config.search)
+    size = expected_bytes(config.factory, dimensions, rows)
+    if size > config.most_bytes:
+        raise InputError(
+            f"[index] factory = {config.factory!r} takes about {math.ceil(size / 1e6)} MB for {rows} passages, more "
+            f'than max_memory_mb = {config.max_memory_mb:g}; raise that or choose "auto"'
+        )
 
 
 def earlier_choice(facts: Mapping[str, Any], config: IndexConfig, corpus_sha256: str) -> Choice | None:
@@ -60,7 +77,7 @@ def earlier_choice(facts: Mapping[str, Any], config: IndexConfig, corpus_sha256:
     """
     if facts.get("index_config") != asdict(config) or facts.get("corpus_sha256") != corpus_sha256:
         return None
-    return Choice(facts["factory"], facts["search"], facts["front"])
+    return Choice(facts["factory"], facts["search"], facts["front"], facts.get("search_deep"))
 
 
 def make_index(
@@ -70,38 +87,68 @@ def make_index(
     earlier: Choice | None,
     progress: Progress,
     warn: Callable[[str], None],
+    depth: int = SERVED_DEPTH,
 ) -> tuple["Index", Choice]:
     """Build the index that ``config`` asks for; ``queries`` float32 [q, dim] come from the query tower.
 
-    The ``earlier`` choice holds as long as it reaches the target recall; otherwise parameters, and with "auto" the
-    factory too, are measured. A factory that cannot reach the target is said through ``warn``.
+    Search parameters are measured at depth 10 and at ``depth``, that of mining. The ``earlier`` choice holds as long
+    as it reaches the target recall at both; otherwise parameters, and with "auto" the factory too, are measured
+    again. A target that is not reached is said through ``warn``.
     """
     if config.search:
         index = build_index(config.factory, vectors, config.seed, progress)
         return index, Choice(config.factory, config.search)
-    probe = make_probe(vectors, queries, RECALL_DEPTH)
+    probe, depth = make_probe(vectors, queries), min(depth, len(vectors))
+    probes = probe, make_probe(vectors, queries, depth) if depth > SERVED_DEPTH else None
     factory = earlier.factory if earlier else config.factory
     if factory != "auto":
         start = time.perf_counter()
         index = build_index(factory, vectors, config.seed, progress)
         seconds = time.perf_counter() - start
-        if earlier and (factory == "Flat" or probe.recall(index, earlier.parameters) >= config.target_recall):
+        if earlier and _holds(earlier, index, probes, config.target_recall):
             return index, earlier
         if config.factory != "auto":
-            return index, _tuned(index, config, probe, seconds, warn)
-        del index  # at most one is in memory
-    choice = choose_index(vectors, queries, config.target_recall, RECALL_DEPTH, config.seed)
-    return build_index(choice.factory, vectors, config.seed, progress), choice
+            return index, _tuned(index, config, probes, seconds, warn)
+        del index
+    index, choice = choose_index(vectors, probes, config.target_recall, config.most_bytes, config.seed, progress)
+    _say_if_short(choice, config, warn)
+    return index, choice
+
+
+def _holds(choice: Choice, index: "Index", probes: Probes, target_recall: float) -> bool:
+    if not tunable(index):
+        return choice.factory == "Flat" or probes[0].measure(index, {})["recall"] >= target_recall
+    shallow, deep = probes
+    if (choice.deep or {}).get("depth") != (deep and deep.depth):
+        return False
+    if shallow.measure(index, choice.parameters)["recall"] < target_recall:
+        return False
+    if deep is None or choice.deep is None:
+        return True
+    return bool(deep.measure(index, choice.deep["parameters"])["recall"] >= min(target_recall, choice.deep["recall"]))
 
 
 def _tuned(
-    index: "Index", config: IndexConfig, probe: Probe, build_seconds: float, warn: Callable[[str], None]
+    index: "Index", config: IndexConfig, probes: Probes, build_seconds: float, warn: Callable[[str], None]
 ) -> Choice:
-    choice = pick(measure(index, config.factory, probe, build_seconds), config.target_recall)
-    best = max(point["recall"] for point in choice.front)
-    if best < config.target_recall:
-        warn(
-            f"[index] factory = {config.factory!r} reaches recall@{RECALL_DEPTH} {best:.3f} at most, "
-            f"below target_recall = {config.target_recall}; choose a finer one"
-        )
+    facts = {"factory": config.factory, "build_seconds": build_seconds, "bytes": bytes_in_memory(index)}
+    points = [{**facts, **point} for point in tune(index, probes[0], config.target_recall)]
+    chosen, front = pick(points, config.target_recall)
+    choice = Choice(config.factory, chosen["parameters"], front, tune_deep(index, probes[1], config.target_recall))
+    _say_if_short(choice, config, warn)
     return choice
+
+
+def _say_if_short(choice: Choice, config: IndexConfig, warn: Callable[[str], None]) -> None:
+    if choice.factory == "Flat":
+        return
+    deep = choice.deep
+    found = {SERVED_DEPTH: max(point["recall"] for point in choice.front)}
+    if deep is not None:
+        found[deep["depth"]] = deep["recall"]
+    for depth, recall in found.items():
+        if recall < config.target_recall:
+            warn(
+                f"[index] factory = {choice.factory!r} reaches recall@{depth} {recall:.3f} at most, "
+                f"below target_recall = {config.target_recall}; choose a finer one, or a larger max_memory_mb"
+            )

@@ -62,14 +62,8 @@ def empty_index(factory: str, dimensions: int, rows: int) -> "Index":
     Raises InputError if FAISS does not understand ``factory``, if it does not fit ``dimensions``, or if ``rows``
     passages are too few to train it.
     """
-    faiss = load_faiss()
-    try:
-        index: Index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(
-            f"[index] factory = {factory!r} makes no inner-product index of {dimensions} dimensions: {_reason(error)}"
-        ) from error
-    needed = max(max(getattr(layer, "nlist", 0), _codewords(layer)) for layer in layers(index))
+    index = _parsed(factory, dimensions)
+    needed = _training_need(index)
     if rows < needed:
         raise InputError(
             f"[index] factory = {factory!r} needs at least {needed} passages to train and there are {rows}; "
@@ -78,8 +72,57 @@ def empty_index(factory: str, dimensions: int, rows: int) -> "Index":
     return index
 
 
+def _parsed(factory: str, dimensions: int) -> "Index":
+    faiss = load_faiss()
+    try:
+        index: Index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"[index] factory = {factory!r} makes no inner-product index of {dimensions} dimensions: {_reason(error)}"
+        ) from error
+    return index
+
+
+def least_rows(factory: str, dimensions: int) -> int:
+    """Return how many passages are needed to train ``factory``. Raises InputError if FAISS does not understand it."""
+    return _training_need(_parsed(factory, dimensions))
+
+
+def _training_need(index: "Index") -> int:
+    return max(max(getattr(layer, "nlist", 0), _codewords(layer)) for layer in layers(index))
+
+
 def _codewords(layer: "Index") -> int:
     return layer.pq.ksub if hasattr(layer, "pq") else 0
+
+
+def expected_bytes(factory: str, dimensions: int, rows: int) -> int:
+    """Return about how many bytes an index of ``rows`` will take, before anything is encoded or trained.
+
+    Right within a few percent for Flat, IVF, PQ, scalar quantizers, HNSW and refinement of these. Raises InputError
+    like ``empty_index``.
+    """
+    index = empty_index(factory, dimensions, rows)
+    return int(sum(_row_bytes(layer) * rows + _trained_bytes(layer) for layer in layers(index)))
+
+
+def _row_bytes(layer: "Index") -> float:
+    """Return the bytes that a layer keeps of each row: code, number in an IVF list, links of HNSW."""
+    faiss = load_faiss()
+    if isinstance(layer, faiss.IndexRefine):
+        return float(faiss.downcast_index(layer.refine_index).code_size)
+    if isinstance(layer, faiss.IndexHNSW):
+        links = 4 * layer.hnsw.cum_nb_neighbors(1)
+        return float(faiss.downcast_index(layer.storage).code_size + links + 12)  # an offset and a level
+    number = 8 if isinstance(layer, faiss.IndexIVF | faiss.IndexIDMap) else 0
+    return float(getattr(layer, "code_size", 0) + number)
+
+
+def _trained_bytes(layer: "Index") -> int:
+    """Return the bytes of centroids and codebooks, and of the rotations of a pre-transform."""
+    lists = getattr(layer, "nlist", 0) * layer.d * 4
+    rotations = layer.chain.size() * layer.d**2 * 4 if hasattr(layer, "chain") else 0
+    return int(lists + _codewords(layer) * layer.d * 4 + rotations)
 
 
 def build_index(factory: str, vectors: Vectors, seed: int, progress: Progress = silent) -> "Index":

@@ -3,12 +3,14 @@
 Does not know FAISS, texts or which generation is served.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexer.faiss_index import is_exact, read_index, search_index
+from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
 from retriever.protocols import FloatArray, IntArray
@@ -18,11 +20,16 @@ if TYPE_CHECKING:
 
 
 class IndexSearcher:
-    """Implements retriever.protocols.Searcher over an index and the parameters of its calls."""
+    """Implements retriever.protocols.Searcher over an index and the parameters of its calls.
 
-    def __init__(self, index: "Index", parameters: Mapping[str, float]) -> None:
+    ``parameters`` hold up to depth 10, those of ``deep`` (its "parameters") from its "depth" on: deeper searches need
+    more lists and a smaller k_factor. Between the two they are interpolated.
+    """
+
+    def __init__(self, index: "Index", parameters: Mapping[str, float], deep: Mapping[str, Any] | None = None) -> None:
         self._index = index
         self.parameters = dict(parameters)
+        self._deep = deep
 
     @property
     def rows(self) -> int:
@@ -44,7 +51,14 @@ class IndexSearcher:
 
         Raises InputError for queries of other dimensions and a depth below 1.
         """
-        return search_index(self._index, queries, depth, self.parameters)
+        return search_index(self._index, queries, depth, self.parameters_at(depth))
+
+    def parameters_at(self, depth: int) -> Mapping[str, float]:
+        """Return the parameters of a search for ``depth`` passages."""
+        if self._deep is None or depth <= SERVED_DEPTH:
+            return self.parameters
+        share = math.log(depth / SERVED_DEPTH) / math.log(self._deep["depth"] / SERVED_DEPTH)
+        return interpolate(self.parameters, self._deep["parameters"], share)
 
     def search_excluding(
         self, queries: FloatArray, depth: int, excluded: Sequence[set[int]]
@@ -81,7 +95,7 @@ def open_searcher(generation: Artifact) -> IndexSearcher:
     Raises CorruptError if the index is unreadable or not of the manifest's rows and dimensions.
     """
     path = generation.path / "index.faiss"
-    searcher = IndexSearcher(read_index(path), generation.facts["search"])
+    searcher = IndexSearcher(read_index(path), generation.facts["search"], generation.facts.get("search_deep"))
     expected = (generation.facts["rows"], generation.facts["dim"])
     if (searcher.rows, searcher.dimensions) != expected:
         raise CorruptError(f"{path}: {searcher.rows} x {searcher.dimensions} where {expected} belongs; build it again")

@@ -88,6 +88,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "metric": "ip",
         "factory": "Flat",
         "search": {},
+        "search_deep": None,
         "front": [],
         "recall_at_100": 1.0,
         "recall_queries": {"from": "dev", "count": 10},
@@ -129,6 +130,8 @@ def test_a_trained_index_is_tuned_once_and_kept(wide: tuple[Store, Corpus], wide
     inputs = build_inputs(wide_data, corpus, IndexConfig("IVF32,Flat"))
     first = build(store, plant_checkpoint(store), inputs)
     assert first.facts["factory"] == "IVF32,Flat" and first.facts["search"]["nprobe"] >= 4
+    assert first.facts["search_deep"]["depth"] == 200
+    assert first.facts["search_deep"]["parameters"]["nprobe"] >= first.facts["search"]["nprobe"]
     assert len(first.facts["front"]) >= 1 and first.facts["recall_at_100"] > 0.8
     second = build(store, plant_checkpoint(store, step=1), inputs)
     assert second.facts["front"] == first.facts["front"]

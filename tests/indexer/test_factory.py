@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
         ({"target_recall": 0.0}, r"target_recall = 0\.0"),
         ({"target_recall": 1.1}, r"target_recall = 1\.1"),
         ({"search": {"nprobe": 3}}, "search needs a factory"),
+        ({"max_memory_mb": 0.0}, r"max_memory_mb = 0\.0; write megabytes above 0"),
     ],
 )
 def test_a_value_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
@@ -50,6 +51,15 @@ def test_what_faiss_would_refuse_is_refused_beforehand() -> None:
         check_config(IndexConfig("IVF16,Flat"), 16, 10)
     with pytest.raises(InputError, match="no parameter 'nprob' here; it takes nprobe"):
         check_config(IndexConfig("IVF16,Flat", search={"nprob": 4}), 16, 100)
+
+
+def test_what_exceeds_the_memory_limit_is_refused_beforehand() -> None:
+    check_config(IndexConfig(max_memory_mb=0.05), 16, 3000)
+    check_config(IndexConfig("Flat", max_memory_mb=0.193), 16, 3000)
+    with pytest.raises(InputError, match=r"factory = 'Flat' takes about 1 MB for 3000 .* max_memory_mb = 0\.19;"):
+        check_config(IndexConfig("Flat", max_memory_mb=0.19), 16, 3000)
+    with pytest.raises(InputError, match=r"max_memory_mb = 0\.01 is too little"):
+        check_config(IndexConfig(max_memory_mb=0.01), 16, 3000)
 
 
 def test_fixed_parameters_are_taken_as_they_are(vectors: Vectors) -> None:
@@ -82,7 +92,7 @@ def test_an_earlier_choice_holds_while_it_reaches_the_target(vectors: Vectors, m
     earlier = Choice("IVF16,Flat", {"nprobe": 16}, [{"recall": 1.0}])
     with monkeypatch.context() as patch:
         patch.setattr(factory, "choose_index", refuse)
-        patch.setattr(factory, "measure", refuse)
+        patch.setattr(factory, "tune", refuse)
         for config in (IndexConfig(), IndexConfig("IVF16,Flat")):
             _, choice = make_index(vectors, QUERIES, config, earlier, silent, no_warning)
             assert choice is earlier
@@ -91,6 +101,19 @@ def test_an_earlier_choice_holds_while_it_reaches_the_target(vectors: Vectors, m
     assert choice.factory == "Flat"
     _, choice = make_index(vectors, QUERIES, IndexConfig("IVF16,Flat"), worn_out, silent, no_warning)
     assert choice.factory == "IVF16,Flat" and choice.parameters["nprobe"] > 1
+
+
+def test_an_earlier_choice_holds_at_the_depth_of_mining_too(vectors: Vectors) -> None:
+    config = IndexConfig("IVF16,Flat")
+    _, first = make_index(vectors, QUERIES, config, None, silent, no_warning, depth=100)
+    assert first.deep is not None and first.deep["depth"] == 100 and first.deep["recall"] >= 0.95
+    _, kept = make_index(vectors, QUERIES, config, first, silent, no_warning, depth=100)
+    assert kept is first
+    _, other_depth = make_index(vectors, QUERIES, config, first, silent, no_warning, depth=50)
+    assert other_depth.deep is not None and other_depth.deep["depth"] == 50
+    shallow = replace(first, deep={"depth": 100, "parameters": {"nprobe": 1}, "recall": 0.95})
+    _, mended = make_index(vectors, QUERIES, config, shallow, silent, no_warning, depth=100)
+    assert mended.deep is not None and mended.deep["parameters"]["nprobe"] > 1
 
 
 def test_only_the_same_configuration_and_corpus_take_a_choice_over() -> None:
@@ -102,6 +125,10 @@ def test_only_the_same_configuration_and_corpus_take_a_choice_over() -> None:
         "front": [],
     }
     assert earlier_choice(facts, IndexConfig(), "c0") == Choice("HNSW32", {"efSearch": 64}, [])
+    deep = {"depth": 200, "parameters": {"efSearch": 512}, "recall": 0.96}
+    assert earlier_choice({**facts, "search_deep": deep}, IndexConfig(), "c0") == Choice(
+        "HNSW32", {"efSearch": 64}, [], deep
+    )
     assert earlier_choice(facts, IndexConfig(), "c1") is None
     assert earlier_choice(facts, IndexConfig(target_recall=0.9), "c0") is None
     assert earlier_choice({}, IndexConfig(), "c0") is None

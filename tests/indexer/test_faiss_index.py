@@ -14,6 +14,7 @@ from indexer.faiss_index import (
     bytes_in_memory,
     check_parameters,
     empty_index,
+    expected_bytes,
     is_exact,
     layers,
     read_index,
@@ -64,6 +65,16 @@ def test_each_layer_obeys_the_parameters_of_the_call(vectors: Vectors, factory: 
         np.testing.assert_allclose(found, scores, atol=2e-3)
     for name, recall in recalls.items():
         assert recall < best - 0.1 if name in LAYERED[factory] else recall == best
+
+
+SIZED = "Flat|SQ8|IVF16,Flat|IVF16,SQ8|PQ4x4fs,RFlat|IVF16,PQ4x4fs,Refine(SQfp16)|IVF16,PQ4x4fs,Refine(SQ8)|HNSW16,SQ8"
+
+
+@pytest.mark.parametrize("factory", SIZED.split("|"))
+def test_the_size_is_known_before_anything_is_built(factory: str, tmp_path: Path) -> None:
+    vectors = plant_vectors(tmp_path / "vectors", unit_rows(2000, 8))
+    size = bytes_in_memory(build_index(factory, vectors, 13))
+    assert expected_bytes(factory, 8, 2000) == pytest.approx(size, rel=0.05)
 
 
 def test_flat_is_exact_search(vectors: Vectors) -> None:

@@ -41,6 +41,17 @@ def test_filtering_is_what_brute_force_leaves(searcher: IndexSearcher, excluded:
         assert list(zip(rows[query], scores[query], strict=True)) == expected
 
 
+def test_deeper_searches_take_the_parameters_of_their_depth(vectors: Vectors) -> None:
+    index = build_index("IVF16,PQ4x4fs,RFlat", vectors, 13)
+    deep = {"depth": 40, "parameters": {"nprobe": 16, "k_factor": 1}}
+    searcher = IndexSearcher(index, {"nprobe": 4, "k_factor": 4}, deep)
+    at = {depth: searcher.parameters_at(depth) for depth in (1, 10, 20, 40, 50)}
+    assert at[1] == at[10] == {"nprobe": 4, "k_factor": 4} and at[40] == at[50] == {"nprobe": 16, "k_factor": 1}
+    assert at[20] == {"nprobe": 8, "k_factor": 2}
+    assert (searcher.search(QUERIES, 40)[0] >= 0).all()
+    assert IndexSearcher(index, {"nprobe": 4}).parameters_at(50) == {"nprobe": 4}
+
+
 class CountingSearcher(IndexSearcher):
     """Records how many queries each search got, and how deep it went."""
 
