@@ -84,12 +84,13 @@ def load_snapshot(
 
     A corrupt SERVED generation is reported through ``warn`` and the newest intact one before it is taken; a corrupt
     ``number`` is an error. Of ``served``, the snapshot before, the parts that have not changed are used again.
-    Raises InputError if nothing is served yet or the generation is partial, StoreError or CorruptError if there is no intact generation.
+    Raises InputError if nothing is served yet or ``number`` is partial, StoreError or CorruptError if there is no
+    intact generation.
     """
     generation = _intact(store, number, warn)
     if is_partial(generation.facts):
         raise InputError(
-            f"{generation.path}: partial, to be mined from alone: most of its vectors are not its model's; "
+            f"{generation.path}: partial, to be mined from alone, since most of its vectors are not its model's; "
             "name a full generation"
         )
     snapshot = Snapshot(
