@@ -51,6 +51,7 @@ def test_a_generation_then_its_negatives(run: Run) -> None:
     assert generation.facts["dev_queries"] == 10 and 0 < generation.facts["dev"]["nDCG@10"] < 1
     negatives = steps.mine(generation)
     assert negatives.parents["generation"] == generation.number and negatives.facts["queries"] == 20
+    assert negatives.facts["dev"] == generation.facts["dev"], "the trainer counts its patience by these"
     assert heard.of("build_started") == [{"checkpoint": 0, "step": 0}]
     assert {event["phase"] for event in heard.of("progress")} >= {"encode", "mine"}
 
