@@ -26,8 +26,8 @@ from retriever.trec import read_qrels
 KEYS = ("steps_ratio", "rescored_cost", "unchanged_cost", "staleness_steps", "refresh_seconds")
 PASSAGES, QUICK_PASSAGES = 1200, 600
 QUERIES = 300
-INTERVALS = (15, 30, 60)
-STEPS = 90
+INTERVALS = (12, 24, 48)
+STEPS = 72
 PICTURE = "refresh-staleness.svg"
 RUN = """\
 seed = 13
