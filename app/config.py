@@ -124,6 +124,8 @@ def _check_values(config: RunConfig) -> None:
         "loss.temperature must be above 0": config.loss.temperature > 0,
         "refresh.lag must not be negative": refresh.lag >= 0,
         "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
+        "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
+        "refresh.full_every must be at least 2": refresh.full_every >= 2,
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }
     for rule, holds in rules.items():

@@ -10,6 +10,7 @@ from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_generation
 from indexer.factory import check_config
+from indexer.gate import is_partial
 from retriever.artifacts import CURRENT, SERVED, Artifact
 from retriever.beir import find_file
 from retriever.checkpoint import can_be_resumed, publish_model
@@ -94,7 +95,7 @@ def rebuild(
 
 
 def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Artifact:
-    """Rebuild as ``rebuild`` does; where a refresher is at work, take the generation that it publishes next."""
+    """Rebuild as ``rebuild`` does; where a refresher is at work, take the full generation that it publishes next."""
     before = store.generations.pointed(CURRENT)
     while True:
         try:
@@ -102,7 +103,7 @@ def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Ar
                 return rebuild(store, None, report, progress)
         except BusyError:
             newest = store.generations.get()
-            if newest is not None and newest.number != before:
+            if newest is not None and newest.number != before and not is_partial(newest.facts):
                 return newest
         progress("waiting for the refresher", 0, 1)
         time.sleep(POLL_SECONDS)

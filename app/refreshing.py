@@ -9,11 +9,13 @@ from typing import Any
 from app.composition import Run
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
-from indexer.builder import BuildInputs, build_generation
+from indexer.builder import BuildInputs, Partial, build_generation
 from miner.loop import refresh
 from miner.mining import MiningTask
 from miner.publish import publish_negative_set
 from retriever.artifacts import Artifact
+from retriever.errors import CorruptError
+from retriever.refresh_policy import partial_turn
 
 BASELINE = "BASELINE"
 """Pointer to the generation of checkpoint 0: what the model could do before training."""
@@ -34,11 +36,42 @@ class RefreshSteps:
         """Publish the generation of ``checkpoint``."""
         self._report("build_started", checkpoint=checkpoint.number, step=checkpoint.facts["step"])
         run = self._run
-        depth = run.config.negatives.depth
-        inputs = BuildInputs(self._open_encoder, run.corpus, run.dev, run.config.index, mining_depth=depth)
+        inputs = BuildInputs(
+            self._open_encoder,
+            run.corpus,
+            run.dev,
+            run.config.index,
+            mining_depth=run.config.negatives.depth,
+            partial=self._partial(checkpoint),
+        )
         generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
         warn_of_cuts(self._open_encoder(checkpoint), self._warn_once)
         return generation
+
+    def _partial(self, checkpoint: Artifact) -> Partial | None:
+        """Return how most vectors of ``checkpoint`` are mapped from the generation before, None if all are encoded."""
+        config = self._run.config
+        earlier = self._earlier(checkpoint) if config.refresh.method == "partial" else None
+        turn = partial_turn(config.refresh, checkpoint.facts, None if earlier is None else earlier.facts)
+        if earlier is None or turn is None:
+            return None
+        return Partial(earlier, turn, config.refresh.share, config.seed)
+
+    def _earlier(self, checkpoint: Artifact) -> Artifact | None:
+        """Return this configuration's newest generation of a step before that of ``checkpoint``, None if it is torn."""
+        generations = self._run.store.generations
+        for number in reversed(generations.numbers()):
+            try:
+                found = generations.at(number)
+                if found.facts["step"] >= checkpoint.facts["step"]:
+                    continue
+                found.verify()
+            except CorruptError as error:
+                self._warn(f"{error}; nothing is mapped from it, all passages are encoded")
+                return None
+            same_run = found.manifest["config_sha256"] == self._run.config.sha256
+            return found if same_run and found.parents["corpus"] == self._run.corpus.number else None
+        return None
 
     def mine(self, generation: Artifact) -> Artifact:
         """Publish the negative set mined from ``generation``."""

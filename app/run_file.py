@@ -74,6 +74,9 @@ sampler = {{ name = "uniform" }}
 trigger = "steps:{every}"       # mark a checkpoint so often; a schedule is "0-1000:500,1000-:1000"
 adopt = "ready"             # or "scheduled": exactly `lag` steps after the checkpoint, so runs repeat to the bit
 lag = {lag}
+# method = "partial"        # encode `share` of the passages and map the others; each `full_every`-th is full
+# share = 0.2
+# full_every = 5
 max_staleness = 1000
 on_stale = "warn"           # or "wait", "stop"
 

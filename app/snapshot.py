@@ -11,6 +11,7 @@ from threading import Event, Lock, Thread
 
 from structlog.typing import FilteringBoundLogger
 
+from indexer.gate import is_partial
 from indexer.searcher import IndexSearcher, open_searcher
 from indexer.shards import Vectors, open_vectors
 from retriever.artifacts import SERVED, Artifact
@@ -83,9 +84,15 @@ def load_snapshot(
 
     A corrupt SERVED generation is reported through ``warn`` and the newest intact one before it is taken; a corrupt
     ``number`` is an error. Of ``served``, the snapshot before, the parts that have not changed are used again.
-    Raises InputError if nothing is served yet, StoreError or CorruptError if there is no intact generation.
+    Raises InputError if nothing is served yet or ``number`` is partial, StoreError or CorruptError if there is no
+    intact generation.
     """
     generation = _intact(store, number, warn)
+    if is_partial(generation.facts):
+        raise InputError(
+            f"{generation.path}: partial, to be mined from alone, since most of its vectors are not its model's; "
+            "name a full generation"
+        )
     snapshot = Snapshot(
         generation,
         _corpus(store, generation.parents["corpus"], served),
@@ -103,7 +110,7 @@ def _intact(store: Store, number: int | None, warn: Callable[[str], None]) -> Ar
         generation = store.generations.at(number)
         generation.verify()
         return generation
-    found = store.generations.intact(SERVED, warn)
+    found = store.generations.intact(SERVED, warn, lambda generation: not is_partial(generation.facts))
     if found is None:
         raise InputError(f"{store.generations.folder}: no generation is served yet; build one with `hone index`")
     return found

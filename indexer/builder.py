@@ -19,6 +19,8 @@ from indexer.factory import IndexConfig as IndexConfig
 from indexer.factory import check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
 from indexer.faiss_index import read_index, write_index
+from indexer.partial import Partial as Partial
+from indexer.partial import encode_partially
 from indexer.promotion import promote_if_good as promote_if_good
 from indexer.quality import check_complete, check_self_retrieval, recall_at
 from indexer.searcher import IndexSearcher
@@ -27,7 +29,7 @@ from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import link_tree
 from retriever.errors import CorruptError
-from retriever.protocols import Encoder, FloatArray
+from retriever.protocols import Encoder, FloatArray, Progress
 from retriever.store import Store
 
 RECALL_DEPTH = 100
@@ -43,7 +45,8 @@ class BuildInputs:
     """What a generation is built from besides the checkpoint.
 
     ``dev`` None: recall is measured over passages, and the dev facts are taken from ``same``, an earlier generation's
-    facts, if that has the same weights and corpus.
+    facts, if that has the same weights and corpus. ``partial``: most vectors are mapped from an earlier generation's;
+    such a generation is to be mined from alone, and dev is not measured on it.
     """
 
     open_encoder: Callable[[Artifact], Encoder]
@@ -52,6 +55,7 @@ class BuildInputs:
     config: IndexConfig
     same: Mapping[str, Any] | None = None
     mining_depth: int = MINING_DEPTH
+    partial: Partial | None = None
 
 
 def build_generation(
@@ -73,11 +77,10 @@ def build_generation(
         encoder = inputs.open_encoder(checkpoint)
         check_config(config, encoder.dimensions, len(corpus))
         with _timed(seconds, "encode"):
-            vectors = encode_corpus(encoder, corpus, store.embeddings, partial(progress, "encode"), warn)
+            vectors, made = _encode(store, encoder, inputs, partial(progress, "encode"), warn)
             check_complete(vectors, len(corpus))
         queries = _query_vectors(encoder, vectors, inputs)
-        parents = {"checkpoint": checkpoint.number, "corpus": corpus.number}
-        with store.generations.stage(parents) as draft:
+        with store.generations.stage(_parents(checkpoint, inputs)) as draft:
             with _timed(seconds, "index"):
                 earlier = _earlier(store, inputs, warn)
                 phase = partial(progress, "index")
@@ -87,6 +90,7 @@ def build_generation(
                 del index  # its memory is free again before the written file is mapped
             searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters, choice.deep)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
+            draft.facts.update(made)
             draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))
             draft.facts.update(_known_dev(draft.facts, inputs))
             draft.facts["seconds"] = seconds
@@ -96,6 +100,22 @@ def build_generation(
         generation = store.generations.at(draft.number)
         promote_if_good(store, generation)
     return generation
+
+
+def _encode(
+    store: Store, encoder: Encoder, inputs: BuildInputs, progress: Progress, warn: Callable[[str], None]
+) -> tuple[Vectors, dict[str, Any]]:
+    """Return the vectors, and the facts that only a partial generation has, its own fingerprint among them."""
+    corpus, part = inputs.corpus, inputs.partial
+    if part is None:
+        return encode_corpus(encoder, corpus, store.embeddings, progress, warn), {}
+    vectors, made = encode_partially(encoder, corpus, part, store.embeddings, progress, warn)
+    return vectors, {"passage_fingerprint": part.fingerprint(encoder.fingerprints.passage), "partial": made}
+
+
+def _parents(checkpoint: Artifact, inputs: BuildInputs) -> dict[str, int]:
+    followed = {} if inputs.partial is None else {"generation": inputs.partial.parent.number}
+    return {"checkpoint": checkpoint.number, "corpus": inputs.corpus.number, **followed}
 
 
 @contextmanager
@@ -177,12 +197,13 @@ def _measured(
         recall = recall_at(found, exact, RECALL_DEPTH)
     progress("evaluate", 0, 1)
     with _timed(seconds, "evaluate"):
-        figures = evaluate(dev, queries, vectors, searcher.search).metrics if dev is not None else {}
+        judged = dev if inputs.partial is None else None  # mapped vectors say too little of the model
+        figures = evaluate(judged, queries, vectors, searcher.search).metrics if judged is not None else {}
     progress("evaluate", 1, 1)
     return {
         "recall_at_100": recall,
         "recall_queries": {"from": "passages" if dev is None else "dev", "count": len(queries)},
         "dev": figures,
-        "dev_queries": 0 if dev is None else len(dev),
-        "dev_sha256": None if dev is None else dev.sha256,
+        "dev_queries": 0 if judged is None else len(judged),
+        "dev_sha256": None if judged is None else judged.sha256,
     }

@@ -13,7 +13,7 @@ from indexer.shards import Vectors, is_intact, shard_path, write_shard
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
 from retriever.errors import StoreError
-from retriever.protocols import Encoder, FloatArray, Progress
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 
 QueryEncoder = Callable[[Sequence[str]], FloatArray]
 """Texts of queries to their vectors float32 [n, dim]."""
@@ -42,31 +42,37 @@ def encode_corpus(
         block = first // BLOCK_ROWS
         if block not in missing:
             continue
-        vectors = encoder.encode_passages(texts, partial(_advance, progress, done, total))
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        _check_vectors(vectors, (rows[block], encoder.dimensions), corpus, first)
-        write_shard(paths[block], vectors)
+        vectors = encoder.encode_passages(texts, partial(advance, progress, done, total))
+        write_shard(paths[block], check_encoded(vectors, encoder.dimensions, corpus, range(first, first + len(texts))))
         done += len(texts)
         progress(done, total)
     return Vectors(paths)
 
 
-def _advance(progress: Progress, done_before: int, total: int, done: int, _of_block: int) -> None:
+def advance(progress: Progress, done_before: int, total: int, done: int, _of_block: int) -> None:
+    """Tell ``progress`` of a block's ``done`` after those ``done_before``: bind all but the last two."""
     progress(done_before + done, total)
 
 
-def _check_vectors(vectors: FloatArray, shape: tuple[int, int], corpus: Corpus, first: int) -> None:
+def check_encoded(vectors: FloatArray, dimensions: int, corpus: Corpus, rows: Sequence[int] | IntArray) -> FloatArray:
+    """Return ``vectors`` of the passages at ``rows`` as float32 [rows, dimensions].
+
+    Raises StoreError if they have another shape, or naming the passage whose vector is not finite or is zero.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    shape = (len(rows), dimensions)
     if vectors.shape != shape:
         raise StoreError(f"the encoder returned vectors {vectors.shape} where {shape} belong")
     sound = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
     wrong = np.flatnonzero(~sound)
     if len(wrong):
-        row = first + int(wrong[0])
+        row = int(rows[wrong[0]])
         kind = "zero" if not vectors[wrong[0]].any() else "not finite"
         raise StoreError(
             f"passage {corpus.id(row)!r} (row {row}): its vector is {kind} ({len(wrong)} of {len(vectors)} vectors of "
             "this block are unusable); the weights have diverged, or the text has no token"
         )
+    return vectors
 
 
 def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], None]) -> QueryEncoder:

@@ -23,12 +23,20 @@ class GateVerdict:
     reason: str
 
 
+def is_partial(facts: Facts) -> bool:
+    """Tell whether most vectors of the generation with these ``facts`` are mapped from an earlier one's."""
+    return facts.get("partial") is not None
+
+
 def judge(new: Facts, served: Facts | None, best: Facts | None) -> GateVerdict:
     """Compare the facts of a new generation with those of the served and of the best one (None: there is none).
 
     It is served unless its dev metric is more than .01 below the served one's, and the best if strictly above the
     best one's. Figures over different dev queries or corpora are not compared: the new generation then takes over.
+    A partial generation is neither, whatever its figures: most of its vectors are not its model's.
     """
+    if is_partial(new):
+        return GateVerdict(False, False, "partial: to be mined from alone")
     passed, reason = _serve(new, served)
     return GateVerdict(passed, _is_best(new, best), reason)
 

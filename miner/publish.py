@@ -53,6 +53,7 @@ def publish_negative_set(
         draft.facts.update(
             step=generation.facts["step"],
             final=bool(generation.facts.get("final", False)),
+            dev=generation.facts["dev"],  # by which the trainer stops early
             **pool,
             **summary(negatives, generation.number),
             seconds={"mine": time.monotonic() - started},

@@ -204,10 +204,12 @@ class Series:
         number = self.pointed(pointer)
         return None if number is None else self.at(number)
 
-    def intact(self, pointer: str, warn: Callable[[str], None]) -> Artifact | None:
+    def intact(
+        self, pointer: str, warn: Callable[[str], None], fits: Callable[[Artifact], bool] = lambda _: True
+    ) -> Artifact | None:
         """Return the artifact that ``pointer`` names with its checksums verified.
 
-        A corrupt one is reported through ``warn`` and the newest intact one before it is taken instead.
+        A corrupt one is reported through ``warn`` and the newest intact one before it that ``fits`` is taken instead.
         Raises CorruptError if there is none left; returns None before the first.
         """
         newest = self.pointed(pointer)
@@ -216,6 +218,8 @@ class Series:
         for number in range(newest, -1, -1):
             try:
                 artifact = self.at(number)
+                if number < newest and not fits(artifact):
+                    continue
                 artifact.verify()
                 return artifact
             except CorruptError as error:

@@ -1,12 +1,12 @@
-"""When a checkpoint is marked for a refresh, and at which step its negative set is adopted.
+"""When a checkpoint is marked for a refresh, which kind it gets, and at which step its negative set is adopted.
 
-Does not know how negatives are mined; everything is a function of the step alone.
+Does not know how vectors or negatives are made; everything is a function of steps and of what was made before.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from retriever.errors import InputError
 
@@ -15,9 +15,16 @@ Trigger = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    """[refresh]: how often negatives are renewed and how stale they may become (all in optimiser steps)."""
+    """[refresh]: how often negatives are renewed, how, and how stale they may become (all in optimiser steps).
+
+    ``method`` "partial" encodes ``share`` of the passages at a refresh and maps the vectors of the others from the
+    generation before; each ``full_every``-th refresh, the first and the last encode all of them.
+    """
 
     trigger: str = "steps:200"
+    method: Literal["full", "partial"] = "full"
+    share: float = 0.2
+    full_every: int = 5
     adopt: Literal["ready", "scheduled"] = "ready"
     lag: int = 100
     query_fraction: float = 1.0
@@ -41,6 +48,18 @@ def parse_trigger(text: str) -> Trigger:
     if any(start >= end for start, end, _ in bounds):
         raise InputError(f"[refresh] trigger = {text!r}: a span ends before it begins")
     return lambda step: step == 0 or any(a <= step < b and (step - a) % every == 0 for a, b, every in bounds)
+
+
+def partial_turn(config: RefreshConfig, checkpoint: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> int | None:
+    """Return the turn of the partial generation that ``checkpoint`` is due, None if it is due a full one.
+
+    Both are facts: the checkpoint's and those of the generation before (None: there is none to map from).
+    """
+    if config.method == "full" or earlier is None or checkpoint.get("final"):
+        return None
+    before = earlier.get("partial")
+    turn = 0 if before is None else int(before["turn"]) + 1
+    return turn if turn < config.full_every - 1 else None
 
 
 def scheduled_origin(config: RefreshConfig, trigger: Trigger, step: int) -> int | None:

@@ -27,7 +27,8 @@ from app.options import (
 from app.refreshing import RefreshSteps
 from app.settings import database_url
 from indexer.builder import IndexConfig
-from retriever.artifacts import CURRENT, Artifact
+from indexer.gate import is_partial
+from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
 
@@ -108,6 +109,8 @@ def pin(
     if number is not None:
         if name is None:
             raise InputError("give a name after the number, e.g. hone pin generations 3 WARMUP")
+        if name in (SERVED, BEST) and is_partial(series.at(number).facts):
+            raise InputError(f"{kind} {number} is partial, to be mined from alone; name a full one {name}")
         series.point(name, number)
     if json_output:
         print_json(series.pointers())

@@ -44,6 +44,9 @@ trigger = "0-1000:500,1000-:1000"
 adopt = "scheduled"
 lag = 100
 query_fraction = 0.5
+method = "partial"
+share = 0.3
+full_every = 4
 max_staleness = 1000
 on_stale = "wait"
 [index]
@@ -165,6 +168,10 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wro
         ("range_min = 5", "range_min = 100"),
         ("lag = 100", "lag = -1"),
         ("query_fraction = 0.5", "query_fraction = 1.5"),
+        ("share = 0.3", "share = 1.0"),
+        ("share = 0.3", "share = 0.0"),
+        ("full_every = 4", "full_every = 1"),
+        ('method = "partial"', 'method = "cheap"'),
         ('trigger = "0-1000:500,1000-:1000"', 'trigger = "often"'),
         ("target_recall = 0.9", "target_recall = 1.1"),
         ('name = "top"', 'name = "bottom"'),

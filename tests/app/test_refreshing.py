@@ -11,7 +11,7 @@ from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.encoder import create_encoder
 from retriever.store import Store
-from tests.app.command_line import opened
+from tests.app.command_line import opened, write_run
 
 
 class Heard:
@@ -52,6 +52,7 @@ def test_a_generation_then_its_negatives(run: Run) -> None:
     assert generation.facts["dev_queries"] == 10 and 0 < generation.facts["dev"]["nDCG@10"] < 1
     negatives = steps.mine(generation)
     assert negatives.parents["generation"] == generation.number and negatives.facts["queries"] == 20
+    assert negatives.facts["dev"] == generation.facts["dev"], "the trainer counts its patience by these"
     assert heard.of("build_started") == [{"checkpoint": 0, "step": 0}]
     assert {event["phase"] for event in heard.of("progress")} >= {"encode", "mine"}
 
@@ -110,3 +111,58 @@ def test_texts_that_are_cut_are_said_once(run: Run) -> None:
         "60 passages are longer than passage_max_length = 4 tokens; the rest is not read",
         "20 queries are longer than query_max_length = 3 tokens; the rest is not read",
     ]
+
+
+@pytest.fixture
+def partly(tiny: Path, tmp_path: Path) -> Run:
+    """A run whose refreshes are partial but for each third one."""
+    method = ('trigger = "steps:3"', 'trigger = "steps:3"\nmethod = "partial"\nshare = 0.25\nfull_every = 3')
+    return opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", method), tmp_path / "store")
+
+
+def made(run: Run) -> list[tuple[int, int | None]]:
+    """Return the step of each generation, and which one it was mapped from."""
+    found = [run.store.generations.at(number) for number in run.store.generations.numbers()]
+    return [(one.facts["step"], (one.facts.get("partial") or {}).get("parent")) for one in found]
+
+
+def test_partial_refreshes_stand_between_full_ones_and_the_last_is_full(partly: Run) -> None:
+    refresher = InlineRefresher(partly, Heard())
+    for step in (0, 3, 6, 9, 12):
+        refresher.marked(publish(partly.store, partly, step, refresh=True))
+    refresher.marked(publish(partly.store, partly, 15, refresh=True, final=True))
+    assert made(partly) == [(0, None), (3, 0), (6, 1), (9, None), (12, 3), (15, None)]
+    assert partly.store.generations.pointed("SERVED") == 5
+    assert [partly.store.negatives.at(n).parents["generation"] for n in range(6)] == list(range(6))
+    facts = partly.store.generations.at(2).facts["partial"]
+    assert (facts["turn"], facts["encoded_rows"], facts["mapped_rows"]) == (1, 15, 45)
+
+
+def test_what_is_torn_is_not_mapped_from(partly: Run) -> None:
+    heard = Heard()
+    steps = RefreshSteps(partly, heard)
+    first = steps.build(publish(partly.store, partly, 0))
+    (first.path / "index.faiss").write_bytes(b"torn")
+    assert "partial" not in steps.build(publish(partly.store, partly, 3, refresh=True)).facts
+    assert any("all passages are encoded" in event["message"] for event in heard.of("warning"))
+
+
+def test_another_configuration_s_generation_is_not_mapped_from(partly: Run, tiny: Path, tmp_path: Path) -> None:
+    RefreshSteps(partly, Heard()).build(publish(partly.store, partly, 0))
+    other = opened(
+        write_run(
+            tmp_path / "other.toml", tiny / "data", tiny / "model", ('trigger = "steps:3"', 'method = "partial"')
+        ),
+        partly.store.root,
+    )
+    assert "partial" not in RefreshSteps(other, Heard()).build(publish(other.store, other, 3, refresh=True)).facts
+
+
+def test_a_later_step_s_generation_is_not_mapped_from(partly: Run) -> None:
+    """A trainer that went back to an earlier checkpoint marks steps whose successors were refreshed already."""
+    steps = RefreshSteps(partly, Heard())
+    for step in (0, 3, 6, 3):
+        steps.build(publish(partly.store, partly, step, refresh=True))
+    assert made(partly) == [(0, None), (3, 0), (6, 1), (3, 0)]
+    same = [partly.store.generations.at(number).sha256("vectors/00000.npy") for number in (1, 3)]
+    assert same[0] == same[1]

@@ -13,6 +13,7 @@ from app.snapshot import OneAtATime, Serving, load_snapshot
 from app.telemetry import json_log
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
+from retriever.durable import link_tree
 from retriever.errors import CorruptError, InputError, StoreError
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
@@ -244,3 +245,30 @@ def test_the_thread_follows_until_it_is_stopped(made: tuple[Store, Corpus], thre
     publish_generation(*made, seed=2)
     time.sleep(0.05)
     assert serving.number == 0
+
+
+def publish_partial(store: Store, corpus: Corpus) -> Artifact:
+    """Publish generation 0 once more as one whose vectors were mapped."""
+    whole = publish_generation(store, corpus, seed=1)
+    with store.generations.stage(whole.parents) as draft:
+        link_tree(whole.path / "vectors", draft.path / "vectors")
+        (draft.path / "index.faiss").write_bytes((whole.path / "index.faiss").read_bytes())
+        draft.facts.update(whole.facts, partial={"parent": whole.number, "turn": 0})
+    return store.generations.at(draft.number)
+
+
+def test_a_partial_generation_is_not_answered_from(made: tuple[Store, Corpus]) -> None:
+    number = publish_partial(*made).number
+    with pytest.raises(InputError, match="partial, to be mined from alone"):
+        load_snapshot(made[0], open_encoder, fail, number=number)
+    made[0].generations.point(SERVED, number)
+    with pytest.raises(InputError, match="name a full generation"):
+        load_snapshot(made[0], open_encoder, fail)
+
+
+def test_a_partial_generation_does_not_stand_in_for_a_damaged_one(made: tuple[Store, Corpus]) -> None:
+    publish_partial(*made)
+    damage(publish_generation(*made, seed=2).path / "index.faiss")
+    warnings: list[str] = []
+    assert load_snapshot(made[0], open_encoder, warnings.append).generation.number == 0
+    assert len(warnings) == 1

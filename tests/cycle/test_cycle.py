@@ -149,6 +149,22 @@ def test_a_refresher_process_gives_the_same_weights(folder: Path, cycled: tuple[
 
 
 @pytest.mark.slow
+def test_partial_refreshes_give_the_same_weights_from_one_process_and_from_two(folder: Path) -> None:
+    text = (folder / "run.toml").read_text().replace("lag = 5", 'lag = 5\nmethod = "partial"\nshare = 0.25')
+    (folder / "partial").mkdir()
+    (folder / "partial/run.toml").write_text(text.replace('"data"', '"../data"'))
+    finals = []
+    for command in ("cycle", "train"):
+        run_hone(folder / "partial", command, command)
+        store = Store(folder / "partial" / command)
+        finals.append(store.checkpoints.get(CURRENT))
+        made = [store.generations.at(number).facts for number in store.generations.numbers()]
+        assert [facts.get("partial", {}).get("turn") for facts in made] == [None, 0, 1, 2, None]
+        assert store.generations.pointed(SERVED) in (0, 4)
+    assert len({final.facts["weights_sha256"] for final in finals if final is not None}) == 1 and None not in finals
+
+
+@pytest.mark.slow
 def test_a_trainer_and_a_refresher_of_its_own_may_be_started_together(
     folder: Path, cycled: tuple[Store, dict[str, Any]]
 ) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from indexer.gate import judge
+from indexer.gate import is_partial, judge
 
 
 def facts(ndcg: float | None, **others: Any) -> dict[str, Any]:
@@ -43,3 +43,12 @@ def test_without_a_dev_metric_the_newest_is_served_and_none_is_best() -> None:
 def test_figures_over_other_queries_or_corpora_are_not_compared(other: dict[str, Any]) -> None:
     verdict = judge(facts(0.1), facts(0.9, **other), facts(0.9, **other))
     assert verdict.served and verdict.best
+
+
+@pytest.mark.parametrize("old", [None, facts(0.1), facts(None)])
+def test_a_partial_generation_is_neither_served_nor_best_whatever_its_figures(old: dict[str, Any] | None) -> None:
+    for ndcg in (None, 0.9):
+        new = facts(ndcg, partial={"parent": 3, "turn": 0})
+        verdict = judge(new, old, old)
+        assert is_partial(new) and not verdict.served and not verdict.best and "partial" in verdict.reason
+    assert not is_partial(facts(0.9))

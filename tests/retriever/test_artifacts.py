@@ -247,6 +247,17 @@ def test_no_intact_artifact_at_all_is_an_error(series: Series) -> None:
     assert len(warnings) == 2
 
 
+def test_only_what_fits_stands_in_for_a_damaged_artifact(series: Series) -> None:
+    for text in ("first", "second", "third"):
+        publish(series, text)
+    assert series.intact(CURRENT, pytest.fail, lambda _: False) is not None, (
+        "what the pointer names itself is not asked"
+    )
+    damage(series.path(2) / "index", "altered")
+    found = series.intact(CURRENT, list[str]().append, lambda artifact: artifact.facts["text"] == "first")
+    assert found is not None and found.number == 0
+
+
 def test_a_pointer_to_what_is_gone_falls_back_too(series: Series) -> None:
     publish(series, "first")
     publish(series)

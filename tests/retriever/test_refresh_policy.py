@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.errors import InputError
-from retriever.refresh_policy import RefreshConfig, parse_trigger, scheduled_origin
+from retriever.refresh_policy import RefreshConfig, parse_trigger, partial_turn, scheduled_origin
 
 
 def marked(text: str, up_to: int) -> list[int]:
@@ -58,3 +60,25 @@ def test_scheduled_is_exactly_a_lag_after_the_mark(every: int, lag: int, step: i
 def test_without_lag_a_set_is_adopted_at_its_own_step() -> None:
     config = RefreshConfig(trigger="steps:5", lag=0)
     assert scheduled_origin(config, parse_trigger("steps:5"), 5) == 5
+
+
+def kinds(config: RefreshConfig, refreshes: int) -> str:
+    """F for each full and a turn's number for each partial one of a run's refreshes, the last of them final."""
+    earlier: dict[str, Any] | None = None
+    found = ""
+    for number in range(refreshes):
+        turn = partial_turn(config, {"final": number == refreshes - 1}, earlier)
+        earlier = {} if turn is None else {"partial": {"turn": turn}}
+        found += "F" if turn is None else str(turn)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("full_every", "expected"), [(2, "F0F0F0F0F0F"), (3, "F01F01F01FF"), (5, "F0123F0123F"), (99, "F012345678F")]
+)
+def test_partial_refreshes_stand_between_full_ones(full_every: int, expected: str) -> None:
+    assert kinds(RefreshConfig(method="partial", full_every=full_every), 11) == expected
+
+
+def test_full_is_the_default_and_always_full() -> None:
+    assert kinds(RefreshConfig(), 5) == "FFFFF"

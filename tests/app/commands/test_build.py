@@ -57,6 +57,14 @@ def test_pin_refuses_what_it_cannot_name(hone: Hone, trained: Path, arguments: l
     assert contents(trained) == before
 
 
+def test_pin_does_not_let_a_partial_generation_be_served(hone: Hone, trained: Path) -> None:
+    manifest = trained / "generations/000001/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"facts": {', '"facts": {"partial": {"turn": 0},'))
+    for name in ("SERVED", "BEST"):
+        assert "is partial, to be mined from alone" in hone("pin", "generations", 1, name).complaint
+    assert hone("pin", "generations", 1, "KEPT", "--json").json["KEPT"] == 1
+
+
 @pytest.fixture
 def jobs(trained: Path) -> Iterator[Jobs]:
     table = Jobs(database_url(trained))
