@@ -155,9 +155,8 @@ def choose_index(
     """Return Flat below 20,000 rows; else the fastest candidate whose recall@10 over ``probes`` reaches the target.
 
     The probes, at depth 10 and at that of mining, hold queries of the query tower: passages would flatter the index.
-    Flat if no
-    candidate reaches the target, or the one of highest recall where Flat exceeds ``most_bytes``. Two indexes are in
-    memory at a time. Raises InputError like ``fitting``.
+    Flat if no candidate reaches the target, or the one of highest recall where Flat exceeds ``most_bytes``. Two indexes
+    are in memory at a time. Raises InputError like ``fitting``.
     """
     factories = fitting(len(vectors), vectors.dimensions, most_bytes)
     flat = "Flat" in factories
