@@ -26,8 +26,8 @@ from retriever.trec import read_qrels
 KEYS = ("steps_ratio", "rescored_cost", "unchanged_cost", "staleness_steps", "refresh_seconds")
 PASSAGES, QUICK_PASSAGES = 600, 240
 QUERIES = 150
-INTERVALS, QUICK_INTERVALS = (20, 40, 80), (20, 60)
-STEPS = 120
+INTERVALS, QUICK_INTERVALS = (10, 20, 40), (20, 40)
+STEPS = 80
 PICTURE = "refresh-staleness.svg"
 RUN = """\
 seed = 13
