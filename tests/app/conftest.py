@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from app.indexing import index_data
 from app.training import run_training
@@ -11,6 +12,14 @@ from tests.app.command_line import Hone, caller, opened, silent, write_run
 from tests.app.served import Server, new_store, publish_generation, serving
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """A process has one precision; here runs of several share one."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
