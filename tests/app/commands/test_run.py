@@ -30,6 +30,13 @@ def test_init_tells_time_disk_and_what_is_next(hone: Hone, tiny: Path) -> None:
     assert "deep/my.toml: exists already" in hone("init", tiny / "data", "--out", "deep/my.toml").complaint
 
 
+def test_a_run_that_gets_no_better_stops_early(hone: Hone, tiny: Path) -> None:
+    still = ("learning_rate = 1e-3", "learning_rate = 1e-12\npatience = 1")
+    config = write_run(Path("run.toml"), tiny / "data", tiny / "model", still, ("max_steps = 6", "max_steps = 60"))
+    answer = hone("cycle", config, "--json").json
+    assert (answer["reason"], answer["step"]) == ("stopped early", 3), "the second generation was no better"
+
+
 def test_cycle_tells_what_it_did_and_what_is_next(hone: Hone, tiny: Path) -> None:
     answer = hone("cycle", tiny / "run.toml", "--store", "here")
     assert answer.code == 0
