@@ -38,10 +38,11 @@ def test_a_score_does_not_depend_on_neighbours_or_order(
     folder = write_tiny_ranker(tmp_path, architecture)
     ranker = TorchRanker(load_ranker(RankerConfig(str(folder), activation="identity")), device="cpu")
     together = ranker.score(QUERIES, PASSAGES)
-    assert np.abs(one_by_one(ranker) - together).max() < 1e-5
-    assert np.abs(ranker.score(QUERIES[::-1], PASSAGES[::-1])[::-1] - together).max() < 1e-5
+    close = 1e-5 * np.abs(together).max()  # no score is normalised: float32 rounds the large ones more coarsely
+    assert np.abs(one_by_one(ranker) - together).max() < close
+    assert np.abs(ranker.score(QUERIES[::-1], PASSAGES[::-1])[::-1] - together).max() < close
     monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 60)
-    assert np.abs(ranker.score(QUERIES, PASSAGES) - together).max() < 1e-5
+    assert np.abs(ranker.score(QUERIES, PASSAGES) - together).max() < close
 
 
 def test_the_same_pairs_give_the_same_bits(ranker: TorchRanker) -> None:
