@@ -6,7 +6,8 @@ Does not know texts, nor which engine is chosen when.
 import importlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +60,7 @@ class OpenVinoEngine:
             warnings.simplefilter("ignore")  # it traces by a way that torch deprecates
             model = openvino.convert_model(graph, example_input=example)
         if precision == "int8":
-            model = _quantized(model, calibration)
+            model = _aside(_quantized, model, calibration)
         self._core, self._model, self._hint, self._threads = openvino.Core(), model, HINTS[precision], streams
         self._streaming = self._compiled(streams)
         self._requests = threading.local()
@@ -75,7 +76,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(self._threads),
         }
-        return self._core.compile_model(self._model, "CPU", settings)
+        return _aside(self._core.compile_model, self._model, "CPU", settings)
 
     def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
         """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right.
@@ -88,6 +89,16 @@ class OpenVinoEngine:
             setattr(self._requests, name, compiled.create_infer_request())
         found = getattr(self._requests, name).infer([ids, mask], share_inputs=True)[0]
         return np.array(found, np.float32)
+
+
+def _aside(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``work`` gives on a thread of its own.
+
+    The thread that compiles gets a signal stack from OpenVINO, which is freed with the engine, on any thread and in any
+    order: the next signal to a thread that still has it would end the process.
+    """
+    with ThreadPoolExecutor(1, "openvino") as thread:
+        return thread.submit(work, *arguments).result()
 
 
 def _quantized(model: Any, calibration: Sequence[PaddedBatch]) -> Any:

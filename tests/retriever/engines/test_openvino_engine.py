@@ -1,3 +1,5 @@
+import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,3 +85,29 @@ def test_the_error_says_what_to_install(tower: Tower, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match=r"openvino is not installed: pip install 'hone\[openvino\]'"):
         OpenVinoEngine(tower, "fp32", streams=1)
+
+
+class SignalStack(ctypes.Structure):
+    """C's ``stack_t``."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def signal_stack() -> int:
+    """Return where this thread's alternate signal stack lies, 0 if it has none."""
+    found = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return int(found.start or 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the layout of stack_t is Linux's")
+def test_signals_never_arrive_on_a_stack_that_is_gone(tower: Tower) -> None:
+    """An engine outlives the one after it or not; the kernel ends a process whose signal stack was freed."""
+    own = {signal_stack(), 0}
+    engines = [OpenVinoEngine(tower, "fp32", streams=2) for _ in range(2)]
+    engines[0].vectors(*batch(4), alone=True)
+    assert signal_stack() in own
+    for _ in range(2):
+        del engines[0]
+        gc.collect()
+        assert signal_stack() in own
