@@ -11,19 +11,22 @@ from threading import Event
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
+from indexer.shards import open_vectors
 from miner.batch_plans import RandomPlan
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
+from retriever.batch_step import Gather
 from retriever.data import Corpus, QuerySet
-from retriever.encoder import create_encoder
+from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
+from retriever.inference import ModelEncoder
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.protocols import NegativeSource
+from retriever.protocols import Encoder, NegativeSource
 from retriever.store import Store
-from retriever.trainer import Trainer, Training
+from retriever.trainer import EncodeQueries, Trainer, Training
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,13 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     """Return the trainer of ``run``."""
     config = run.config
 
-    def open_source(artifact: Artifact, batches_per_epoch: int) -> NegativeSource:
+    def open_source(artifact: Artifact, batches_per_epoch: int, encode_queries: EncodeQueries) -> NegativeSource:
         pool = open_checked_set(artifact, run.corpus, run.train)
-        sampler, count = config.negatives.sampler, config.train.num_negatives
+        sampler, count = config.negatives.sampler, config.train.drawn_negatives or config.train.num_negatives
         return StoredPool(pool, artifact.number, sampler, count, config.seed, batches_per_epoch)
+
+    def open_generation_vectors(artifact: Artifact) -> Gather:
+        return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
     parts = Training(
         store=run.store,
@@ -95,11 +101,24 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         examples=Examples(run.corpus, run.train, in_batch=config.loss.in_batch, seed=config.seed),
         planner=RandomPlan(len(run.train), config.train.batch_size, config.seed),
         open_source=open_source,
+        open_vectors=open_generation_vectors,
         refresher=refresher,
         report=report,
         train=config.train,
         loss=config.loss,
         refresh=config.refresh,
         seed=config.seed,
+        guide=_guide(config),
     )
     return Trainer(parts, stop)
+
+
+def _guide(config: RunConfig) -> Encoder | None:
+    """Return the frozen model of [loss] guide: the one that training starts from, or another by its name."""
+    if config.loss.guide is None:
+        return None
+    model = config.model
+    if config.loss.guide != "start":
+        lengths = (model.query_max_length, model.passage_max_length)
+        model = ModelConfig(config.loss.guide, query_max_length=lengths[0], passage_max_length=lengths[1])
+    return ModelEncoder(create_encoder(model), config.index.precision, engine=config.index.engine)

@@ -19,8 +19,9 @@ from miner.mining import MiningConfig
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
-from retriever.refresh_policy import RefreshConfig, parse_trigger
-from retriever.trainer import LossConfig, TrainConfig
+from retriever.losses.contrastive import LossConfig
+from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
+from retriever.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def _dataclass_in(hint: Any) -> type | None:
 
 def _check_values(config: RunConfig) -> None:
     model, train, refresh = config.model, config.train, config.refresh
-    parse_trigger(refresh.trigger)
+    parse_trigger(refresh.trigger, train.save_every)
+    measured = staleness_limit(refresh.trigger) is not None
+    drawn = train.num_negatives if train.drawn_negatives is None else train.drawn_negatives
     rules = {
         "seed must not be negative": config.seed >= 0,
         "model.query_max_length and passage_max_length must be at least 1": all(
@@ -114,16 +117,28 @@ def _check_values(config: RunConfig) -> None:
         "train.batch_size must be at least 1": train.batch_size >= 1,
         "train.accumulation must be at least 1": train.accumulation >= 1,
         "train.num_negatives must not be negative": train.num_negatives >= 0,
-        "train.num_negatives must not exceed negatives.depth": train.num_negatives <= config.negatives.depth,
+        "train.num_negatives and drawn_negatives must not exceed negatives.depth": drawn <= config.negatives.depth,
         "train.learning_rate must be above 0": train.learning_rate > 0,
         "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
         "train.save_every, log_every and keep_checkpoints must be at least 1": min(
             train.save_every, train.log_every, train.keep_checkpoints
         )
         >= 1,
-        "loss.temperature must be above 0": config.loss.temperature > 0,
+        "train.drawn_negatives must exceed train.num_negatives, which must be above 0": train.drawn_negatives is None
+        or train.drawn_negatives > train.num_negatives > 0,
+        'train.towers = "query" needs model.tied = false': train.towers == "both" or not model.tied,
+        "loss.guide_decay lowers hard negatives: it needs train.num_negatives above 0": config.loss.guide_decay is None
+        or train.num_negatives > 0,
+        "loss.debias needs vectors of length 1: take model.normalize = false out": config.loss.debias is None
+        or model.normalize is not False,
         "refresh.lag must not be negative": refresh.lag >= 0,
         "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
+        "refresh.probe_every must not be negative": refresh.probe_every >= 0,
+        "refresh.probe_queries and probe_depth must be at least 1": min(refresh.probe_queries, refresh.probe_depth)
+        >= 1,
+        "refresh.trigger = staleness needs refresh.probe_every above 0": not measured or refresh.probe_every > 0,
+        'refresh.adopt = "scheduled" needs a trigger that is known before: staleness is measured': not measured
+        or refresh.adopt == "ready",
         "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from retriever.artifacts import CURRENT, Artifact
 from retriever.durable import sha256_file
 from retriever.errors import CorruptError, StoreError
-from retriever.refresh_policy import RefreshConfig, parse_trigger, scheduled_origin
+from retriever.refresh_policy import RefreshConfig, Trigger, scheduled_origin
 from retriever.store import Store
 
 POLL_SECONDS = 0.1
@@ -39,11 +39,13 @@ class StaleError(StoreError):
 class Adoption:
     """Decides at each step boundary which negative set to use from there on."""
 
-    def __init__(self, store: Store, config: RefreshConfig, refresher: Refresher, report: Report, stop: Event) -> None:
-        """``stop`` ends a wait: the boundary then adopts nothing."""
+    def __init__(
+        self, store: Store, config: RefreshConfig, trigger: Trigger, refresher: Refresher, report: Report, stop: Event
+    ) -> None:
+        """``trigger`` is that of ``config``. ``stop`` ends a wait: the boundary then adopts nothing."""
         self._store = store
         self._config = config
-        self._trigger = parse_trigger(config.trigger)
+        self._trigger = trigger
         self._refresher = refresher
         self._report = report
         self._stop = stop

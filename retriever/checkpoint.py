@@ -25,6 +25,7 @@ class TrainingState:
 
     ``step`` counts finished optimiser steps; it fixes the learning rate, the place in the batch plan and the random
     states. ``best`` and ``bad_generations`` belong to early stopping; ``judged`` is the last generation it counted.
+    ``temperature`` is log τ where it is learned.
     """
 
     seed: int
@@ -32,6 +33,7 @@ class TrainingState:
     best: float | None = None
     bad_generations: int = 0
     judged: int = -1
+    temperature: float | None = None
 
 
 def publish_checkpoint(

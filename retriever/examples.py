@@ -18,13 +18,15 @@ class Batch:
     """One contrastive batch of b queries and n distinct passages.
 
     ``query_rows`` int32 [b] · ``passage_rows`` int32 [n] · ``positive`` int64 [b], a column of each query's positive ·
-    ``allowed`` bool [b, n], the candidates of each query: its positive and everything that may be its negative.
+    ``allowed`` bool [b, n], the candidates of each query: its positive and everything that may be its negative ·
+    ``hard`` bool [b, n], the negatives among them that were drawn for this query.
     """
 
     query_rows: IntArray
     passage_rows: IntArray
     positive: NDArray[np.int64]
     allowed: BoolArray
+    hard: BoolArray
 
 
 class Examples:
@@ -59,22 +61,16 @@ class Examples:
         own = (
             [] if negatives is None else [rows[kept] for rows, kept in zip(negatives.rows, negatives.mask, strict=True)]
         )
-        allowed = self._candidates(len(query_rows), columns, own)
-        allowed &= ~self._known(query_rows, passage_rows)
+        hard = _drawn(len(query_rows), columns, own)
+        allowed = (hard | self._in_batch) & ~self._known(query_rows, passage_rows)
         allowed[np.arange(len(query_rows)), positive] = True
-        return Batch(query_rows, passage_rows, positive, allowed)
+        return Batch(query_rows, passage_rows, positive, allowed, hard & allowed)
 
     def _pick_positive(self, query_row: int, epoch: int) -> int:
         rows = self.queries.positives(query_row)
         if len(rows) == 1:
             return int(rows[0])
         return int(np.random.default_rng((self._seed, epoch, query_row)).choice(rows))
-
-    def _candidates(self, queries: int, columns: dict[int, int], own: Sequence[IntArray]) -> BoolArray:
-        allowed = np.full((queries, len(columns)), self._in_batch)
-        for query, rows in enumerate(own):
-            allowed[query, [columns[int(row)] for row in rows]] = True
-        return allowed
 
     def _known(self, query_rows: IntArray, passage_rows: IntArray) -> BoolArray:
         hashes = self.corpus.text_hash
@@ -84,3 +80,10 @@ class Examples:
             own_text = np.uint64(duplicate_hash(self.queries.texts[row]))
             known[query] = np.isin(found, np.append(hashes[self.queries.positives(int(row))], own_text))
         return known
+
+
+def _drawn(queries: int, columns: dict[int, int], own: Sequence[IntArray]) -> BoolArray:
+    hard = np.zeros((queries, len(columns)), np.bool_)
+    for query, rows in enumerate(own):
+        hard[query, [columns[int(row)] for row in rows]] = True
+    return hard

@@ -18,7 +18,9 @@ class RefreshConfig:
     """[refresh]: how often negatives are renewed, how, and how stale they may become (all in optimiser steps).
 
     ``method`` "partial" encodes ``share`` of the passages at a refresh and maps the vectors of the others from the
-    generation before; each ``full_every``-th refresh, the first and the last encode all of them.
+    generation before; each ``full_every``-th refresh, the first and the last encode all of them. Every
+    ``probe_every`` steps (0: never) the staleness of the best ``probe_depth`` candidates of ``probe_queries`` queries
+    is measured.
     """
 
     trigger: str = "steps:200"
@@ -30,24 +32,47 @@ class RefreshConfig:
     query_fraction: float = 1.0
     max_staleness: int = 1000
     on_stale: Literal["wait", "warn", "stop"] = "warn"
+    probe_every: int = 50
+    probe_queries: int = 16
+    probe_depth: int = 30
 
 
-def parse_trigger(text: str) -> Trigger:
+def parse_trigger(text: str, save_every: int) -> Trigger:
     """Return a function that tells whether the checkpoint of a step is marked; step 0 always is.
 
-    "steps:200", or a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded). Raises InputError for
-    anything else.
+    "steps:200", a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded), "checkpoint" (each that is saved,
+    every ``save_every`` steps), "start" (that of step 0 alone) or "staleness:0.3" (see ``staleness_limit``: no step is
+    known before). Raises InputError for anything else.
     """
-    if match := re.fullmatch(r"steps:([1-9]\d*)", text):
+    if text == "start" or staleness_limit(text) is not None:
+        return lambda step: step == 0
+    if match := re.fullmatch(r"steps:([1-9]\d*)", f"steps:{save_every}" if text == "checkpoint" else text):
         every = int(match[1])
         return lambda step: step % every == 0
     spans = [re.fullmatch(r"(\d+)-(\d*):([1-9]\d*)", part.strip()) for part in text.split(",")]
     if not all(spans):
-        raise InputError(f'[refresh] trigger = {text!r}: write "steps:200" or a schedule "0-1000:500,1000-:1000"')
+        raise InputError(
+            f'[refresh] trigger = {text!r}: write "steps:200", a schedule "0-1000:500,1000-:1000", "checkpoint", '
+            '"start" or "staleness:0.3"'
+        )
     bounds = [(int(span[1]), int(span[2] or 2**62), int(span[3])) for span in spans if span]
     if any(start >= end for start, end, _ in bounds):
         raise InputError(f"[refresh] trigger = {text!r}: a span ends before it begins")
     return lambda step: step == 0 or any(a <= step < b and (step - a) % every == 0 for a, b, every in bounds)
+
+
+def staleness_limit(text: str) -> float | None:
+    """Return x of a trigger "staleness:x": a checkpoint is marked where 1 − overlap@10 exceeds it; None for others.
+
+    Raises InputError for an x outside of (0, 1).
+    """
+    match = re.fullmatch(r"staleness:(\d*\.?\d+)", text)
+    if match is None:
+        return None
+    limit = float(match[1])
+    if not 0 < limit < 1:
+        raise InputError(f"[refresh] trigger = {text!r}: the share of candidates that changed lies in (0, 1)")
+    return limit
 
 
 def partial_turn(config: RefreshConfig, checkpoint: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> int | None:

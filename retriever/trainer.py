@@ -6,28 +6,30 @@ Does not know who encodes the corpus, mines negatives or shows progress.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Event
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
 
 from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
+from retriever.batch_step import BatchStep, Gather
 from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
 from retriever.device import DTYPES, Precision, pick_device, resolve_precision
 from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch, Examples
-from retriever.gradcache import cached_backward, chunks_of, in_order
-from retriever.inference import TOKEN_BUDGETS
-from retriever.losses.infonce import info_nce
-from retriever.protocols import BatchPlanner, NegativeSource
+from retriever.losses.contrastive import LossConfig
+from retriever.negatives import open_negative_set
+from retriever.objective import Objective
+from retriever.optimiser import adamw, learning_rate
+from retriever.protocols import BatchPlanner, Encoder, FloatArray, IntArray, NegativeSource
 from retriever.ranks import Ranks
-from retriever.refresh_policy import RefreshConfig, parse_trigger
+from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
+from retriever.staleness import Probe, measure, take_probe
 from retriever.store import Store
 
 
@@ -35,6 +37,8 @@ from retriever.store import Store
 class TrainConfig:
     """[train]: budget, optimiser and bookkeeping.
 
+    ``towers`` "query" trains the query tower alone, against passage vectors that stay (ADORE). Of ``drawn_negatives``
+    a query, where given, the ``num_negatives`` that score highest by the present weights are learned from (max loss).
     ``grad_cache`` bounds memory by a micro-batch instead of the batch, ``gradient_checkpointing`` by a layer instead of
     all: each computes every forward pass twice. ``patience`` counts generations without a better dev metric.
     """
@@ -42,6 +46,8 @@ class TrainConfig:
     max_steps: int = 600
     batch_size: int = 32
     num_negatives: int = 1
+    drawn_negatives: int | None = None
+    towers: Literal["both", "query"] = "both"
     learning_rate: float = 5e-5
     warmup_steps: int = 60
     weight_decay: float = 0.0
@@ -57,30 +63,31 @@ class TrainConfig:
     patience: int | None = None
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """[loss]: what is minimised. ``in_batch``: other queries' positives and negatives count as negatives, too."""
-
-    name: Literal["infonce"] = "infonce"
-    temperature: float = 0.05
-    in_batch: bool = True
+EncodeQueries = Callable[[IntArray], FloatArray]
+"""Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that one run of the trainer is made of."""
+    """Everything that one run of the trainer is made of.
+
+    ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
+    the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
+    """
 
     store: Store
     model: DualEncoder
     examples: Examples
     planner: BatchPlanner
-    open_source: Callable[[Artifact, int], NegativeSource]
+    open_source: Callable[[Artifact, int, EncodeQueries], NegativeSource]
+    open_vectors: Callable[[Artifact], Gather]
     refresher: Refresher
     report: Report
     train: TrainConfig
     loss: LossConfig
     refresh: RefreshConfig
     seed: int
+    guide: Encoder | None = None
     dev_metric: str = "nDCG@10"
 
 
@@ -95,13 +102,6 @@ class Outcome:
     max_staleness_steps: int
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the rate of optimiser step ``step`` (from 0): linear warm-up, then linear decay to 0 at max_steps."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    return config.learning_rate * (config.max_steps - step) / max(1, config.max_steps - config.warmup_steps)
-
-
 class Trainer:
     """Runs one training from the store's newest checkpoint, or from checkpoint 0, to its end."""
 
@@ -109,7 +109,7 @@ class Trainer:
         """Setting ``stop`` ends the run at the next step boundary with a checkpoint to resume from."""
         self._parts = parts
         self._stop = stop
-        self._due = parse_trigger(parts.refresh.trigger)
+        self._due = parse_trigger(parts.refresh.trigger, parts.train.save_every)
         device = torch.device("cpu") if parts.train.device == "cpu" else pick_device("auto")
         self._precision = resolve_precision(parts.train.precision, device)
         self._accelerator = Accelerator(
@@ -128,11 +128,24 @@ class Trainer:
             parts.model.checkpoint_gradients()
         if parts.train.batch_size < self._ranks.count:
             raise InputError(f"[train] batch_size = {parts.train.batch_size}: fewer than the {self._ranks.count} ranks")
-        self._optimizer = _adamw(parts.model, parts.train)
+        _freeze(parts.model, parts.train)
+        objective = Objective(parts.loss, parts.guide).to(self._accelerator.device)
+        self._optimizer = adamw([parts.model, objective], parts.train.weight_decay)
         self._model, self._wrapped = self._accelerator.prepare(parts.model, self._optimizer)
-        self._adoption = Adoption(parts.store, parts.refresh, parts.refresher, self._report, stop)
+        self._batch_step = BatchStep(
+            parts.model,
+            self._model,
+            parts.examples,
+            objective,
+            self._accelerator,
+            self._ranks,
+            parts.train.grad_cache,
+            parts.train.accumulation,
+        )
+        self._adoption = Adoption(parts.store, parts.refresh, self._due, parts.refresher, self._report, stop)
         self._state = TrainingState(parts.seed)
         self._source: NegativeSource | None = None
+        self._probe: Probe | None = None
         self._marked: set[int] = set()
         self._checkpoint = self._saved = -1
         plan = parts.planner.plan(0)
@@ -162,6 +175,7 @@ class Trainer:
         store = self._parts.store
         model = self._accelerator.unwrap_model(self._model)
         self._state = restore_training(checkpoint, model, self._optimizer)
+        self._batch_step.objective.restore(self._state.temperature)
         self._checkpoint, self._saved = checkpoint.number, self._state.step
         self._adoption.resume(self._state.step)
         if self._adoption.adopted is not None:
@@ -195,7 +209,7 @@ class Trainer:
             loss = self._step()
             self._state.step += 1
             self._report_step(loss, (self._state.step - first) / (time.monotonic() - started))
-            marked = self._due(self._state.step)
+            marked = self._is_stale() or self._due(self._state.step)
             if self._state.step < config.max_steps and (marked or self._state.step % config.save_every == 0):
                 self._save(refresh=marked)
         return "finished"
@@ -216,7 +230,35 @@ class Trainer:
         )
 
     def _use(self, adopted: Artifact) -> None:
-        self._source = self._parts.open_source(adopted, self._batches_per_epoch)
+        parts, config = self._parts, self._parts.refresh
+        self._source = parts.open_source(adopted, self._batches_per_epoch, self._batch_step.query_vectors)
+        if parts.train.towers == "query":
+            self._batch_step.frozen = parts.open_vectors(adopted)
+        if config.probe_every and self._ranks.is_first:
+            pool = open_negative_set(adopted.path)
+            self._probe = take_probe(pool, config.probe_queries, config.probe_depth, parts.seed)
+
+    def _is_stale(self) -> bool:
+        """Measure how stale the negatives are, when that is due; True marks a checkpoint, once a set."""
+        config, step = self._parts.refresh, self._state.step
+        if not config.probe_every or step % config.probe_every:
+            return False
+        stale = False
+        if self._probe is not None:
+            vectors = self._batch_step
+            found = measure(
+                self._probe,
+                vectors.query_vectors(self._probe.queries),
+                vectors.passage_vectors(self._probe.rows),
+                vectors.objective.temperature_at(step),
+            )
+            told = {name: round(value, 4) for name, value in asdict(found).items()}
+            self._report("staleness", step=step, **told)
+            limit = staleness_limit(config.trigger)
+            stale = limit is not None and 1 - found.overlap > limit
+        if stale:
+            self._probe = None  # until the next set is adopted
+        return self._ranks.any(stale)
 
     def _judge_generation(self) -> bool:
         """Count the generation behind the negatives (so that it depends on the step alone); True ends the run."""
@@ -235,17 +277,18 @@ class Trainer:
 
     def _step(self) -> float:
         config = self._parts.train
-        rate = learning_rate(config, self._state.step)
+        rate = learning_rate(self._state.step, config.learning_rate, config.warmup_steps, config.max_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(hash((self._parts.seed, self._state.step, self._ranks.index)) % 2**63)
         total = 0.0
         for part in range(config.accumulation):
             batch = self._batch(self._state.step * config.accumulation + part)
-            loss = self._backward(batch, part == config.accumulation - 1)
+            loss = self._batch_step.backward(batch, self._state.step, last=part == config.accumulation - 1)
             total += loss.item() / config.accumulation
         if not math.isfinite(total):
             raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
+        self._batch_step.objective.average(self._ranks.count)
         self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
         self._wrapped.step()
         self._wrapped.zero_grad()
@@ -257,48 +300,9 @@ class Trainer:
             self._plan = (epoch, self._parts.planner.plan(epoch))
         rows = self._plan[1][place]
         drawn = None if self._source is None else self._source.draw(rows, position)
+        if drawn is not None and self._parts.train.drawn_negatives is not None:
+            drawn = self._batch_step.hardest(rows, drawn, self._parts.train.num_negatives)
         return self._parts.examples.batch(rows, epoch, drawn)
-
-    def _backward(self, batch: Batch, last: bool) -> Tensor:
-        """Return the loss of the whole batch, its gradient added to the weights; each rank encodes its share."""
-        token_ids, budget = self._token_ids(batch), TOKEN_BUDGETS[self._accelerator.device.type]
-        if self._parts.train.grad_cache:
-            chunks = chunks_of(token_ids, self._parts.model.chunk(budget))
-            return cached_backward(
-                chunks,
-                lambda chunk: self._model(*chunk.token_ids, budget)[chunk.side],
-                lambda vectors: self._loss(*in_order(chunks, vectors, self._parts.model.dimensions), batch),
-                self._scaled_backward,
-                lambda last_chunk: self._ranks.sync_gradients(self._model, last and last_chunk),
-            )
-        with self._ranks.sync_gradients(self._model, last):
-            queries, passages = self._model(*token_ids, budget)
-            loss = self._loss(queries, passages, batch)
-            self._scaled_backward(loss)
-        return loss.detach()
-
-    def _scaled_backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss * self._ranks.count / self._parts.train.accumulation)
-
-    def _token_ids(self, batch: Batch) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the token ids of this rank's share of the batch's queries and passages."""
-        queries, passages = self._parts.examples.texts(batch)
-        tokenize, share = self._parts.model.tokenize, self._ranks.share
-        return (
-            tokenize("query", queries[share(len(queries))])[0],
-            tokenize("passage", passages[share(len(passages))])[0],
-        )
-
-    def _loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of the whole batch; gradients flow to this rank's ``queries`` and ``passages`` alone."""
-        device = self._accelerator.device
-        return info_nce(
-            self._ranks.gather(queries, len(batch.query_rows)),
-            self._ranks.gather(passages, len(batch.passage_rows)),
-            torch.from_numpy(batch.positive).to(device),
-            torch.from_numpy(batch.allowed).to(device),
-            self._parts.loss.temperature,
-        )
 
     def _save(self, *, refresh: bool, final: bool = False) -> None:
         if self._ranks.is_first:
@@ -313,6 +317,7 @@ class Trainer:
             parents["negatives"] = self._adoption.adopted.number
         model = self._accelerator.unwrap_model(self._model)
         facts = {"refresh": refresh, "final": final, "precision": self._precision}
+        self._state.temperature = self._batch_step.objective.state()
         saved = publish_checkpoint(store, model, self._optimizer, self._state, parents, facts)
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
@@ -341,7 +346,8 @@ class Trainer:
             step=step,
             of=config.max_steps,
             loss=round(loss, 4),
-            learning_rate=learning_rate(config, step - 1),
+            learning_rate=learning_rate(step - 1, config.learning_rate, config.warmup_steps, config.max_steps),
+            **{name: round(value, 4) for name, value in self._batch_step.objective.facts.items()},
             steps_per_second=round(rate, 3),
             eta_seconds=round((config.max_steps - step) / rate, 1),
             negatives=None if adopted is None else adopted.number,
@@ -359,11 +365,8 @@ def mark_best(store: Store) -> int | None:
     return best.parents["checkpoint"]
 
 
-def _adamw(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+def _freeze(model: DualEncoder, config: TrainConfig) -> None:
+    if config.towers == "query":
+        if model.query is model.passage:
+            raise InputError('[train] towers = "query" needs [model] tied = false: one tower cannot stay and move')
+        model.passage.requires_grad_(False)

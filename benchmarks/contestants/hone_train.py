@@ -10,14 +10,16 @@ import numpy as np
 
 from benchmarks.pacing import Pace
 from retriever.artifacts import Artifact
+from retriever.batch_step import Gather
 from retriever.data import Corpus
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import ingest_corpus, load_query_set
+from retriever.losses.contrastive import LossConfig
 from retriever.protocols import IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
-from retriever.trainer import LossConfig, TrainConfig, Trainer, Training
+from retriever.trainer import TrainConfig, Trainer, Training
 
 
 class Given:
@@ -35,6 +37,10 @@ class Given:
         """Return one negative a query."""
         rows = self._negatives[query_rows][:, None]
         return Negatives(rows, np.zeros(rows.shape, np.float32), np.ones(rows.shape, np.bool_))
+
+    def vectors(self, artifact: Artifact) -> Gather:
+        """Raise NotImplementedError: both towers are trained, so no vector stays good."""
+        raise NotImplementedError
 
     def marked(self, checkpoint: Artifact) -> None:
         """Publish a set of negatives, so that there is one to adopt."""
@@ -75,7 +81,8 @@ def train(pace: Pace, scratch: Path) -> None:
         model=create_encoder(ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)),
         examples=Examples(corpus, queries, in_batch=True, seed=0),
         planner=given,
-        open_source=lambda artifact, batches: given,
+        open_source=lambda artifact, batches, encode: given,
+        open_vectors=given.vectors,
         refresher=given,
         report=report,
         train=TrainConfig(
@@ -89,7 +96,7 @@ def train(pace: Pace, scratch: Path) -> None:
             save_every=told["steps"] + 1,
         ),
         loss=LossConfig(temperature=told["temperature"]),
-        refresh=RefreshConfig(trigger=f"steps:{told['steps'] + 1}", adopt="scheduled", lag=0),
+        refresh=RefreshConfig(trigger=f"steps:{told['steps'] + 1}", adopt="scheduled", lag=0, probe_every=0),
         seed=0,
     )
     Trainer(parts, Event()).run()

@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from retriever.artifacts import Artifact
 from retriever.inference import TOKEN_BUDGETS
+from retriever.losses.contrastive import LossConfig
 from retriever.refresh_policy import RefreshConfig
-from retriever.trainer import LossConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
 
 EXACT = replace(TRAIN, max_steps=3, learning_rate=1e-5, warmup_steps=0, max_grad_norm=1e9)

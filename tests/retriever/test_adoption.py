@@ -12,7 +12,7 @@ import retriever.adoption
 from retriever.adoption import Adoption, StaleError, digest
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError, StoreError
-from retriever.refresh_policy import RefreshConfig
+from retriever.refresh_policy import RefreshConfig, parse_trigger
 from retriever.store import Store
 
 READY = RefreshConfig(trigger="steps:10", adopt="ready", max_staleness=50)
@@ -56,7 +56,8 @@ class Side:
         self.told.append((event, fields))
 
     def adoption(self) -> Adoption:
-        return Adoption(self.store, self.config, self, self.report, self.stop)
+        trigger = parse_trigger(self.config.trigger, 50)
+        return Adoption(self.store, self.config, trigger, self, self.report, self.stop)
 
     def warnings(self) -> list[str]:
         return [fields["message"] for event, fields in self.told if event == "warning"]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from retriever.gradcache import cached_backward, chunks_of, in_order
-from retriever.losses.infonce import info_nce
+from retriever.losses.contrastive import LossConfig, contrastive_loss
+from retriever.losses.terms import Candidates
 
 QUERIES, PASSAGES, SIZE = 6, 10, 7
 Chunk = tuple[str, Tensor]
@@ -21,6 +22,7 @@ class Setting:
     model: nn.Module = field(init=False)
     chunks: list[Chunk] = field(init=False)
     calls: list[bool] = field(default_factory=list)
+    config: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         torch.manual_seed(3)
@@ -40,7 +42,8 @@ class Setting:
         queries, passages = torch.cat(vectors[:2]), torch.cat(vectors[2:])
         allowed = torch.ones(QUERIES, PASSAGES, dtype=torch.bool)
         allowed[0, 7] = allowed[3, 1] = False
-        return info_nce(queries, passages, torch.arange(QUERIES), allowed, temperature=0.05)
+        candidates = Candidates(torch.arange(QUERIES), allowed, torch.zeros_like(allowed))
+        return contrastive_loss(queries @ passages.T, candidates, self.config)
 
     def synced(self, last: bool) -> AbstractContextManager[None]:
         self.calls.append(last)

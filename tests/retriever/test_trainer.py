@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from retriever.adoption import StaleError
 from retriever.artifacts import BEST, Artifact
@@ -20,9 +19,10 @@ from retriever.checkpoint import model_folder
 from retriever.encoder import load_encoder
 from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
-from retriever.losses.infonce import info_nce
+from retriever.losses.contrastive import LossConfig
+from retriever.optimiser import learning_rate
 from retriever.refresh_policy import RefreshConfig
-from retriever.trainer import LossConfig, TrainConfig, learning_rate, mark_best
+from retriever.trainer import EncodeQueries, mark_best
 from tests.retriever.training_stand_ins import REFRESH, TRAIN, Bench, Counted, Idle, InOrder, ignore, stopping_at
 
 LAST = TRAIN.max_steps
@@ -114,7 +114,8 @@ def test_weights_are_those_of_a_plain_loop(tmp_path: Path, in_batch: bool) -> No
             queries, passages = examples.texts(batch)
             q, p = model(model.tokenize("query", queries)[0], model.tokenize("passage", passages)[0], 4096)
             positive, allowed = torch.from_numpy(batch.positive), torch.from_numpy(batch.allowed)
-            torch.autograd.backward(info_nce(q, p, positive, allowed, 0.1) / 2)
+            logits = (q @ p.T / 0.1).masked_fill(~allowed, float("-inf"))
+            torch.autograd.backward(cross_entropy(logits, positive) / 2)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.param_groups[0]["lr"] = [1e-3, 1e-3, 0.5e-3][step]
         optimizer.step()
@@ -148,7 +149,8 @@ def test_the_gradient_reaches_another_query_s_hard_negative(tmp_path: Path) -> N
         torch.manual_seed(0)
         queries, passages = torch.randn(4, 8), torch.randn(len(batch.passage_rows), 8, requires_grad=True)
         positive, allowed = torch.from_numpy(batch.positive), torch.from_numpy(batch.allowed)
-        of_query_0 = info_nce(queries[:1], passages, positive[:1], allowed[:1], 0.1)
+        logits = (queries[:1] @ passages.T / 0.1).masked_fill(~allowed[:1], float("-inf"))
+        of_query_0 = cross_entropy(logits, positive[:1])
         torch.autograd.backward(of_query_0)
         assert passages.grad is not None
         of_query_1 = int(np.flatnonzero(batch.passage_rows == drawn.rows[1, 0])[0])
@@ -207,19 +209,8 @@ def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
 # ---- the learning rate
 
 
-@given(st.integers(1, 60), st.data())
-def test_the_rate_rises_once_and_falls_to_the_end(max_steps: int, data: st.DataObject) -> None:
-    warmup = data.draw(st.integers(0, max_steps))
-    config = TrainConfig(max_steps=max_steps, warmup_steps=warmup, learning_rate=2.0)
-    rates = [learning_rate(config, step) for step in range(max_steps)]
-    assert all(0 < rate <= 2 for rate in rates)
-    assert rates[:warmup] == pytest.approx([2 * (step + 1) / warmup for step in range(warmup)])
-    falling = rates[warmup:]
-    assert falling == pytest.approx([2 * (1 - done / max(1, len(falling))) for done in range(len(falling))])
-
-
 def test_no_adoption_and_no_resumption_warms_the_rate_again(undisturbed: Bench, tmp_path: Path) -> None:
-    expected = [learning_rate(TRAIN, step) for step in range(LAST)]
+    expected = [learning_rate(step, TRAIN.learning_rate, TRAIN.warmup_steps, LAST) for step in range(LAST)]
     assert expected[2:] == sorted(expected[2:], reverse=True)
     assert [told["learning_rate"] for told in undisturbed.told("step")] == expected
     for checkpoint in map(undisturbed.store.checkpoints.at, range(1, 5)):
@@ -244,7 +235,7 @@ def test_an_adoption_is_recorded_before_the_first_batch_is_drawn_from_it(tmp_pat
             seen.append(bench.store.adoptions()[-1]["set"])
             return super().draw(query_rows, step)
 
-    def open_source(artifact: Artifact, batches_per_epoch: int) -> Counted:
+    def open_source(artifact: Artifact, batches_per_epoch: int, encode: EncodeQueries) -> Counted:
         return Watched(artifact.number, 60, bench.draws)
 
     bench.open_source = open_source  # type: ignore[method-assign]

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from retriever.artifacts import Artifact
+from retriever.batch_step import Gather
 from retriever.data import Corpus
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import load_query_set
+from retriever.losses.contrastive import LossConfig
+from retriever.negatives import create_negative_set
 from retriever.protocols import IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
-from retriever.trainer import LossConfig, Outcome, TrainConfig, Trainer, Training
+from retriever.trainer import EncodeQueries, Outcome, TrainConfig, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
 
@@ -119,7 +122,11 @@ class MinesAtOnce:
         parents = {"checkpoint": checkpoint.number, "generation": draft.number}
         dev = draft.facts["dev"]
         with self._store.negatives.stage(parents) as mined:
-            (mined.path / "passages.npy").write_text(f"negatives of step {step}")
+            pool = create_negative_set(mined.path, queries=4, depth=12, positives=1)
+            pool.passages[:] = (np.arange(48) * 7 + step).reshape(4, 12) % 60
+            pool.positives[:, 0] = np.arange(4)
+            pool.scores[:] = np.linspace(0.9, 0.1, 12)
+            pool.flush()
             mined.facts.update(step=step, dev=dev)
 
     def trouble(self) -> str | None:
@@ -188,10 +195,14 @@ class Bench:
         self.events.append((event, fields))
         self.hears(event, fields, self.stop)
 
-    def open_source(self, artifact: Artifact, batches_per_epoch: int) -> Counted:
+    def open_source(self, artifact: Artifact, batches_per_epoch: int, encode: EncodeQueries) -> Counted:
         """Open the negatives of a set."""
         assert batches_per_epoch == len(self.queries) // self.train.batch_size
         return Counted(artifact.number, len(self.corpus), self.draws)
+
+    def open_vectors(self, artifact: Artifact) -> Gather:
+        """Return vectors by arithmetic."""
+        return lambda rows: np.cos(rows[:, None] + np.arange(self.model().dimensions)).astype(np.float32)
 
     def trainer(self) -> Trainer:
         """Return a new process's trainer over this store."""
@@ -202,6 +213,7 @@ class Bench:
             examples=self.examples(),
             planner=InOrder(len(self.queries), self.train.batch_size),
             open_source=self.open_source,
+            open_vectors=self.open_vectors,
             refresher=self.refresher,
             report=self.report,
             train=self.train,

@@ -1,0 +1,88 @@
+"""What a step minimises: the configured loss of a batch's vectors, with the temperature of the step and a guide.
+
+Does not know how vectors are made, nor which process made them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from retriever.examples import Batch
+from retriever.losses.contrastive import LossConfig, contrastive_loss
+from retriever.losses.temperature import LearnedTemperature, cosine_temperature
+from retriever.losses.terms import Candidates
+from retriever.protocols import Encoder
+
+
+class Objective(nn.Module):
+    """The loss; its only weight is the temperature, where that is learned.
+
+    ``facts`` tells of the last batch: its temperature, and uniformity and tolerance of its vectors.
+    """
+
+    def __init__(self, config: LossConfig, guide: Encoder | None = None) -> None:
+        """``guide`` scores each batch where ``config`` names one."""
+        super().__init__()
+        self.config = config
+        self.facts: dict[str, float] = {}
+        self._guide = guide
+        self.learned = LearnedTemperature(config.temperature) if config.temperature_schedule == "learned" else None
+
+    def temperature(self, step: int) -> Tensor | float:
+        """Return τ of optimiser step ``step``."""
+        config = self.config
+        if self.learned is not None:
+            learned: Tensor = self.learned()
+            return learned
+        if config.temperature_schedule == "cosine":
+            return cosine_temperature(config.temperature, config.temperature_max, config.temperature_period, step)
+        return config.temperature
+
+    def temperature_at(self, step: int) -> float:
+        """Return the number that ``temperature`` is."""
+        found = self.temperature(step)
+        return found if isinstance(found, float) else found.item()
+
+    def average(self, ranks: int) -> None:
+        """Divide the gradient of τ by ``ranks``: each has the whole of it, of a loss multiplied by their number."""
+        if self.learned is not None and self.learned.log.grad is not None:
+            self.learned.log.grad /= ranks
+
+    def state(self) -> float | None:
+        """Return what a checkpoint keeps: log τ where it is learned."""
+        return None if self.learned is None else self.learned.log.item()
+
+    def restore(self, state: float | None) -> None:
+        """Take up what ``state`` gave."""
+        if self.learned is not None and state is not None:
+            torch.nn.init.constant_(self.learned.log, state)
+
+    def guide_scores(self, queries: list[str], passages: list[str]) -> Tensor | None:
+        """Return the guide's similarities float32 [b, n] of a batch's texts, None without a guide."""
+        if self._guide is None:
+            return None
+        return torch.from_numpy(self._guide.encode_queries(queries) @ self._guide.encode_passages(passages).T)
+
+    def forward(self, queries: Tensor, passages: Tensor, batch: Batch, step: int, guide: Tensor | None) -> Tensor:
+        """Return the scalar loss of ``queries`` float [b, dim] and ``passages`` float [n, dim]."""
+        device = queries.device
+        candidates = Candidates(
+            torch.from_numpy(batch.positive).to(device),
+            torch.from_numpy(batch.allowed).to(device),
+            torch.from_numpy(batch.hard).to(device),
+        )
+        scores, temperature = queries @ passages.T, self.temperature(step)
+        with torch.no_grad():
+            self.facts = {
+                "temperature": self.temperature_at(step),
+                "uniformity": _uniformity(passages),
+                "tolerance": scores.gather(1, candidates.positive[:, None]).mean().item(),
+            }
+        guided = None if guide is None else guide.to(device)
+        return contrastive_loss(scores, candidates, self.config, temperature, guided)
+
+
+def _uniformity(vectors: Tensor) -> float:
+    """Return log mean exp(−2·‖x − y‖²) over pairs of ``vectors`` float [n, dim] (Wang and Isola, ICML 2020)."""
+    if len(vectors) < 2:
+        return 0.0
+    return torch.pdist(vectors).square().mul(-2).exp().mean().log().item()

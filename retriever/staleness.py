@@ -1,0 +1,90 @@
+"""How stale the negatives in use are, measured: what the present weights make of candidates that older ones ranked.
+
+Does not know when this is measured, nor what follows from it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever.negatives import NegativeSet
+from retriever.protocols import FloatArray, IntArray
+
+TOP = 10
+"""k of overlap@k."""
+EASY = 0.01
+"""A negative is easy where σ((s⁻ − s⁺)/τ), its share of the gradient beside its positive, is below this."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A sample of P queries with the best of their candidates as they stood when the index was made.
+
+    ``queries`` int32 [P] · ``passages`` int32 [P, D], best first, −1 pads · ``scores`` float32 [P, D] ·
+    ``positives`` int32 [P].
+    """
+
+    queries: IntArray
+    passages: IntArray
+    scores: FloatArray
+    positives: IntArray
+
+    @property
+    def rows(self) -> IntArray:
+        """Return the distinct corpus rows of the sample, ascending."""
+        found: IntArray = np.unique(np.concatenate([self.passages.ravel(), self.positives]))
+        return found[found >= 0]
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """``overlap``: the share of each query's best TOP candidates that still are its best TOP, averaged.
+
+    Among the candidates alone, so a new search would find less. ``drift``: mean change of their scores. ``easy``: the
+    share of the best TOP that training learns next to nothing from any more.
+    """
+
+    overlap: float
+    drift: float
+    easy: float
+
+
+def take_probe(negatives: NegativeSet, queries: int, depth: int, seed: int) -> Probe:
+    """Choose ``queries`` of the set's queries by ``seed``, and the best ``depth`` candidates of each."""
+    count = min(queries, len(negatives.queries))
+    rows = np.sort(np.random.default_rng(seed).choice(len(negatives.queries), count, replace=False)).astype(np.int32)
+    return Probe(
+        rows,
+        np.array(negatives.passages[rows, :depth]),
+        np.array(negatives.scores[rows, :depth]),
+        np.array(negatives.positives[rows, 0]),
+    )
+
+
+def measure(probe: Probe, query_vectors: FloatArray, passage_vectors: FloatArray, temperature: float) -> Staleness:
+    """Compare ``probe`` with present vectors of its queries [P, dim] and of its ``rows`` [n, dim]."""
+    rows = probe.rows
+    real, known = probe.passages >= 0, probe.positives >= 0
+    places = np.searchsorted(rows, np.where(real, probe.passages, rows[0]))
+    now = np.einsum("pd,pkd->pk", query_vectors, passage_vectors[places])
+    of_positive = np.einsum(
+        "pd,pd->p", query_vectors, passage_vectors[np.searchsorted(rows, np.where(known, probe.positives, rows[0]))]
+    )
+    top = min(TOP, real.shape[1])
+    best_then = real & (np.arange(real.shape[1]) < top)
+    order = np.argsort(-np.where(real, now, -np.inf), axis=1, kind="stable")
+    best_now = np.zeros_like(real)
+    np.put_along_axis(best_now, order[:, :top], True, axis=1)
+    negatives = best_then & known[:, None] & (probe.passages != probe.positives[:, None])
+    share = 1 / (1 + np.exp(np.clip((of_positive[:, None] - now) / temperature, -50, 50)))
+    return Staleness(
+        overlap=_mean((best_then & best_now).sum(axis=1) / np.maximum(best_then.sum(axis=1), 1)),
+        drift=_mean((now - probe.scores)[real]),
+        easy=_mean(share[negatives] < EASY),
+    )
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if values.size else 0.0

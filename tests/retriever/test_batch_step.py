@@ -1,0 +1,162 @@
+"""What a batch step adds to a plain one, through real trainers: the hardest negatives, one tower, staleness."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from retriever.artifacts import Artifact
+from retriever.batch_step import BatchStep
+from retriever.checkpoint import model_folder
+from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
+from retriever.errors import InputError
+from retriever.losses.contrastive import LossConfig
+from retriever.protocols import Negatives
+from retriever.refresh_policy import RefreshConfig
+from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def batch_step(bench: Bench) -> BatchStep:
+    return bench.trainer()._batch_step
+
+
+def test_the_hardest_of_the_drawn_are_kept(tmp_path: Path) -> None:
+    step = batch_step(Bench(tmp_path))
+    rows = np.array([0, 3], np.int32)
+    drawn = Negatives(
+        np.array([[5, 9, 14, 30], [7, 5, -1, -1]], np.int32),
+        np.zeros((2, 4), np.float32),
+        np.array([[True] * 4, [True, True, False, False]]),
+    )
+    found = step.hardest(rows, drawn, 3)
+    queries = step.query_vectors(rows)
+    for query, kept, mask, offered in zip(queries, found.rows, found.mask, drawn.rows, strict=True):
+        offered = offered[offered >= 0]
+        scores = step.passage_vectors(offered) @ query
+        best = offered[np.argsort(-scores)][:3]
+        assert kept[mask].tolist() == best.tolist()
+    assert found.mask.sum(axis=1).tolist() == [3, 2]
+
+
+def test_where_nothing_was_drawn_nothing_is_kept(tmp_path: Path) -> None:
+    empty = Negatives(np.full((2, 4), -1, np.int32), np.zeros((2, 4), np.float32), np.zeros((2, 4), np.bool_))
+    found = batch_step(Bench(tmp_path)).hardest(np.array([0, 1], np.int32), empty, 2)
+    assert found.rows.shape == (2, 2) and not found.mask.any()
+
+
+def test_vectors_of_this_moment_are_those_of_the_saved_model_without_dropout(tmp_path: Path) -> None:
+    step = batch_step(Bench(tmp_path, dropout=0.5))
+    rows = np.array([2, 0, 1], np.int32)
+    assert np.array_equal(step.query_vectors(rows), step.query_vectors(rows))
+    assert np.allclose(step.passage_vectors(rows)[0], step.passage_vectors(rows[:1])[0], atol=1e-5)
+    assert step.encoder.training
+
+
+class TwoTowers(Bench):
+    """A bench whose model has a tower a side."""
+
+    def model(self) -> DualEncoder:
+        return create_encoder(ModelConfig(str(self.folder / "tiny"), tied=False, dropout=0.0))
+
+
+@pytest.mark.parametrize("grad_cache", [False, True])
+def test_with_one_tower_in_training_the_other_keeps_its_fingerprint(tmp_path: Path, grad_cache: bool) -> None:
+    """ADORE: vectors of passages stay good, so nothing is encoded again."""
+    bench = TwoTowers(tmp_path, train=replace(TRAIN, towers="query", grad_cache=grad_cache))
+    bench.run()
+    first, last = (load_encoder(model_folder(one)) for one in (bench.store.checkpoints.at(0), bench.newest()))
+    before, after = (model.fingerprints("torch fp32", "torch fp32") for model in (first, last))
+    assert before.passage == after.passage
+    assert before.query != after.query and before.space != after.space
+
+
+def test_passages_of_an_adopted_set_are_looked_up_and_not_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = TwoTowers(tmp_path, train=replace(TRAIN, towers="query"), refresh=RefreshConfig(trigger="start"))
+    encoded: list[int] = []
+    forward = DualEncoder.forward
+
+    def spied(self: DualEncoder, queries: list[list[int]], passages: list[list[int]], budget: int) -> object:
+        encoded.append(len(passages))
+        return forward(self, queries, passages, budget)
+
+    monkeypatch.setattr(DualEncoder, "forward", spied)
+    bench.run()
+    assert set(encoded) == {0}
+
+
+def test_one_tied_tower_cannot_stay_and_move(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tied = false"):
+        Bench(tmp_path, train=replace(TRAIN, towers="query")).run()
+
+
+def test_drawn_negatives_change_what_is_learned(tmp_path: Path) -> None:
+    weights = {}
+    for drawn in (None, 2):
+        train = replace(TRAIN, num_negatives=1, drawn_negatives=drawn, max_steps=2)
+        bench = Bench(tmp_path / str(drawn), train=train, dropout=0.0)
+        bench.run()
+        weights[drawn] = bench.weights()
+    assert weights[None] != weights[2]
+
+
+# ---- the temperature, and staleness
+
+
+def test_a_learned_temperature_is_resumed(tmp_path: Path) -> None:
+    loss = LossConfig(temperature=0.2, temperature_schedule="learned")
+    refresh = RefreshConfig(trigger="steps:3", adopt="scheduled", lag=0)
+    whole = Bench(tmp_path / "whole", loss=loss, refresh=refresh)
+    whole.run()
+    broken = Bench(tmp_path / "broken", loss=loss, refresh=refresh, hears=stopping_at("step", 4))
+    assert broken.run().reason == "interrupted"
+    assert broken.run().reason == "finished"
+    assert broken.weights() == whole.weights()
+    temperatures = [told["temperature"] for told in whole.told("step")]
+    assert temperatures[0] == 0.2 and len(set(temperatures)) > 3
+
+
+class AnswersTheFirst(MinesAtOnce):
+    """A refresher that mines from checkpoint 0 and then is busy for long."""
+
+    def marked(self, checkpoint: Artifact) -> None:
+        if checkpoint.facts["step"] == 0:
+            super().marked(checkpoint)
+
+
+PROBED = RefreshConfig(trigger="steps:3", probe_every=2, probe_queries=3, probe_depth=12)
+
+
+def test_staleness_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    probed, silent = Bench(tmp_path / "on", refresh=PROBED), Bench(tmp_path / "off")
+    probed.run(), silent.run()
+    told = probed.told("staleness")
+    assert [one["step"] for one in told] == [2, 4, 6]
+    assert all(0 <= one["overlap"] <= 1 for one in told)
+    assert probed.weights() == silent.weights()
+    assert silent.told("staleness") == []
+
+
+def test_measured_staleness_marks_a_checkpoint_once_a_set(tmp_path: Path) -> None:
+    """The stand-in's scores are made up, so the first probe finds them stale; each set is adopted at once."""
+    bench = Bench(tmp_path, refresh=replace(PROBED, trigger="staleness:0.01"))
+    bench.run()
+    stale = [one["step"] for one in bench.told("staleness") if 1 - one["overlap"] > 0.01]
+    assert stale and bench.refresher.marks == [0, *stale, TRAIN.max_steps]
+    waiting = Bench(tmp_path / "waiting", refresh=replace(PROBED, trigger="staleness:0.01"))
+    waiting.refresher = AnswersTheFirst(waiting.store)
+    waiting.run()
+    assert len(waiting.told("staleness")) == 1  # no second mark while the first is being answered

@@ -1,0 +1,90 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from retriever.examples import Batch
+from retriever.losses.contrastive import LossConfig
+from retriever.objective import Objective
+from retriever.protocols import FloatArray
+from tests.stand_ins import HashEncoder
+
+
+def batch() -> Batch:
+    """Three queries, five passages, each query one hard negative."""
+    hard = np.zeros((3, 5), np.bool_)
+    hard[[0, 1, 2], [3, 4, 3]] = True
+    return Batch(
+        np.arange(3, dtype=np.int32), np.arange(5, dtype=np.int32), np.arange(3), np.ones((3, 5), np.bool_), hard
+    )
+
+
+def unit(count: int, seed: int) -> torch.Tensor:
+    vectors = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(vectors, dim=1).requires_grad_()
+
+
+def test_the_temperature_is_that_of_the_step() -> None:
+    config = LossConfig(
+        temperature=0.1, temperature_schedule="cosine", temperature_max=0.3, temperature_period=8, name="infonce"
+    )
+    objective = Objective(config)
+    losses = [objective(unit(3, 0), unit(5, 1), batch(), step, None).item() for step in (0, 4, 8)]
+    flat = [Objective(LossConfig(temperature=t))(unit(3, 0), unit(5, 1), batch(), 0, None).item() for t in (0.3, 0.1)]
+    assert losses == pytest.approx([flat[0], flat[1], flat[0]], rel=1e-5)
+
+
+def test_a_learned_temperature_has_a_gradient_and_survives_a_checkpoint() -> None:
+    objective = Objective(LossConfig(temperature=0.5, temperature_schedule="learned"))
+    torch.autograd.backward(objective(unit(3, 0), unit(5, 1), batch(), 0, None))
+    assert objective.learned is not None and objective.learned.log.grad is not None
+    whole = float(objective.learned.log.grad)
+    objective.average(4)
+    assert float(objective.learned.log.grad) == pytest.approx(whole / 4) and whole != 0
+    other = Objective(LossConfig(temperature=0.2, temperature_schedule="learned"))
+    other.restore(objective.state())
+    assert other.temperature_at(0) == pytest.approx(0.5)
+
+
+def test_without_a_learned_temperature_there_is_nothing_to_keep() -> None:
+    objective = Objective(LossConfig())
+    assert objective.state() is None and list(objective.parameters()) == []
+
+
+class Guide(HashEncoder):
+    """Finds every query equal to the passage of its own place, and no other alike."""
+
+    def encode_queries(self, texts: Sequence[str], progress: object = None) -> FloatArray:
+        return np.eye(8, dtype=np.float32)[: len(texts)]
+
+    encode_passages = encode_queries
+
+
+def test_a_guide_takes_out_what_it_finds_relevant() -> None:
+    config = LossConfig(guide="start", guide_max=0.5)
+    objective = Objective(config, Guide())
+    scores = objective.guide_scores(["a", "b", "c"], ["p", "q", "r", "s", "t"])
+    assert scores is not None and torch.equal(scores, torch.eye(8)[:3, :5])
+    scores = torch.zeros(3, 5)
+    scores[0, 3] = 0.6  # query 0's hard negative looks relevant
+    passages = unit(5, 1)
+    torch.autograd.backward(objective(unit(3, 0)[:1], passages, first(batch()), 0, scores[:1]))
+    assert passages.grad is not None and not passages.grad[3].any() and passages.grad[4].any()
+
+
+def first(whole: Batch) -> Batch:
+    return Batch(whole.query_rows[:1], whole.passage_rows, whole.positive[:1], whole.allowed[:1], whole.hard[:1])
+
+
+def test_uniformity_and_tolerance_are_told() -> None:
+    objective = Objective(LossConfig())
+    queries, passages = unit(3, 0), unit(5, 1)
+    objective(queries, passages, batch(), 0, None)
+    rows = passages.detach().tolist()
+    pairs = [math.exp(-2 * math.dist(one, other) ** 2) for i, one in enumerate(rows) for other in rows[:i]]
+    assert objective.facts["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+    tolerance = (queries * passages[:3]).sum(1).mean().item()
+    assert objective.facts["tolerance"] == pytest.approx(tolerance, rel=1e-5)
+    assert objective.facts["temperature"] == 0.05
