@@ -18,7 +18,7 @@ from rich.text import Text
 from app.progress import Report
 from app.reports import json_lines
 
-QUIET = {"progress", "step", "waiting", "build", "build_started", "checkpoint", "removed"}
+QUIET = {"progress", "step", "waiting", "build", "build_started", "checkpoint", "removed", "staleness"}
 IDLE = "waits for a marked checkpoint"
 BAR_WIDTH = 40
 SHOWN_DEV = 4
@@ -33,6 +33,7 @@ class TrainingView:
         self._step: dict[str, Any] = {}
         self._dev: list[tuple[int, float]] = []
         self._waited: float | None = None
+        self._overlap: float | None = None
         self._refresher = IDLE
 
     def report(self, event: str, **fields: Any) -> None:
@@ -41,6 +42,8 @@ class TrainingView:
             self._step, self._waited = fields, None
         elif event == "waiting":
             self._waited = fields["seconds"]
+        elif event in ("staleness", "adopted"):
+            self._overlap = fields.get("overlap")
         elif event == "generation_published" and fields.get("dev"):
             self._dev.append((fields["step"], fields["dev"]["nDCG@10"]))
         self._refresher = _doing(event, fields) or self._refresher
@@ -62,7 +65,8 @@ class TrainingView:
         table.add_row("loss", loss)
         table.add_row("rate", rate)
         table.add_row("dev nDCG@10", " → ".join(f"{value:.3f} @{at}" for at, value in self._dev[-SHOWN_DEV:]) or "–")
-        table.add_row("negatives", f"{source}, {step.get('staleness', 0)} steps stale{waited}")
+        overlap = "" if self._overlap is None else f", overlap@10 {self._overlap:.2f}"
+        table.add_row("negatives", f"{source}, {step.get('staleness', 0)} steps stale{overlap}{waited}")
         table.add_row("refresher", Text(self._refresher))
         return table
 

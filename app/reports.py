@@ -15,6 +15,7 @@ from app.progress import Report
 from retriever.store import Store
 
 TAIL_SECONDS = 0.3
+STEP_SCALARS = {"loss", "learning_rate", "steps_per_second", "staleness", "temperature", "uniformity", "tolerance"}
 
 
 def all_of(*reports: Report) -> Report:
@@ -54,8 +55,11 @@ def tensorboard(folder: Path) -> Iterator[Report]:
 
     def report(event: str, **fields: Any) -> None:
         if event == "step":
-            for name in ("loss", "learning_rate", "steps_per_second", "staleness"):
+            for name in STEP_SCALARS & fields.keys():
                 writer.add_scalar(f"train/{name}", fields[name], fields["step"])
+        elif event == "staleness":
+            for name in ("overlap", "drift", "easy"):
+                writer.add_scalar(f"staleness/{name}", fields[name], fields["step"])
         elif event == "generation_published":
             for name, value in (fields.get("dev") or {}).items():
                 writer.add_scalar(f"dev/{name}", value, fields["step"])

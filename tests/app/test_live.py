@@ -89,6 +89,15 @@ def test_a_trainer_that_waits_says_so_until_it_steps_again() -> None:
     assert "has waited" not in screen.drawn() and screen.printed() == ""
 
 
+def test_measured_staleness_is_shown_until_newer_negatives_come() -> None:
+    screen = Screen()
+    screen.view.report("step", **STEP)
+    screen.view.report("staleness", step=7, overlap=0.871, drift=-0.1, easy=0.2)
+    assert "17 steps stale, overlap@10 0.87" in screen.drawn()
+    screen.view.report("adopted", step=8, negatives=1, generation=0, staleness=8)
+    assert "overlap" not in screen.drawn()
+
+
 def test_what_happens_once_is_a_sentence_above_the_table() -> None:
     screen = Screen()
     screen.view.report("adopted", step=8, negatives=1, generation=0, staleness=8)

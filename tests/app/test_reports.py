@@ -60,11 +60,14 @@ def test_tensorboard_has_the_curves_of_training_and_of_dev(tmp_path: Path) -> No
             report("step", step=step, of=2, negatives=None, generation=None, **STEP)
         report("generation_published", number=0, step=2, dev={"nDCG@10": 0.625}, served=True)
         report("generation_published", number=1, step=2, dev={})
+        report("staleness", step=2, overlap=0.5, drift=-0.25, easy=0.125)
         report("warning", message="not drawn")
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     names = board.Tags()["scalars"]
-    assert sorted(names) == ["dev/nDCG@10", *(f"train/{name}" for name in sorted(STEP))]
+    measured = [f"staleness/{name}" for name in ("drift", "easy", "overlap")]
+    assert sorted(names) == ["dev/nDCG@10", *measured, *(f"train/{name}" for name in sorted(STEP))]
+    assert board.Scalars("staleness/overlap")[0].value == 0.5
     losses = board.Scalars("train/loss")
     assert [(point.step, point.value) for point in losses] == [(1, 0.5), (2, 0.5)]
     (dev,) = board.Scalars("dev/nDCG@10")
