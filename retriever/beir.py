@@ -23,6 +23,12 @@ def find_file(folder: Path, name: str) -> Path:
     )
 
 
+def find_qrels(folder: Path) -> dict[str, Path]:
+    """Return the qrels files of a BEIR folder by the names of their splits, in order."""
+    names = {path.name.removesuffix(".gz") for path in (folder / "qrels").glob("*")}
+    return {name[:-4]: find_file(folder, f"qrels/{name}") for name in sorted(names) if name.endswith(".tsv")}
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield (line number, object) of a JSON-lines file; blank lines are passed over.
 

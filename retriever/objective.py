@@ -47,6 +47,11 @@ class Objective(nn.Module):
         if self.learned is not None and self.learned.log.grad is not None:
             self.learned.log.grad /= ranks
 
+    def bound(self) -> None:
+        """Keep a learned τ in its range; call it after each step of the optimiser."""
+        if self.learned is not None:
+            self.learned.bound()
+
     def state(self) -> float | None:
         """Return what a checkpoint keeps: log τ where it is learned."""
         return None if self.learned is None else self.learned.log.item()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import find_file, read_passages, read_queries
+from retriever.beir import find_qrels, read_passages, read_queries
 from retriever.beir_writer import new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -69,13 +69,10 @@ def split_documents(data: Path, out: Path, words: int = 120, overlap: int = 20) 
             pieces[name] = len(slices)
         for _, name, text in read_queries(data):
             writer.add_query(name, text)
-        judgements = {split: writer.write_qrels(split, _copied(path, pieces)) for split, path in _qrels(data).items()}
+        judgements = {
+            split: writer.write_qrels(split, _copied(path, pieces)) for split, path in find_qrels(data).items()
+        }
         return SplitSummary(len(pieces), writer.passages, writer.queries, judgements)
-
-
-def _qrels(data: Path) -> dict[str, Path]:
-    names = {path.name.removesuffix(".gz") for path in (data / "qrels").glob("*")}
-    return {name[:-4]: find_file(data, f"qrels/{name}") for name in sorted(names) if name.endswith(".tsv")}
 
 
 def _copied(path: Path, pieces: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:

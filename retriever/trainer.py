@@ -291,6 +291,7 @@ class Trainer:
         self._batch_step.objective.average(self._ranks.count)
         self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
         self._wrapped.step()
+        self._batch_step.objective.bound()
         self._wrapped.zero_grad()
         return total
 

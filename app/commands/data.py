@@ -16,6 +16,7 @@ from app.python_dataset import PythonDatasetConfig, write_python_dataset
 from app.shortening import shortener
 from retriever.errors import InputError
 from retriever.imports import ImportSummary, Splits, import_pairs, import_trec
+from retriever.joining import join_datasets
 from retriever.pair_rows import Columns
 from retriever.splitting import split_documents
 
@@ -108,6 +109,29 @@ def split(
         print_json({"out": str(out), **asdict(summary)})
         return
     print(f"{out}: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in asdict(summary).items()))
+
+
+@app.command()
+def join(
+    out: OutArgument,
+    folders: Annotated[list[str], typer.Argument(help="Data sets in BEIR layout: FOLDER or NAME=FOLDER.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Join several data sets into one to train on; `[batches] mix` says how their queries share the steps."""
+    named = [_named_folder(one) for one in folders]
+    if len({name for name, _ in named}) < len(named):
+        raise InputError("two data sets have the same name; write NAME=FOLDER")
+    summary = join_datasets(dict(named), out)
+    if json_output:
+        print_json({"out": str(out), **asdict(summary)})
+        return
+    splits = ", ".join(f"{count} {split}" for split, count in summary.judgements.items())
+    print(f"{out}: {summary.passages} passages, {summary.queries} queries; judgements: {splits}")
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else (Path(text).name, Path(text))
 
 
 def _split_or_fraction(text: str) -> str | float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retriever.errors import InputError
 from retriever.losses import pairwise, softmax, weighting
-from retriever.losses.temperature import Schedule
+from retriever.losses.temperature import LEAST, Schedule
 from retriever.losses.terms import Candidates, Terms
 
 LossName = Literal["infonce", "decoupled", "gce", "mw", "lambdarank", "ccl", "multi_similarity"]
@@ -83,6 +83,9 @@ def _rules(config: LossConfig) -> dict[str, bool]:
     guided = config.guide_max is not None or config.guide_decay is not None
     return {
         "temperature must be above 0": config.temperature > 0,
+        f"a learned temperature must start above {LEAST}": config.temperature_schedule != "learned"
+        or config.temperature > LEAST,
+        "margin must be a number from 0 on": config.margin >= 0,
         "temperature_max must be above temperature": not cosine or config.temperature_max > config.temperature,
         "temperature_period must be at least 2": config.temperature_period >= 2,
         'temperature_max and temperature_period belong to temperature_schedule = "cosine"': cosine
@@ -97,6 +100,9 @@ def _rules(config: LossConfig) -> dict[str, bool]:
         "guide does nothing without guide_max or guide_decay": config.guide is None or guided,
         "symmetric needs in_batch = true: a passage alone meets no other query": config.in_batch
         or not config.symmetric,
+        "pseudo_positives and hardness cannot be joined: a weighted softmax has no p for a negative": (
+            config.pseudo_positives is None or config.hardness is None
+        ),
         "pseudo_positives and debias both correct for unlabelled positives: choose one": config.pseudo_positives is None
         or config.debias is None,
         'mw compares across queries: in_batch = false has no meaning with name = "mw"': config.name != "mw"
@@ -114,8 +120,10 @@ def contrastive_loss(
     """Return the scalar loss of ``scores`` float [b, n], similarities of each query with all passages of the batch.
 
     ``temperature`` replaces the configured one. ``guide`` float [b, n] holds the guide's similarities where
-    ``config.guide`` names one. A query without any negative costs what its positive alone does.
+    ``config.guide`` names one (ValueError without). A query without any negative costs what its positive alone does.
     """
+    if (config.guide is None) != (guide is None):
+        raise ValueError("guide scores are wanted where [loss] guide names a model, and only there")
     tau = config.temperature if temperature is None else temperature
     loss = LOSSES[config.name](_terms(scores, candidates, config, tau, guide), config)
     if not config.symmetric:

@@ -41,7 +41,7 @@ def lambda_rank(terms: Terms) -> Tensor:
         first = (below >= terms.positive[:, None]).sum(dim=1, keepdim=True) + 1
         order = below.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
         ranks = order + (order >= first)  # the positive stands between
-        gains = (1 / first - 1 / ranks).abs() * terms.weights
+        gains = (terms.weights / first - terms.weights / ranks).abs()
     pairs = softplus((terms.scores - terms.positive[:, None]) / terms.temperature)
     return (gains * pairs.masked_fill(~terms.negatives, 0.0)).sum(dim=1).mean()
 

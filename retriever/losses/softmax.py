@@ -63,4 +63,4 @@ def with_pseudo_positives(terms: Terms, log_sum: Tensor, weight: float) -> Tenso
     pseudo = terms.negatives & (terms.scores >= terms.positive[:, None])
     others = log_all[:, None] - terms.scores / terms.temperature
     gained = torch.where(pseudo, others, 0.0).sum(dim=1)
-    return (log_all - positive + weight * gained) / (1 + weight * pseudo.sum(dim=1))
+    return (log_all - positive + weight * gained) / (1 + weight * pseudo.sum(dim=1).to(gained.dtype))

@@ -28,5 +28,10 @@ class LearnedTemperature(nn.Module):
         self.log = nn.Parameter(torch.tensor(math.log(start)))
 
     def forward(self) -> Tensor:
-        """Return τ, at least LEAST; below, its gradient is 0."""
-        return self.log.clamp(min=math.log(LEAST)).exp()
+        """Return τ."""
+        return self.log.exp()
+
+    def bound(self) -> None:
+        """Bring τ back to LEAST after a step that went below: a clamp in ``forward`` would leave it there for good."""
+        with torch.no_grad():
+            self.log.clamp_(min=math.log(LEAST))

@@ -16,8 +16,8 @@ def hardness(scores: Tensor, negatives: Tensor, beta: float) -> Tensor:
     """
     with torch.no_grad():
         logits = (beta * scores).masked_fill(~negatives, NEVER)
-        mean = logits.logsumexp(dim=1, keepdim=True) - negatives.sum(dim=1, keepdim=True).clamp(min=1).log()
-        return (logits - mean).masked_fill(~negatives, 0.0)
+        number = negatives.sum(dim=1, keepdim=True).clamp(min=1).to(scores.dtype)
+        return (logits.log_softmax(dim=1) + number.log()).masked_fill(~negatives, 0.0)
 
 
 def trusted(negatives: Tensor, guide: Tensor, limit: float) -> Tensor:

@@ -40,3 +40,11 @@ def test_long_documents_are_split(hone: Hone, tmp_path: Path) -> None:
     lines = (tmp_path / "short/corpus.jsonl").read_text().splitlines()
     assert len(lines) == made["passages"] > 3
     assert all(len(json.loads(line)["text"].split()) <= 30 for line in lines)
+
+
+def test_data_sets_are_joined(hone: Hone, tiny: Path, tmp_path: Path) -> None:
+    made = hone("dataset", "join", "out", tiny / "data", f"more={tiny / 'data'}", "--json").json
+    one = len((tiny / "data/corpus.jsonl").read_text().splitlines())
+    assert made["passages"] == 2 * one
+    assert '"more/' in (tmp_path / "out/corpus.jsonl").read_text().splitlines()[-1]
+    assert "same name" in hone("dataset", "join", "o", tiny / "data", tiny / "data").complaint
