@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miner.counter_hash import gumbel
-from miner.samplers import SAMPLERS, SamplerConfig, draw
+from miner.filters import lowest_positive
+from miner.samplers import Pool, SamplerConfig, draw, log_weights
 from retriever.errors import InputError
-from retriever.negatives import NegativeSet, Verdict
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet
 from retriever.protocols import IntArray, Negatives
-
-MAY_BE_DRAWN = (Verdict.ELIGIBLE, Verdict.JUDGED_IRRELEVANT)
 
 
 class StoredPool:
@@ -40,7 +39,7 @@ class StoredPool:
             )
         self._pool = negatives
         self._number = number
-        self._sampler = SAMPLERS[sampler.name]
+        self._sampler = sampler
         self._num_negatives = num_negatives
         self._seed = seed
         self._steps_per_epoch = steps_per_epoch
@@ -54,7 +53,9 @@ class StoredPool:
         if self._sampler.random:
             epoch = step // self._steps_per_epoch
             noise = gumbel("negatives", self._seed, self._number, epoch, query_rows[:, None], rows)
-        columns, mask = draw(self._sampler.log_weights(scores, eligible), self._num_negatives, noise)
+        positive = lowest_positive(self._pool.positives[query_rows], self._pool.positive_scores[query_rows])
+        weights = log_weights(Pool(scores, eligible, positive), self._sampler)
+        columns, mask = draw(weights, self._num_negatives, noise)
         return Negatives(
             rows=np.where(mask, np.take_along_axis(rows, columns, axis=1), np.int32(-1)),
             scores=np.where(mask, np.take_along_axis(scores, columns, axis=1), np.float32(0)),
