@@ -14,6 +14,7 @@ from app.progress import Report
 from miner.batch_plans import RandomPlan
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
+from miner.verdicts import StoredVerdicts, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
@@ -35,16 +36,17 @@ class Run:
     corpus: Corpus
     train: QuerySet
     dev: QuerySet | None
+    judged: StoredVerdicts | None = None
 
 
 def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable[[str], None]) -> Run:
     """Read the run.toml at ``path``, open or make the store, ingest the corpus and load train and dev queries.
 
-    Raises InputError for what does not fit; a corpus is published only if the queries fit it.
+    Raises InputError for what does not fit; a corpus is published only if the queries and stored verdicts fit it.
     """
     config = read_config(path)
     folder = data_folder(config, path)
-    loaded: list[tuple[QuerySet, QuerySet | None]] = []
+    loaded: list[tuple[QuerySet, QuerySet | None, StoredVerdicts | None]] = []
 
     def load(corpus: Corpus) -> None:
         if config.negatives.depth > len(corpus):
@@ -54,12 +56,14 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         load_split = partial(load_query_set, folder, corpus=corpus, skip_missing=skip_missing, warn=warn)
         train_split, dev_split = _splits(config)
         train = with_positives(load_split(train_split), warn)
-        loaded.append((train, None if dev_split is None else load_split(dev_split)))
+        dev = None if dev_split is None else load_split(dev_split)
+        verdicts = config.negatives.verdicts
+        judged = None if verdicts is None else read_verdicts(path.parent / verdicts, corpus, train, warn)
+        loaded.append((train, dev, judged))
 
     store = Store(store_root, config.sha256, create=True)
     corpus = Corpus(ingest_corpus(store, folder, load))
-    train, dev = loaded[-1]
-    return Run(config, store, corpus, train, dev)
+    return Run(config, store, corpus, *loaded[-1])
 
 
 def _splits(config: RunConfig) -> tuple[str, str | None]:

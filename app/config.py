@@ -125,6 +125,9 @@ def _check_values(config: RunConfig) -> None:
         "refresh.lag must not be negative": refresh.lag >= 0,
         "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
         "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
+        'refresh.query_fraction must be 1 where refresh.method = "rescore": it scores the pool of every query anew': (
+            refresh.query_fraction == 1 or refresh.method != "rescore"
+        ),
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }

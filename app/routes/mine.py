@@ -17,9 +17,8 @@ from app.service import ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
 from miner.filters import FilterConfig, judge, lowest_positive
-from miner.mining import positive_scores
 from miner.samplers import Pool, SamplerConfig, draw, log_weights
-from miner.sources import ann_candidates
+from miner.sources import ann_candidates, exact_scores
 from retriever.data import duplicate_hash, hash64
 from retriever.negatives import Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
@@ -62,7 +61,7 @@ def _candidates(body: MineRequest, snapshot: Snapshot) -> Candidates:
     texts = [query.text for query in body.queries]
     vectors = snapshot.encoder.encode_queries(texts)
     rows, scores = ann_candidates(snapshot.searcher, vectors, min(body.depth, snapshot.searcher.rows))
-    of_positives = positive_scores(vectors, positives, snapshot.vectors.gather)
+    of_positives = exact_scores(vectors, positives, snapshot.vectors.gather)
     query_hash = np.array([duplicate_hash(text) for text in texts], np.uint64)
     verdicts = judge(rows, scores, positives, of_positives, query_hash, snapshot.corpus.text_hash, limits)
     return Candidates(rows, scores, verdicts, lowest_positive(positives, of_positives))

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import miner.mining
-from miner.mining import MiningConfig, MiningTask, OpenGeneration, mine, positive_scores, queries_due
+from miner.mining import MiningConfig, MiningTask, mine, queries_due
 from miner.samplers import SamplerConfig
+from miner.sources import OpenGeneration
 from miner.stored_pool import StoredPool
 from retriever.data import Corpus, QuerySet
 from retriever.errors import InputError
@@ -116,23 +117,6 @@ def test_a_positive_that_was_not_retrieved_is_scored(corpus: Corpus, queries: Qu
     for query in range(QUERIES):
         expected = generation.gather(queries.positives(query)).astype(np.float64) @ vectors[query]
         np.testing.assert_allclose(found.positive_scores[query], expected, atol=1e-6)
-
-
-def test_positives_are_gathered_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = np.random.default_rng(1).standard_normal((9, 4)).astype(np.float32)
-    asked: list[int] = []
-
-    def gather(rows: np.ndarray) -> FloatArray:
-        asked.append(len(rows))
-        found: FloatArray = vectors[rows]
-        return found
-
-    monkeypatch.setattr(miner.mining, "CHUNK_POSITIVES", 3)
-    positives = np.array([[0, 1, 2], [3, -1, -1], [4, 5, -1], [-1, -1, -1]], np.int32)
-    scores = positive_scores(vectors[:4], positives, gather)
-    assert asked == [3, 3]
-    expected = np.where(positives >= 0, np.einsum("qd,qpd->qp", vectors[:4], vectors[positives]), 0)
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 def test_chunks_bound_the_work_and_do_not_change_it(
