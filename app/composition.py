@@ -11,7 +11,7 @@ from threading import Event
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
-from miner.batch_plans import RandomPlan
+from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
 from miner.verdicts import StoredVerdicts, read_verdicts
@@ -22,7 +22,8 @@ from retriever.encoder import create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.protocols import NegativeSource
+from retriever.negatives import open_batches
+from retriever.protocols import BatchPlanner, NegativeSource
 from retriever.store import Store
 from retriever.trainer import Trainer, Training
 
@@ -60,6 +61,10 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         verdicts = config.negatives.verdicts
         judged = None if verdicts is None else read_verdicts(path.parent / verdicts, corpus, train, warn)
         loaded.append((train, dev, judged))
+        try:
+            config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     store = Store(store_root, config.sha256, create=True)
     corpus = Corpus(ingest_corpus(store, folder, load))
@@ -84,6 +89,30 @@ def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:
     return queries.subset(kept)
 
 
+def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
+    """Return what gives the batch plan of ``run`` while a negative set is in use, or before the first (None).
+
+    All its plans have equally many batches.
+    """
+    config, queries = run.config, len(run.train)
+    size, seed = config.train.batch_size, config.seed
+
+    def open_planner(artifact: Artifact | None) -> BatchPlanner:
+        if config.batches.name == "ngame":
+            return ClusterPlan(queries, size, seed=seed, **config.batches.knobs)
+        random = RandomPlan(queries, size, seed)
+        if config.batches.name == "random" or artifact is None:
+            return random
+        batches = open_batches(artifact.path)
+        if batches is None or batches.shape != random.plan(0).shape:
+            raise InputError(
+                f"{artifact.path}: holds no batches of {size} for {queries} queries; mine it again for [batches] b3"
+            )
+        return StoredPlan(batches, artifact.number, seed)
+
+    return open_planner
+
+
 def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) -> Trainer:
     """Return the trainer of ``run``."""
     config = run.config
@@ -97,7 +126,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         store=run.store,
         model=create_encoder(config.model),
         examples=Examples(run.corpus, run.train, in_batch=config.loss.in_batch, seed=config.seed),
-        planner=RandomPlan(len(run.train), config.train.batch_size, config.seed),
+        planner=planner_opener(run)(None),
         open_source=open_source,
         refresher=refresher,
         report=report,

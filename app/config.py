@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from indexer.builder import IndexConfig
+from miner.batch_plans import BatchPlanConfig
 from miner.mining import MiningConfig
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
@@ -41,6 +42,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    batches: BatchPlanConfig = field(default_factory=BatchPlanConfig)
     negatives: MiningConfig = field(default_factory=MiningConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

@@ -39,6 +39,7 @@ class RefreshSteps:
             run.config.seed,
             run.config.refresh.query_fraction,
             run.judged,
+            run.config.batches.b3(run.config.train.batch_size),
         )
 
     def build(self, checkpoint: Artifact) -> Artifact:

@@ -4,12 +4,12 @@ Does not know FAISS, texts or which generation is served.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.faiss_index import is_exact, read_index, search_index
+from indexer.faiss_index import empty_index, is_exact, read_index, search_index
 from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
@@ -100,3 +100,11 @@ def open_searcher(generation: Artifact) -> IndexSearcher:
     if (searcher.rows, searcher.dimensions) != expected:
         raise CorruptError(f"{path}: {searcher.rows} x {searcher.dimensions} where {expected} belongs; build it again")
     return searcher
+
+
+def exact_searcher(dimensions: int, blocks: Iterable[FloatArray]) -> IndexSearcher:
+    """Return a searcher that compares every vector of ``blocks``, float32 [n, dimensions] each, in their order."""
+    index = empty_index("Flat", dimensions, 0)
+    for block in blocks:
+        index.add(np.ascontiguousarray(block))
+    return IndexSearcher(index, {})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from miner.communities import B3
 from miner.counter_hash import uniform
 from miner.filters import FilterConfig, judge
 from miner.samplers import SamplerConfig
@@ -71,7 +72,8 @@ class MiningTask:
     """What a run mines for, the same for all its generations.
 
     ``query_fraction`` of the queries are mined anew, the others carried over from the set before. ``judged``: stored
-    verdicts on these queries. Raises InputError if the fraction is not in (0, 1].
+    verdicts on these queries; ``b3``: how batches are planned with each set, None if they are not. Raises InputError if
+    the fraction is not in (0, 1].
     """
 
     corpus: Corpus
@@ -80,6 +82,7 @@ class MiningTask:
     seed: int
     query_fraction: float = 1.0
     judged: StoredVerdicts | None = None
+    b3: B3 | None = None
 
     def __post_init__(self) -> None:
         """Check the fraction."""

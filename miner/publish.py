@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ import numpy as np
 from indexer.encode import remembering_queries
 from indexer.searcher import open_searcher
 from indexer.shards import open_vectors
+from miner.communities import B3, b3_batches
 from miner.lexical import LexicalSource
 from miner.mining import CHUNK_QUERIES, MiningTask, mine
 from miner.sources import SOURCES, OpenGeneration
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import CorruptError, InputError, StoreError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set, write_batches
 from retriever.protocols import Encoder, IntArray, Progress
 from retriever.store import Store
 
@@ -45,22 +47,32 @@ def publish_negative_set(
         step, carried = generation.facts["step"], None
         if task.query_fraction < 1:
             carried = set_before(store, step, task, warn, "all queries are mined")
-        negatives = mine(
-            draft.path,
-            _opened(store, generation, encoder, task, warn),
-            task,
-            None if carried is None else open_negative_set(carried.path),
-            progress,
-        )
+        opened = _opened(store, generation, encoder, task, warn)
+        previous = None if carried is None else open_negative_set(carried.path)
+        negatives = mine(draft.path, opened, task, previous, progress)
+        seconds = {"mine": time.monotonic() - started}
         draft.facts.update(
             step=step,
             final=bool(generation.facts.get("final", False)),
             dev=generation.facts["dev"],  # by which the trainer stops early
             **pool_facts(task),
             **summary(negatives, generation.number),
-            seconds={"mine": time.monotonic() - started},
+            seconds=seconds,
         )
+        if task.b3 is not None:
+            begun = time.monotonic()
+            draft.facts["batches"] = _plan(draft.path, task.b3, negatives, opened, task)
+            seconds["batches"] = time.monotonic() - begun
     return store.negatives.at(draft.number)
+
+
+def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, task: MiningTask) -> dict[str, Any]:
+    """Plan batches of all queries into ``folder`` and return how."""
+    batches, inside = b3_batches(
+        b3, task.queries.texts, opened.encode, opened.gather, negatives, (task.seed, opened.number)
+    )
+    write_batches(folder, batches)
+    return {"name": "b3", **asdict(b3), "edges_inside": inside}
 
 
 def _opened(

@@ -14,7 +14,7 @@ from retriever.data import Corpus
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.protocols import IntArray, Negatives
+from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
 from retriever.trainer import LossConfig, TrainConfig, Trainer, Training
@@ -27,7 +27,7 @@ class Given:
         """``negatives`` int [queries] are rows of the corpus."""
         self._store, self._negatives, self._batch_size = store, np.array(negatives, np.int32), batch_size
 
-    def plan(self, epoch: int) -> IntArray:
+    def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
         """Return query rows int32 [batches, batch size]."""
         return np.arange(len(self._negatives), dtype=np.int32).reshape(-1, self._batch_size)
 

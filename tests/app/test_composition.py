@@ -2,12 +2,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 
-from app.composition import Run, make_trainer, open_run, with_positives
+from app.composition import Run, make_trainer, open_run, planner_opener, with_positives
 from app.refreshing import InlineRefresher
+from miner.stored_pool import StoredPool
 from retriever.data import QuerySet
 from retriever.errors import InputError
+from retriever.examples import Examples
+from retriever.negatives import open_negative_set
+from retriever.store import Store
 from tests.app.command_line import contents, never, opened, silent, write_run
 from tests.stand_ins import write_tiny_data
 
@@ -79,3 +84,82 @@ def test_the_trainer_of_a_run_draws_from_its_negative_sets(tiny: Path, tmp_path:
     stopped = Event()
     stopped.set()
     assert "step" not in trainer_events(opened(tiny / "run.toml", tmp_path / "other"), stopped)
+
+
+B3 = '[batches]\nname = "b3"\nfirst_rank = 2\nranks = 4\ncommunity = 2\n[negatives]'
+
+
+def test_batches_of_b3_come_from_the_set_in_use(tiny: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", B3))
+    run = opened(config, tmp_path / "store")
+    trainer_events(run, Event())
+    open_planner = planner_opener(run)
+    sets = [run.store.negatives.at(number) for number in run.store.negatives.numbers()[:2]]
+    plans = [open_planner(one).plan(1) for one in (None, *sets)]
+    assert {plan.shape for plan in plans} == {(5, 4)}
+    assert len({plan.tobytes() for plan in plans}) == 3
+    assert {frozenset(batch) for batch in plans[1].tolist()} == {
+        frozenset(b) for b in open_planner(sets[0]).plan(2).tolist()
+    }
+    np.testing.assert_array_equal(plans[0], open_planner(None).plan(1))
+
+
+def test_no_known_positive_is_a_negative_in_a_batch_of_b3(tiny: Path, tmp_path: Path) -> None:
+    """B3 puts near queries together, so that one's positive is often another's: here each has its neighbour's."""
+    data = write_tiny_data(tmp_path / "data")
+    with (data / "qrels/train.tsv").open("a") as file:
+        file.writelines(f"q{query}\tp{(query + 1) % 20}\t1\n" for query in range(20))
+    run = opened(write_run(tmp_path / "run.toml", data, tiny / "model", ("[negatives]", B3)), tmp_path / "store")
+    trainer_events(run, Event())
+    mined = run.store.negatives.at(0)
+    source = StoredPool(open_negative_set(mined.path), 0, run.config.negatives.sampler, 2, 1, 5)
+    examples, met = Examples(run.corpus, run.train, in_batch=True, seed=1), 0
+    for batch in planner_opener(run)(mined).plan(0):
+        made = examples.batch(batch, 0, source.draw(batch, 0))
+        for query, row in enumerate(batch.tolist()):
+            known = np.isin(made.passage_rows, run.train.positives(row))
+            met += int(known.sum()) - 1
+            negatives = made.allowed[query].copy()
+            negatives[made.positive[query]] = False
+            assert negatives.any() and not (negatives & known).any()
+    assert met > 0, "no batch had a known positive to be kept out"
+
+
+def test_batches_of_another_run_are_refused(tiny: Path, tmp_path: Path) -> None:
+    run = opened(
+        write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", B3)), tmp_path / "store"
+    )
+    trainer_events(opened(tiny / "run.toml", tmp_path / "other"), Event())
+    foreign = Store(tmp_path / "other").negatives.at(0)
+    with pytest.raises(InputError, match=r"holds no batches of 4 for 20 queries; mine it again"):
+        planner_opener(run)(foreign)
+
+
+def test_the_clusters_of_ngame_need_no_set(tiny: Path, tmp_path: Path) -> None:
+    change = ("[negatives]", '[batches]\nname = "ngame"\n[negatives]')
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change), tmp_path / "store")
+    vectors = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
+    plan = planner_opener(run)(None).plan(2, vectors)
+    assert plan.shape == (5, 4) and plan.tolist() != planner_opener(run)(None).plan(2).tolist()
+    assert trainer_events(run, Event()).count("step") == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("[negatives]", '[batches]\nname = "b3"\n[negatives]')], "community = 32: does not divide"),
+        ([("[negatives]", B3.replace("first_rank = 2", "first_rank = 30"))], "only 20 training queries have ranks"),
+        (
+            [("[negatives]", B3.replace("[negatives]", "[loss]\nin_batch = false\n[negatives]"))],
+            "in_batch = false has none",
+        ),
+        ([("depth = 10", 'depth = 10\nverdicts = "none.jsonl"')], "none.jsonl cannot be read"),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused_at_its_start(
+    tiny: Path, tmp_path: Path, changes: list[tuple[str, str]], message: str
+) -> None:
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes)
+    with pytest.raises(InputError, match=message):
+        opened(config, tmp_path / "store")
+    assert not (tmp_path / "store" / "corpora" / "000000").exists()

@@ -188,7 +188,7 @@ def publish_moved(run: Run, step: int) -> Artifact:
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for weights in model.parameters():
-            weights += 0.02 * step * torch.randn(weights.shape, generator=generator)
+            weights.add_(0.02 * step * torch.randn(weights.shape, generator=generator))
     with run.store.checkpoints.stage({"corpus": run.corpus.number}) as draft:
         model.save(draft.path / "model")
         draft.facts.update(step=step, weights_sha256=model.weights_sha256(), refresh=True)

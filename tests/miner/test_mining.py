@@ -154,7 +154,8 @@ def test_no_source_makes_a_negative_of_a_positive_a_duplicate_or_the_query_s_own
     task = MiningTask(corpus, queries, MiningConfig(EVERY_SOURCE, depth), seed=1)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "before", Path(folder) / "after"
-        before.mkdir(), after.mkdir()
+        before.mkdir()
+        after.mkdir()
         lexical = np.random.default_rng(seed).integers(-1, PASSAGES, (len(judged), depth)).astype(np.int32)
         first = replace(opened(corpus, 1, seed), lexical=lambda rows: lexical[rows])
         last = mine(before, first, task)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from indexer.builder import BuildInputs, IndexConfig, build_generation
+from miner.communities import B3
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import open_checked_set, publish_negative_set, summary
 from miner.verdicts import StoredVerdicts
@@ -14,7 +15,7 @@ from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import BusyError, InputError, StoreError
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.negatives import Verdict, create_negative_set, open_negative_set
+from retriever.negatives import Verdict, create_negative_set, open_batches, open_negative_set
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.stand_ins import HashEncoder, tiny_store, write_tiny_data
@@ -235,3 +236,18 @@ def test_momentum_needs_the_same_queries_and_says_so(bench: Bench) -> None:
     assert second.facts["candidates"]["momentum"] == 0
     (said,) = bench.said
     assert "differs in queries_sha256; momentum has no candidates" in said
+
+
+def test_batches_are_planned_with_each_set(bench: Bench) -> None:
+    task = replace(bench.task, b3=B3(first_rank=2, ranks=4, community=2, batch_size=4))
+    first, second = (bench.publish(bench.generation(step, seed=step), task, seed=step) for step in (0, 1))
+    plans = [open_batches(one.path) for one in (first, second)]
+    for plan in plans:
+        assert plan is not None and sorted(plan.ravel().tolist()) == list(range(20)) and plan.shape == (5, 4)
+    assert not np.array_equal(*plans)  # type: ignore[arg-type]  # neither is None
+    assert first.facts["batches"].items() >= {"name": "b3", "first_rank": 2, "batch_size": 4}.items()
+    assert 0 <= first.facts["batches"]["edges_inside"] <= 1 and first.facts["seconds"]["batches"] > 0
+    first.verify()
+    assert "batches.npy" in first.manifest["files"]
+    without = bench.publish(bench.generation(2))
+    assert open_batches(without.path) is None and "batches" not in without.facts

@@ -17,7 +17,7 @@ from retriever.data import Corpus
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import load_query_set
-from retriever.protocols import IntArray, Negatives
+from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
 from retriever.trainer import LossConfig, Outcome, TrainConfig, Trainer, Training
@@ -77,7 +77,7 @@ class InOrder:
     def __init__(self, queries: int, batch_size: int) -> None:
         self._queries, self._batch_size = queries, batch_size
 
-    def plan(self, epoch: int) -> IntArray:
+    def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
         """Return query rows int32 [batches, batch size]."""
         order = np.roll(np.arange(self._queries, dtype=np.int32), -epoch)
         return np.resize(order, (self._queries // self._batch_size, self._batch_size))
