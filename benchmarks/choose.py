@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import last_line, show
-from indexer.factory import IndexConfig, make_index
-from indexer.searcher import IndexSearcher
-from indexer.shards import Vectors, write_shard
+from indexer.searcher import exact_searcher
 from miner.communities import B3, b3_batches
 from miner.mining import MiningConfig, MiningTask, mine
 from miner.sources import OpenGeneration
 from retriever.data import Corpus, QuerySet
 from retriever.ingest import ingest_corpus
-from retriever.protocols import FloatArray, silent
+from retriever.protocols import FloatArray
 from retriever.store import Store
 
 DIMENSIONS = 384
@@ -34,7 +32,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--topics", type=int, default=0, help="0: nothing is nearer than chance has it")
-    parser.add_argument("--factory", default="auto", help="of the index that is mined from")
     parser.add_argument("--rate", type=float, default=400.0)
     parser.add_argument("--sources", nargs="+", default=["ann"])
     options = parser.parse_args()
@@ -45,7 +42,7 @@ def main() -> None:
         generation = OpenGeneration(
             1,
             lambda texts: queries[[int(text.split()[-1]) for text in texts]],
-            _searcher(Path(folder), passages, queries, options.factory),
+            exact_searcher(DIMENSIONS, [passages]),
             lambda rows: passages[rows],
         )
         (Path(folder) / "set").mkdir()
@@ -66,16 +63,6 @@ def main() -> None:
     for key in KEYS:
         show(f"  {key:18} {figures[key]:.3g}")
     last_line(KEYS, figures, {}, count=options.count, topics=options.topics, sources=options.sources)
-
-
-def _searcher(folder: Path, passages: FloatArray, queries: FloatArray, factory: str) -> IndexSearcher:
-    """Index ``passages`` as a build does, tuned on some of the queries."""
-    write_shard(folder / "00000.npy", passages)
-    config = IndexConfig(factory=factory)
-    vectors = Vectors([folder / "00000.npy"])
-    index, choice = make_index(vectors, queries[:: len(queries) // 256], config, None, silent, show, DEPTH)
-    show(f"index {choice.factory}, parameters {choice.parameters}")
-    return IndexSearcher(index, choice.parameters, choice.deep)
 
 
 def planted(count: int, topics: int) -> tuple[FloatArray, FloatArray]:

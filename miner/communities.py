@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from indexer.searcher import exact_searcher
 from miner.counter_hash import uniform
 from miner.filters import known_positives
+from miner.sources import SOURCES
 from retriever.errors import InputError
 from retriever.negatives import NegativeSet
 from retriever.protocols import FloatArray, IntArray
@@ -81,16 +82,43 @@ def _neighbours(
     if (positive < 0).any():
         raise InputError(f"[batches] b3: training query {int(positive.argmin())} has no positive")
     starts = range(0, len(texts), CHUNK_QUERIES)
-    dimensions = gather(positive[:1]).shape[1]
-    searcher = exact_searcher(dimensions, (gather(positive[start : start + CHUNK_QUERIES]) for start in starts))
-    neighbours = np.full((len(texts), b3.ranks), -1, np.int32)
     depth = min(b3.first_rank + b3.ranks, len(texts))
+    ranked = ranks_in_pool(negatives, positive, depth)
+    if ranked is None:
+        dimensions = gather(positive[:1]).shape[1]
+        searcher = exact_searcher(dimensions, (gather(positive[start : start + CHUNK_QUERIES]) for start in starts))
+        ranked = np.empty((len(texts), depth), np.int32)
+        for start in starts:
+            here = slice(start, start + CHUNK_QUERIES)
+            ranked[here] = searcher.search(encode(texts[here]), depth)[0]
+    neighbours = np.full((len(texts), b3.ranks), -1, np.int32)
     for start in starts:
         here = slice(start, start + CHUNK_QUERIES)
-        found = searcher.search(encode(texts[here]), depth)[0][:, b3.first_rank :]
+        found = ranked[here, b3.first_rank :]
         own = known_positives(positive[found], positives[here])
         neighbours[here, : found.shape[1]] = np.where(own, np.int32(-1), found)
     return neighbours
+
+
+def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> IntArray | None:
+    """Return the ``depth`` queries int32 [Q, depth] whose ``positive`` int32 [Q] each query's pool ranks first.
+
+    None if that is not what a search over the positives would give: if some pool holds fewer, if two queries have the
+    same positive, or if pools are of several generations. It saves the search where most passages are positives.
+    """
+    if len(np.unique(positive)) < len(positive) or len(np.unique(negatives.mined_from)) > 1:
+        return None
+    owner = np.full(int(max(positive.max(), negatives.passages.max())) + 2, -1, np.int32)  # the last place: of pads
+    owner[positive] = np.arange(len(positive))
+    ranked = np.empty((len(positive), depth), np.int32)
+    for start in range(0, len(positive), CHUNK_QUERIES):
+        here = slice(start, start + CHUNK_QUERIES)
+        found = owner[np.where(negatives.sources[here] & SOURCES["ann"], negatives.passages[here], -1)]
+        order = np.argsort(found < 0, axis=1, kind="stable")[:, :depth]
+        if order.shape[1] < depth or (kept := np.take_along_axis(found, order, axis=1)).min() < 0:
+            return None
+        ranked[here] = kept
+    return ranked
 
 
 def neighbour_graph(neighbours: IntArray) -> Graph:

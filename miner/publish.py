@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from indexer.encode import remembering_queries
-from indexer.searcher import open_searcher
+from indexer.searcher import open_batch_searcher
 from indexer.shards import open_vectors
 from miner.communities import B3, b3_batches
 from miner.lexical import LexicalSource
@@ -89,7 +89,7 @@ def _opened(
     return OpenGeneration(
         generation.number,
         remembering_queries(encoder, store.embeddings, warn),
-        open_searcher(generation),
+        open_batch_searcher(generation),
         open_vectors(generation.path / "vectors").gather,
         last=None if last is None else open_negative_set(last.path),
         lexical=LexicalSource(task.corpus, task.queries.texts, config.depth, store.lexical)

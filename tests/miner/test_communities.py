@@ -16,6 +16,7 @@ from miner.communities import (
     communities,
     exact_groups,
     neighbour_graph,
+    ranks_in_pool,
 )
 from retriever.errors import InputError
 from retriever.negatives import NegativeSet, create_negative_set
@@ -110,6 +111,37 @@ def test_neighbours_are_the_ranks_from_p_on_without_known_positives(
             assert sorted(found[query] < 0) == sorted(row < 0 for row in ranks_by_hand(topics, query, b3))
         else:
             assert found[query].tolist() == ranks_by_hand(topics, query, b3)
+
+
+def test_a_pool_that_ranks_enough_positives_saves_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topics, b3 = Topics(tmp_path), B3(first_rank=2, ranks=5, community=8, batch_size=16)
+    searched = _neighbours(b3, topics.texts, topics.encode, topics.gather, topics.negatives)
+    (tmp_path / "mined").mkdir()
+    mined = create_negative_set(tmp_path / "mined", QUERIES, QUERIES + 3, 2)
+    mined.positives[:], mined.positive_scores[:] = topics.negatives.positives, topics.negatives.positive_scores
+    order = np.argsort(-(topics.queries @ topics.passages.T), axis=1, kind="stable")
+    # Behind a passage that is nobody's positive, and with one that another source brought.
+    mined.passages[:, 0], mined.passages[:, 1:-2], mined.passages[:, -2] = QUERIES + 9, order, order[:, 0]
+    mined.sources[:, :-2] = 1
+    mined.sources[:, -2] = 8
+
+    def encode(texts: Sequence[str]) -> FloatArray:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(miner.communities, "CHUNK_QUERIES", 20)
+    np.testing.assert_array_equal(_neighbours(b3, topics.texts, encode, topics.gather, mined), searched)
+    positive = np.arange(QUERIES, dtype=np.int32)
+    for spoil in ("too few", "shared", "carried"):
+        spoilt = positive.copy()
+        if spoil == "too few":
+            assert ranks_in_pool(topics.negatives, positive, 7) is None
+            mined.sources[5, 8:] = 2
+        elif spoil == "shared":
+            spoilt[3] = 4
+        else:
+            mined.mined_from[7] = 1
+        assert ranks_in_pool(mined, spoilt, 8) is None
+        mined.sources[5, 8:-2] = 1
 
 
 def test_ranks_beyond_the_queries_are_none(tmp_path: Path) -> None:
