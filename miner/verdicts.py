@@ -46,6 +46,11 @@ class StoredVerdicts:
         by_judge = np.where(self.relevant[places], Verdict.JUDGED_RELEVANT, Verdict.JUDGED_IRRELEVANT)
         return np.where(judged, by_judge.astype(np.uint8), verdicts)
 
+    def relevant_to(self, query_row: int) -> IntArray:
+        """Return the passage rows int32 [n], ascending, judged relevant for a query: in a batch, too, no negatives."""
+        start, end = np.searchsorted(self.keys, (query_row * self.passages, (query_row + 1) * self.passages))
+        return (self.keys[start:end][self.relevant[start:end]] - query_row * self.passages).astype(np.int32)
+
 
 def read_verdicts(path: Path, corpus: Corpus, queries: QuerySet, warn: Callable[[str], None]) -> StoredVerdicts:
     """Read JSON lines {"query": id, "passage": id, "relevant": true or false}; other keys are left alone.

@@ -163,3 +163,22 @@ def test_what_a_run_cannot_have_is_refused_at_its_start(
     with pytest.raises(InputError, match=message):
         opened(config, tmp_path / "store")
     assert not (tmp_path / "store" / "corpora" / "000000").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("depth = 10", 'depth = 10\nsources = ["ann", "lookahead", "momentum", "bm25"]')],
+        [("depth = 10", 'depth = 10\nadaptive = 1.0\niqr = 1.5\nsampler = { name = "simans", b = 1.0 }')],
+        [("depth = 10", 'depth = 10\nsampler = { name = "log_rank" }'), ('"steps:3"', '"steps:3"\nmethod = "rescore"')],
+        [("[negatives]", B3), ("depth = 10", 'depth = 10\nsources = ["momentum", "bm25"]')],
+    ],
+    ids=["sources", "filters and simans", "log_rank and rescore", "b3 and bm25"],
+)
+def test_each_choice_of_negatives_trains_to_the_end(tiny: Path, tmp_path: Path, changes: list[tuple[str, str]]) -> None:
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")
+    events = trainer_events(run, Event())
+    assert events.count("step") == 6 and events.count("adopted") == 2
+    mined = [run.store.negatives.at(number) for number in run.store.negatives.numbers()]
+    assert [one.facts["step"] for one in mined] == [0, 3, 6]
+    assert all(one.facts["dropped"] < 20 for one in mined)

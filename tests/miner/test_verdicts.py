@@ -38,6 +38,7 @@ def test_judged_candidates_are_labelled_and_nothing_else_changes(corpus: Corpus,
         path, corpus, line("q2", "p7", False), line("q0", "p5", True), {**line("q0", "p6", False), "by": "a judge"}
     )
     assert said == [] and stored.sha256 == sha256_file(path)
+    assert [stored.relevant_to(query).tolist() for query in range(3)] == [[5], [], []]
     rows = np.array([[5, 6, 7, -1], [5, 6, 7, 8]], np.int32)
     verdicts = np.full((2, 4), Verdict.FILTERED, np.uint8)
     verdicts[:, 2] = Verdict.ELIGIBLE
