@@ -63,14 +63,13 @@ def judge(
     A positive is POSITIVE whatever else it is, then a duplicate of one or of the query is DUPLICATE, and what
     a limit of ``config`` refuses is FILTERED, as are pads.
     """
-    positive = known_positives(rows, positives)
-    duplicate = duplicates(rows, positives, query_hash, text_hash)
+    duplicate = duplicates(rows, positives, query_hash, text_hash)  # a positive has its own text, too
     refused = too_close(scores, positives, positive_scores, config) | ~in_range(rows.shape[1], config)
-    refused |= outlying(scores, (rows >= 0) & ~positive & ~duplicate, config)
+    refused |= outlying(scores, (rows >= 0) & ~duplicate, config)
     refused |= rows < 0
     verdicts = np.where(refused, np.uint8(Verdict.FILTERED), np.uint8(Verdict.ELIGIBLE))
     verdicts[duplicate] = Verdict.DUPLICATE
-    verdicts[positive] = Verdict.POSITIVE
+    verdicts[known_positives(rows, positives)] = Verdict.POSITIVE
     return verdicts
 
 

@@ -210,6 +210,22 @@ def test_a_score_that_stands_out_among_its_own_query_s_is_refused() -> None:
         assert lists.judged(high).tolist() == [[Verdict.POSITIVE, *[Verdict.ELIGIBLE] * 4]]
 
 
+@given(st.lists(SCORES, min_size=1, max_size=9), st.floats(0, 2))
+def test_the_limit_of_iqr_is_where_quartiles_put_it(counted: list[float], k: float) -> None:
+    lower, upper = quantile(counted, 0.25), quantile(counted, 0.75)
+    limit = upper + k * (upper - lower)
+    refused = outlying(np.array([counted], np.float32), np.ones((1, len(counted)), np.bool_), FilterConfig(iqr=k))[0]
+    for score, gone in zip(counted, refused, strict=True):
+        assert gone == (score > limit) or abs(score - limit) < 1e-9
+
+
+def test_the_upper_quartile_is_three_quarters_up() -> None:
+    scores = np.array([[0.0, 0.0, 0.0, 1.0, 1.25]], np.float32)  # Q1 0, Q3 1; at .8 of the way it would be 1.05
+    everything = np.ones((1, 5), np.bool_)
+    assert outlying(scores, everything, FilterConfig(iqr=0.21)).tolist() == [[False] * 4 + [True]]
+    assert outlying(scores, everything, FilterConfig(iqr=0.26)).tolist() == [[False] * 5]
+
+
 def test_candidates_that_score_alike_do_not_stand_out() -> None:
     scores = np.full((1, 7), 0.1, np.float32)  # whose mean in float64 is not .1
     config = FilterConfig(adaptive=0.0, iqr=0.0)

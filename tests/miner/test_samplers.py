@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -126,6 +126,8 @@ def configs(draw: Callable[[Any], Any]) -> SamplerConfig:
     return SamplerConfig(name, **{knob: value for knob, value in knobs.items() if knob in SAMPLERS[name].defaults})
 
 
+@example(SamplerConfig("hardness", beta=-2.0), [(1.0, True), (0.5, True), (0.0, False)], 0.75)
+@example(SamplerConfig("hardness", beta=2.0, standardize=False), [(1.0, True), (0.5, True)], 0.75)
 @given(configs(), st.lists(st.tuples(EXACT, st.booleans()), min_size=1, max_size=7), EXACT | st.just(math.nan))
 def test_weights_are_those_of_the_formulas(
     config: SamplerConfig, listed: list[tuple[float, bool]], positive: float

@@ -73,6 +73,12 @@ def test_known_positives_duplicates_and_pads_are_beyond_a_judge(
                 assert new == (Verdict.JUDGED_RELEVANT if relevant else Verdict.JUDGED_IRRELEVANT)
 
 
+def test_a_pad_is_not_the_last_passage_of_the_query_before() -> None:
+    stored = StoredVerdicts(np.array([59]), np.array([True]), 60, "")  # query 0, passage 59
+    verdicts, pad = np.array([[Verdict.FILTERED]], np.uint8), np.array([[-1]], np.int32)
+    assert stored.respected(verdicts, np.array([1], np.int32), pad).tolist() == [[Verdict.FILTERED]]
+
+
 def test_verdicts_on_other_queries_are_counted(corpus: Corpus, tmp_path: Path) -> None:
     stored, said = read(tmp_path / "v.jsonl", corpus, line("q9", "p1", True), line("q1", "p2", True))
     assert len(stored.keys) == 1
