@@ -12,9 +12,13 @@ from threading import Event
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
 from indexer.shards import open_vectors
-from miner.batch_plans import RandomPlan
-from miner.publish import open_checked_set
+from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
+from miner.live_search import LiveSearch
+from miner.mining import MiningTask
+from miner.mixing import MixedPlan
+from miner.publish import open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
+from miner.verdicts import StoredVerdicts, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
@@ -24,7 +28,9 @@ from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import ModelEncoder
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.protocols import Encoder, NegativeSource
+from retriever.joining import dataset_of
+from retriever.negatives import open_batches
+from retriever.protocols import BatchPlanner, Encoder, NegativeSource
 from retriever.store import Store
 from retriever.trainer import EncodeQueries, Trainer, Training
 
@@ -38,16 +44,17 @@ class Run:
     corpus: Corpus
     train: QuerySet
     dev: QuerySet | None
+    judged: StoredVerdicts | None = None
 
 
 def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable[[str], None]) -> Run:
     """Read the run.toml at ``path``, open or make the store, ingest the corpus and load train and dev queries.
 
-    Raises InputError for what does not fit; a corpus is published only if the queries fit it.
+    Raises InputError for what does not fit; a corpus is published only if the queries and stored verdicts fit it.
     """
     config = read_config(path)
     folder = data_folder(config, path)
-    loaded: list[tuple[QuerySet, QuerySet | None]] = []
+    loaded: list[tuple[QuerySet, QuerySet | None, StoredVerdicts | None]] = []
 
     def load(corpus: Corpus) -> None:
         if config.negatives.depth > len(corpus):
@@ -57,12 +64,18 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         load_split = partial(load_query_set, folder, corpus=corpus, skip_missing=skip_missing, warn=warn)
         train_split, dev_split = _splits(config)
         train = with_positives(load_split(train_split), warn)
-        loaded.append((train, None if dev_split is None else load_split(dev_split)))
+        dev = None if dev_split is None else load_split(dev_split)
+        verdicts = config.negatives.verdicts
+        judged = None if verdicts is None else read_verdicts(path.parent / verdicts, corpus, train, warn)
+        loaded.append((train, dev, judged))
+        try:
+            config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     store = Store(store_root, config.sha256, create=True)
     corpus = Corpus(ingest_corpus(store, folder, load))
-    train, dev = loaded[-1]
-    return Run(config, store, corpus, train, dev)
+    return Run(config, store, corpus, *loaded[-1])
 
 
 def _splits(config: RunConfig) -> tuple[str, str | None]:
@@ -83,6 +96,46 @@ def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:
     return queries.subset(kept)
 
 
+def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
+    """Return what gives the batch plan of ``run`` while a negative set is in use, or before the first (None).
+
+    All its plans have equally many batches.
+    """
+    config, queries = run.config, len(run.train)
+    size, seed = config.train.batch_size, config.seed
+
+    def open_planner(artifact: Artifact | None) -> BatchPlanner:
+        if config.batches.name == "ngame":
+            return ClusterPlan(queries, size, seed=seed, **config.batches.knobs)
+        if config.mix is not None:
+            return MixedPlan([dataset_of(name) for name in run.train.ids], config.mix, size, seed)
+        random = RandomPlan(queries, size, seed)
+        if config.batches.name == "random" or artifact is None:
+            return random
+        batches = open_batches(artifact.path)
+        if batches is None or batches.shape != random.plan(0).shape:
+            raise InputError(
+                f"{artifact.path}: holds no batches of {size} for {queries} queries; mine it again for [batches] b3"
+            )
+        return StoredPlan(batches, artifact.number, seed)
+
+    return open_planner
+
+
+def mining_task(run: Run) -> MiningTask:
+    """Return what ``run`` mines for."""
+    config = run.config
+    return MiningTask(
+        run.corpus,
+        run.train,
+        config.negatives,
+        config.seed,
+        config.refresh.query_fraction,
+        run.judged,
+        config.batches.b3(config.train.batch_size),
+    )
+
+
 def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) -> Trainer:
     """Return the trainer of ``run``."""
     config = run.config
@@ -90,6 +143,9 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     def open_source(artifact: Artifact, batches_per_epoch: int, encode_queries: EncodeQueries) -> NegativeSource:
         pool = open_checked_set(artifact, run.corpus, run.train)
         sampler, count = config.negatives.sampler, config.train.drawn_negatives or config.train.num_negatives
+        if config.negatives.live:
+            generation = run.store.generations.at(artifact.parents["generation"])
+            return LiveSearch(open_to_vectors(generation), mining_task(run), encode_queries, count)
         return StoredPool(pool, artifact.number, sampler, count, config.seed, batches_per_epoch)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:
@@ -99,7 +155,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         store=run.store,
         model=create_encoder(config.model),
         examples=Examples(run.corpus, run.train, in_batch=config.loss.in_batch, seed=config.seed),
-        planner=RandomPlan(len(run.train), config.train.batch_size, config.seed),
+        open_planner=planner_opener(run),
         open_source=open_source,
         open_vectors=open_generation_vectors,
         refresher=refresher,
@@ -109,6 +165,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         refresh=config.refresh,
         seed=config.seed,
         guide=_guide(config),
+        keep_bank=config.batches.name == "ngame",
     )
     return Trainer(parts, stop)
 

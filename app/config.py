@@ -15,7 +15,9 @@ from typing import Any, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from indexer.builder import IndexConfig
+from miner.batch_plans import BatchPlanConfig
 from miner.mining import MiningConfig
+from miner.mixing import MixConfig
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
@@ -42,6 +44,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    batches: BatchPlanConfig = field(default_factory=BatchPlanConfig)
+    mix: MixConfig | None = None
     negatives: MiningConfig = field(default_factory=MiningConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -127,6 +131,10 @@ def _check_values(config: RunConfig) -> None:
         "train.drawn_negatives must exceed train.num_negatives, which must be above 0": train.drawn_negatives is None
         or train.drawn_negatives > train.num_negatives > 0,
         'train.towers = "query" needs model.tied = false': train.towers == "both" or not model.tied,
+        "mix makes batches of one data set, batches.name plans them across: choose one of the two": config.mix is None
+        or config.batches.name == "random",
+        'negatives.live searches among passages that stay: it needs train.towers = "query"': not config.negatives.live
+        or train.towers == "query",
         "loss.guide_decay lowers hard negatives: it needs train.num_negatives above 0": config.loss.guide_decay is None
         or train.num_negatives > 0,
         "loss.debias needs vectors of length 1: take model.normalize = false out": config.loss.debias is None
@@ -140,6 +148,9 @@ def _check_values(config: RunConfig) -> None:
         'refresh.adopt = "scheduled" needs a trigger that is known before: staleness is measured': not measured
         or refresh.adopt == "ready",
         "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
+        'refresh.query_fraction must be 1 where refresh.method = "rescore": it scores the pool of every query anew': (
+            refresh.query_fraction == 1 or refresh.method != "rescore"
+        ),
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }

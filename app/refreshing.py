@@ -6,15 +6,15 @@ Does not know processes, nor how a generation is built or negatives mined.
 from threading import Event
 from typing import Any
 
-from app.composition import Run
+from app.composition import Run, mining_task
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, Partial, build_generation
 from miner.loop import refresh
-from miner.mining import MiningTask
-from miner.publish import publish_negative_set
+from miner.publish import passages_of, publish_negative_set, set_before
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
+from retriever.negatives import open_negative_set
 from retriever.refresh_policy import partial_turn
 
 BASELINE = "BASELINE"
@@ -31,6 +31,7 @@ class RefreshSteps:
         self._meter = Meter(report)
         self._open_encoder = encoder_opener(run.config.index, run.corpus, report)
         self._said: set[str] = set()
+        self._task = mining_task(run)
 
     def build(self, checkpoint: Artifact) -> Artifact:
         """Publish the generation of ``checkpoint``."""
@@ -49,13 +50,20 @@ class RefreshSteps:
         return generation
 
     def _partial(self, checkpoint: Artifact) -> Partial | None:
-        """Return how most vectors of ``checkpoint`` are mapped from the generation before, None if all are encoded."""
+        """Return how most vectors of ``checkpoint`` follow from the generation before, None if all are encoded."""
         config = self._run.config
-        earlier = self._earlier(checkpoint) if config.refresh.method == "partial" else None
+        earlier = None if config.refresh.method == "full" else self._earlier(checkpoint)
         turn = partial_turn(config.refresh, checkpoint.facts, None if earlier is None else earlier.facts)
         if earlier is None or turn is None:
             return None
-        return Partial(earlier, turn, config.refresh.share, config.seed)
+        if config.refresh.method == "partial":
+            return Partial(earlier, turn, config.refresh.share, config.seed)
+        step = checkpoint.facts["step"]
+        pools = set_before(self._run.store, step, self._task, self._warn, "all passages are encoded")
+        if pools is None:
+            return None
+        held = passages_of(open_negative_set(pools.path))
+        return Partial(earlier, turn, config.refresh.share, config.seed, (pools, held))
 
     def _earlier(self, checkpoint: Artifact) -> Artifact | None:
         """Return this configuration's newest generation of a step before that of ``checkpoint``, None if it is torn."""
@@ -67,7 +75,7 @@ class RefreshSteps:
                     continue
                 found.verify()
             except CorruptError as error:
-                self._warn(f"{error}; nothing is mapped from it, all passages are encoded")
+                self._warn(f"{error}; nothing follows from it, all passages are encoded")
                 return None
             same_run = found.manifest["config_sha256"] == self._run.config.sha256
             return found if same_run and found.parents["corpus"] == self._run.corpus.number else None
@@ -78,12 +86,9 @@ class RefreshSteps:
         run = self._run
         if generation.facts["step"] == 0:
             run.store.generations.point(BASELINE, generation.number)
-        task = MiningTask(
-            run.corpus, run.train, run.config.negatives, run.config.seed, run.config.refresh.query_fraction
-        )
         encoder = self._open_encoder(generation)
         progress = self._meter.phase("mine")
-        negatives = publish_negative_set(run.store, generation, encoder, task, progress, self._warn)
+        negatives = publish_negative_set(run.store, generation, encoder, self._task, progress, self._warn)
         warn_of_cuts(encoder, self._warn_once)
         return negatives
 

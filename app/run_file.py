@@ -64,17 +64,23 @@ temperature = 0.05
 in_batch = true
 
 [negatives]                 # what is mined of each generation
-sources = ["ann"]
-depth = {depth}                 # candidates a query
+sources = ["ann"]           # and "bm25", "lookahead" (near the positive), "momentum" (of the set before): their union
+depth = {depth}                 # candidates a query from each source
 range_min = 0               # skip the first ranks if they hold many unlabelled positives
 relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the positive's score
-sampler = {{ name = "uniform" }}
+# adaptive = 1.0            # drops candidates more than a standard deviation above the query's mean
+# verdicts = "judged.jsonl" # lines {{"query", "passage", "relevant"}} that every refresh respects
+sampler = {{ name = "uniform" }}  # or top, log_rank, simans, simans_laplace, hardness
+
+# [batches]
+# name = "b3"               # batches of queries that are hard for each other, planned with each set; or "ngame"
 
 [refresh]
 trigger = "steps:{every}"       # mark a checkpoint so often; a schedule is "0-1000:500,1000-:1000"
 adopt = "ready"             # or "scheduled": exactly `lag` steps after the checkpoint, so runs repeat to the bit
 lag = {lag}
 # method = "partial"        # encode `share` of the passages and map the others; each `full_every`-th is full
+#                           # or "rescore": encode the candidates alone and score them anew, without a search
 # share = 0.2
 # full_every = 5
 max_staleness = 1000

@@ -45,7 +45,7 @@ class BuildInputs:
     """What a generation is built from besides the checkpoint.
 
     ``dev`` None: recall is measured over passages, and the dev facts are taken from ``same``, an earlier generation's
-    facts, if that has the same weights and corpus. ``partial``: most vectors are mapped from an earlier generation's;
+    facts, if that has the same weights and corpus. ``partial``: most vectors follow from an earlier generation's;
     such a generation is to be mined from alone, and dev is not measured on it.
     """
 
@@ -114,7 +114,10 @@ def _encode(
 
 
 def _parents(checkpoint: Artifact, inputs: BuildInputs) -> dict[str, int]:
-    followed = {} if inputs.partial is None else {"generation": inputs.partial.parent.number}
+    part = inputs.partial
+    followed = {} if part is None else {"generation": part.parent.number}
+    if part is not None and part.pools is not None:
+        followed["negatives"] = part.pools[0].number
     return {"checkpoint": checkpoint.number, "corpus": inputs.corpus.number, **followed}
 
 

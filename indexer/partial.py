@@ -1,4 +1,4 @@
-"""A cheap refresh: a share of the passages is encoded, the vectors of the others are mapped from an earlier generation.
+"""A cheap refresh: some passages are encoded, the vectors of the others are mapped or kept from an earlier generation.
 
 Does not know when a partial refresh is due, nor what may be done with its vectors.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.drift import Drift, fit_drift
+from indexer.drift import fit_drift
 from indexer.encode import advance, check_encoded
 from indexer.shards import Vectors, is_intact, open_vectors, shard_path, write_shard
 from retriever.artifacts import Artifact
@@ -25,26 +25,38 @@ from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 class Partial:
     """From which generation the vectors follow: ``share`` of the rows is encoded, the next ones at each ``turn``.
 
-    ``turn`` counts partial generations since the last full one, from 0; ``seed`` orders the rows.
+    ``turn`` counts partial generations since the last full one, from 0; ``seed`` orders the rows. With ``pools``, a
+    negative set and the rows int32 [n], ascending, that it holds, these are encoded and the others keep the vectors
+    that they had: enough to score its candidates anew, not to find others.
     """
 
     parent: Artifact
     turn: int
     share: float
     seed: int
+    pools: tuple[Artifact, IntArray] | None = None
+
+    @property
+    def method(self) -> str:
+        """The [refresh] method that makes such a generation."""
+        return "partial" if self.pools is None else "rescore"
 
     def fingerprint(self, passage: str) -> str:
         """Return what identifies the vectors that an encoder of the ``passage`` fingerprint gives this way."""
         parent = {name: entry["sha256"] for name, entry in self.parent.manifest["files"].items()}
         vectors = {name: digest for name, digest in parent.items() if name.startswith("vectors/")}
         made = {"passage": passage, "vectors": vectors, "turn": self.turn, "share": self.share, "seed": self.seed}
+        if self.pools is not None:
+            made = {"passage": passage, "vectors": vectors, "rows": hashlib.sha256(self.pools[1].tobytes()).hexdigest()}
         return f"partial-{sha256_json(made)}"
 
     def rows_due(self, total: int) -> IntArray:
-        """Return the rows int32 [n] to encode of a corpus of ``total``, in random order.
+        """Return the rows int32 [n] to encode of a corpus of ``total``: those of ``pools``, or a share in random order.
 
         Each turn takes the next share of one permutation, so that every row has its turn within 1 / share of them.
         """
+        if self.pools is not None:
+            return self.pools[1]
         count = min(total, max(1, round(self.share * total)))
         order = np.random.default_rng(self.seed).permutation(total)
         return order[(self.turn * count + np.arange(count)) % total].astype(np.int32)
@@ -64,19 +76,18 @@ def encode_partially(
     due = part.rows_due(len(corpus))
     rows = np.sort(due)
     encoded = _encode_rows(encoder, corpus, rows, folder, progress, warn)
-    drift = fit_drift(parent.gather(due), encoded.gather(np.searchsorted(rows, due)))
+    facts = {"method": part.method, "parent": part.parent.number, "turn": part.turn, "encoded_rows": len(rows)}
+    moved: Callable[[FloatArray], FloatArray] = np.array  # a copy
+    if part.pools is None:
+        moved = drift = fit_drift(parent.gather(due), encoded.gather(np.searchsorted(rows, due)))
+        facts |= {"mapped_rows": len(corpus) - len(rows), "cosine_before": drift.cosine_before}
+        facts |= {"cosine_mapped": drift.cosine_mapped}
+    else:
+        facts |= {"kept_rows": len(corpus) - len(rows)}
     paths = [
-        _write_block(shard_path(folder, corpus.sha256, number), first, block, drift, (rows, encoded), warn)
+        _write_block(shard_path(folder, corpus.sha256, number), first, block, moved, (rows, encoded), warn)
         for number, (first, block) in enumerate(parent.blocks())
     ]
-    facts = {
-        "parent": part.parent.number,
-        "turn": part.turn,
-        "encoded_rows": len(rows),
-        "mapped_rows": len(corpus) - len(rows),
-        "cosine_before": drift.cosine_before,
-        "cosine_mapped": drift.cosine_mapped,
-    }
     return Vectors(paths), facts
 
 
@@ -102,15 +113,15 @@ def _write_block(
     path: Path,
     first: int,
     before: FloatArray,
-    drift: Drift,
+    moved: Callable[[FloatArray], FloatArray],
     exact: tuple[IntArray, Vectors],
     warn: Callable[[str], None],
 ) -> Path:
-    """Write one block of the corpus, from row ``first`` on: mapped, and ``exact`` where its rows were encoded."""
+    """Write one block of the corpus, from row ``first`` on: ``moved``, and ``exact`` where its rows were encoded."""
     if is_intact(path, before.shape, warn):
         return path
     rows, encoded = exact
-    vectors = drift(before)
+    vectors = moved(before)
     start, end = np.searchsorted(rows, (first, first + len(before)))
     vectors[rows[start:end] - first] = encoded.gather(np.arange(start, end))
     write_shard(path, vectors)

@@ -4,12 +4,13 @@ Does not know FAISS, texts or which generation is served.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.faiss_index import is_exact, read_index, search_index
+from indexer.faiss_index import empty_index, is_exact, read_index, search_index
+from indexer.shards import open_vectors
 from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
@@ -100,3 +101,26 @@ def open_searcher(generation: Artifact) -> IndexSearcher:
     if (searcher.rows, searcher.dimensions) != expected:
         raise CorruptError(f"{path}: {searcher.rows} x {searcher.dimensions} where {expected} belongs; build it again")
     return searcher
+
+
+EXACT_ROWS = 100_000
+"""Up to so many passages, comparing all is faster for thousands of deep searches than visiting lists."""
+
+
+def open_batch_searcher(generation: Artifact) -> IndexSearcher:
+    """Open ``generation`` for thousands of queries at a time: exact over its vectors where they are few enough.
+
+    There a matrix product serves all queries of a chunk, and nothing is missed; the index serves one query well.
+    """
+    if generation.facts["rows"] > EXACT_ROWS:
+        return open_searcher(generation)
+    blocks = (block for _, block in open_vectors(generation.path / "vectors").blocks())
+    return exact_searcher(generation.facts["dim"], blocks)
+
+
+def exact_searcher(dimensions: int, blocks: Iterable[FloatArray]) -> IndexSearcher:
+    """Return a searcher that compares every vector of ``blocks``, float32 [n, dimensions] each, in their order."""
+    index = empty_index("Flat", dimensions, 0)
+    for block in blocks:
+        index.add(np.ascontiguousarray(block))
+    return IndexSearcher(index, {})

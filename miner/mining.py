@@ -1,32 +1,33 @@
-"""From a generation to a negative set: search the queries, judge what is found, write it down chunk by chunk.
+"""From a generation to a negative set: find candidates, judge them, write them down chunk by chunk.
 
 Does not know the store, the encoder's kind or how the trainer draws from the set.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from miner.communities import B3
 from miner.counter_hash import uniform
 from miner.filters import FilterConfig, judge
 from miner.samplers import SamplerConfig
-from miner.sources import SOURCES, ann_candidates
+from miner.sources import SOURCES, Asked, OpenGeneration, exact_scores, find
+from miner.verdicts import StoredVerdicts
 from retriever.data import Corpus, QuerySet, duplicate_hash
 from retriever.errors import InputError
-from retriever.negatives import NegativeSet, Verdict, create_negative_set
-from retriever.protocols import FloatArray, IntArray, Progress, Searcher, silent
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, create_negative_set
+from retriever.protocols import FloatArray, IntArray, Progress, silent
 
 CHUNK_QUERIES = 1024
-CHUNK_POSITIVES = 16_384
 
 
 @dataclass(frozen=True)
 class MiningConfig:
-    """The [negatives] of a run: ``depth`` candidates a query from ``sources``, the limits of FilterConfig, a sampler.
+    """The [negatives] of a run: ``depth`` candidates a query from each source, the limits of FilterConfig, a sampler.
 
+    ``live``: the trainer searches for each batch's queries as they are, in the generation of the set in use (ADORE).
+    ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file.
     Raises InputError naming the key of a value that cannot be mined with.
     """
 
@@ -37,6 +38,10 @@ class MiningConfig:
     absolute_margin: float | None = None
     relative_margin: float | None = 0.0
     max_score: float | None = None
+    adaptive: float | None = None
+    iqr: float | None = None
+    verdicts: str | None = None
+    live: bool = False
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
@@ -44,10 +49,21 @@ class MiningConfig:
         unknown = [name for name in self.sources if name not in SOURCES]
         if unknown or not self.sources:
             raise InputError(f"[negatives] sources = {list(self.sources)}: choose from {', '.join(SOURCES)}")
+        if len(set(self.sources)) < len(self.sources):
+            raise InputError(f"[negatives] sources = {list(self.sources)}: name each source once")
+        if self.sources == ("momentum",):
+            raise InputError('[negatives] sources = ["momentum"]: there is no set before the first; add "ann"')
+        if self.live and self.sources != ("ann",):
+            raise InputError(f'[negatives] sources = {list(self.sources)}: live = true searches, it needs ["ann"]')
         if self.depth < 1:
             raise InputError(f"[negatives] depth = {self.depth}: write 1 or more")
-        if self.filters.range_min >= self.depth:
+        if self.filters.range_min >= self.width:
             raise InputError(f"[negatives] range_min = {self.range_min} leaves nothing of depth = {self.depth}")
+
+    @property
+    def width(self) -> int:
+        """Candidates that a query's pool has room for: ``depth`` of each source."""
+        return self.depth * len(self.sources)
 
     @property
     def filters(self) -> FilterConfig:
@@ -59,8 +75,9 @@ class MiningConfig:
 class MiningTask:
     """What a run mines for, the same for all its generations.
 
-    ``query_fraction`` of the queries are mined anew, the others carried over from the set before. Raises InputError if
-    it is not in (0, 1].
+    ``query_fraction`` of the queries are mined anew, the others carried over from the set before. ``judged``: stored
+    verdicts on these queries; ``b3``: how batches are planned with each set, None if they are not. Raises InputError if
+    the fraction is not in (0, 1].
     """
 
     corpus: Corpus
@@ -68,25 +85,13 @@ class MiningTask:
     config: MiningConfig
     seed: int
     query_fraction: float = 1.0
+    judged: StoredVerdicts | None = None
+    b3: B3 | None = None
 
     def __post_init__(self) -> None:
         """Check the fraction."""
         if not 0 < self.query_fraction <= 1:
             raise InputError(f"[refresh] query_fraction = {self.query_fraction}: write a share above 0, at most 1")
-
-
-@dataclass(frozen=True)
-class OpenGeneration:
-    """What mining needs of generation ``number``.
-
-    ``encode`` is its query tower: texts to float32 [n, dim]; ``gather`` gives its passage vectors float32 [n, dim] at
-    rows int32 [n].
-    """
-
-    number: int
-    encode: Callable[[Sequence[str]], FloatArray]
-    searcher: Searcher
-    gather: Callable[[IntArray], FloatArray]
 
 
 def mine(
@@ -99,12 +104,11 @@ def mine(
     """Write a negative set for all queries of ``task`` into ``folder`` and return it.
 
     ``previous`` is a set of the same corpus, queries and filters: what is not mined anew is copied from it.
-    ``progress`` counts the queries that are mined. Memory is bounded by a chunk of queries × depth. Raises InputError
-    if depth exceeds the corpus.
+    ``progress`` counts the queries that are mined. Memory is bounded by a chunk of queries × candidates. Raises
+    InputError if depth exceeds the corpus.
     """
     queries = task.queries
-    width = max((len(queries.positives(row)) for row in range(len(queries))), default=0) or 1
-    found = create_negative_set(folder, len(queries), task.config.depth, width)
+    found = create_negative_set(folder, len(queries), task.config.width, most_positives(queries))
     due = queries_due(task, generation.number, previous)
     if previous is not None:
         _carry_over(found, previous, np.setdiff1d(found.queries, due, assume_unique=True))
@@ -137,22 +141,44 @@ def _carry_over(found: NegativeSet, previous: NegativeSet, rows: IntArray) -> No
 
 
 def _mine_chunk(found: NegativeSet, rows: IntArray, generation: OpenGeneration, task: MiningTask) -> None:
-    texts = [task.queries.texts[row] for row in rows]
-    vectors = generation.encode(texts)
-    passages, scores = ann_candidates(generation.searcher, vectors, task.config.depth)
-    positives = _positives(task.queries, rows, found.positives.shape[1])
-    of_positives = positive_scores(vectors, positives, generation.gather)
-    query_hash = np.array([duplicate_hash(text) for text in texts], np.uint64)
+    vectors = generation.encode([task.queries.texts[row] for row in rows])
+    mined = mine_queries(rows, vectors, generation, task, found.positives.shape[1])
+    for array in fields(NegativeSet):
+        getattr(found, array.name)[rows] = getattr(mined, array.name)
+
+
+def mine_queries(
+    rows: IntArray, vectors: FloatArray, generation: OpenGeneration, task: MiningTask, most_positives: int
+) -> NegativeSet:
+    """Return a set of the queries ``rows`` int32 [q] alone, in memory; ``vectors`` float32 [q, dim] are theirs.
+
+    ``most_positives`` is the width of its positives, at least as many as a query has.
+    """
+    positives = _positives(task.queries, rows, most_positives)
+    of_positives = exact_scores(vectors, positives, generation.gather)
+    candidates = find(Asked(rows, vectors, positives, of_positives), generation, task.config.sources, task.config.depth)
+    query_hash = np.array([duplicate_hash(task.queries.texts[row]) for row in rows], np.uint64)
     text_hash = task.corpus.text_hash
-    verdicts = judge(passages, scores, positives, of_positives, query_hash, text_hash, task.config.filters)
-    found.passages[rows] = passages
-    found.scores[rows] = scores
-    found.sources[rows] = np.where(passages >= 0, SOURCES["ann"], 0)
-    found.verdicts[rows] = verdicts
-    found.positives[rows] = positives
-    found.positive_scores[rows] = of_positives
-    found.dropped[rows] = ~(verdicts == Verdict.ELIGIBLE).any(axis=1)
-    found.mined_from[rows] = generation.number
+    limits = task.config.filters
+    verdicts = judge(candidates.rows, candidates.scores, positives, of_positives, query_hash, text_hash, limits)
+    if task.judged is not None:
+        verdicts = task.judged.respected(verdicts, rows, candidates.rows)
+    return NegativeSet(
+        queries=rows,
+        passages=candidates.rows,
+        scores=candidates.scores,
+        sources=candidates.sources,
+        verdicts=verdicts,
+        positives=positives,
+        positive_scores=of_positives,
+        dropped=np.asarray(~np.isin(verdicts, MAY_BE_DRAWN).any(axis=1)),
+        mined_from=np.full(len(rows), generation.number, np.int32),
+    )
+
+
+def most_positives(queries: QuerySet) -> int:
+    """Return how many positives a query has at most, 1 where none has any."""
+    return max((len(queries.positives(row)) for row in range(len(queries))), default=0) or 1
 
 
 def _positives(queries: QuerySet, rows: IntArray, width: int) -> IntArray:
@@ -161,16 +187,3 @@ def _positives(queries: QuerySet, rows: IntArray, width: int) -> IntArray:
         positives = queries.positives(int(row))
         line[: len(positives)] = positives
     return padded
-
-
-def positive_scores(
-    query_vectors: FloatArray, positives: IntArray, gather: Callable[[IntArray], FloatArray]
-) -> NDArray[np.float32]:
-    """Return exact dot products float32 [q, P] of queries float32 [q, dim] and their ``positives``, 0 at pads."""
-    scores = np.zeros(positives.shape, np.float32)
-    lines, columns = np.nonzero(positives >= 0)
-    for start in range(0, len(lines), CHUNK_POSITIVES):
-        line, column = lines[start : start + CHUNK_POSITIVES], columns[start : start + CHUNK_POSITIVES]
-        passage_vectors = gather(positives[line, column])
-        scores[line, column] = np.einsum("nd,nd->n", query_vectors[line], passage_vectors)
-    return scores

@@ -5,22 +5,25 @@ Does not know how candidates are judged or when a refresh is due.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from indexer.encode import remembering_queries
-from indexer.searcher import open_searcher
+from indexer.searcher import open_batch_searcher
 from indexer.shards import open_vectors
-from miner.mining import CHUNK_QUERIES, MiningTask, OpenGeneration, mine
-from miner.sources import SOURCES
-from retriever.artifacts import CURRENT, Artifact
+from miner.communities import B3, b3_batches
+from miner.lexical import LexicalSource
+from miner.mining import CHUNK_QUERIES, MiningTask, mine
+from miner.sources import SOURCES, OpenGeneration
+from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import CorruptError, InputError, StoreError
-from retriever.negatives import NegativeSet, Verdict, open_negative_set
-from retriever.protocols import Encoder, Progress
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set, write_batches
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 from retriever.store import Store
 
 
@@ -41,24 +44,69 @@ def publish_negative_set(
     started = time.monotonic()
     _check_generation(store, generation, encoder, task.corpus)
     with store.negatives.stage({**generation.parents, "generation": generation.number}) as draft:
-        pool = pool_facts(task)
-        previous = _previous_set(store, task, pool, warn)
-        opened = OpenGeneration(
-            generation.number,
-            remembering_queries(encoder, store.embeddings, warn),
-            open_searcher(generation),
-            open_vectors(generation.path / "vectors").gather,
-        )
+        step, carried = generation.facts["step"], None
+        if task.query_fraction < 1:
+            carried = set_before(store, step, task, warn, "all queries are mined")
+        opened = _opened(store, generation, encoder, task, warn)
+        previous = None if carried is None else open_negative_set(carried.path)
         negatives = mine(draft.path, opened, task, previous, progress)
+        seconds = {"mine": time.monotonic() - started}
         draft.facts.update(
-            step=generation.facts["step"],
+            step=step,
             final=bool(generation.facts.get("final", False)),
             dev=generation.facts["dev"],  # by which the trainer stops early
-            **pool,
+            **pool_facts(task),
             **summary(negatives, generation.number),
-            seconds={"mine": time.monotonic() - started},
+            seconds=seconds,
         )
+        if task.b3 is not None:
+            begun = time.monotonic()
+            draft.facts["batches"] = _plan(draft.path, task.b3, negatives, opened, task)
+            seconds["batches"] = time.monotonic() - begun
     return store.negatives.at(draft.number)
+
+
+def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, task: MiningTask) -> dict[str, Any]:
+    """Plan batches of all queries into ``folder`` and return how."""
+    batches, inside = b3_batches(
+        b3, task.queries.texts, opened.encode, opened.gather, negatives, (task.seed, opened.number)
+    )
+    write_batches(folder, batches)
+    return {"name": "b3", **asdict(b3), "edges_inside": inside}
+
+
+def _opened(
+    store: Store, generation: Artifact, encoder: Encoder, task: MiningTask, warn: Callable[[str], None]
+) -> OpenGeneration:
+    """Open what ``task`` needs of ``generation`` and of the sets before it."""
+    config, last, pools = task.config, None, None
+    if "momentum" in config.sources:
+        keys = ("corpus_sha256", "queries_sha256")
+        last = set_before(store, generation.facts["step"], task, warn, "momentum has no candidates", keys)
+    if is_rescored(generation.facts):
+        pools = store.negatives.at(generation.parents["negatives"])
+        pools.verify()
+    return OpenGeneration(
+        generation.number,
+        remembering_queries(encoder, store.embeddings, warn),
+        open_batch_searcher(generation),
+        open_vectors(generation.path / "vectors").gather,
+        last=None if last is None else open_negative_set(last.path),
+        lexical=LexicalSource(task.corpus, task.queries.texts, config.depth, store.lexical)
+        if "bm25" in config.sources
+        else None,
+        pools=None if pools is None else open_negative_set(pools.path),
+    )
+
+
+def open_to_vectors(generation: Artifact) -> OpenGeneration:
+    """Open ``generation`` for queries that are vectors already: it encodes none, so asking it for texts is an error."""
+
+    def refuse(texts: Sequence[str]) -> FloatArray:
+        raise ValueError("this generation was opened without an encoder")
+
+    gather = open_vectors(generation.path / "vectors").gather
+    return OpenGeneration(generation.number, refuse, open_batch_searcher(generation), gather)
 
 
 def _check_generation(store: Store, generation: Artifact, encoder: Encoder, corpus: Corpus) -> None:
@@ -84,34 +132,64 @@ def pool_facts(task: MiningTask) -> dict[str, Any]:
         "depth": task.config.depth,
         "sources": {name: SOURCES[name] for name in task.config.sources},
         "filters": asdict(task.config.filters),
+        "verdicts_sha256": None if task.judged is None else task.judged.sha256,
     }
 
 
-def _previous_set(
-    store: Store, task: MiningTask, pool: dict[str, Any], warn: Callable[[str], None]
-) -> NegativeSet | None:
-    if task.query_fraction == 1 or store.negatives.pointed(CURRENT) is None:
-        return None
-    try:
-        previous = store.negatives.intact(CURRENT, warn)
-    except CorruptError as error:
-        warn(f"{error}; all queries are mined")
-        return None
-    assert previous is not None  # CURRENT exists: there is an intact set or an error
-    differing = [name for name, value in pool.items() if previous.facts.get(name) != value]
-    if differing:
-        warn(f"{previous.path}: differs in {', '.join(differing)}, so nothing is carried over; all queries are mined")
-        return None
-    return open_negative_set(previous.path)
+def is_rescored(facts: Mapping[str, Any]) -> bool:
+    """Tell whether the generation with these ``facts`` can score the pools of its parent set, and nothing else."""
+    return bool((facts.get("partial") or {}).get("method") == "rescore")
+
+
+def passages_of(negatives: NegativeSet) -> IntArray:
+    """Return the rows int32 [n], ascending, of all candidates and positives of a set: what scoring it anew needs."""
+    found: set[int] = set()
+    for start in range(0, len(negatives.queries), CHUNK_QUERIES):
+        chunk = slice(start, start + CHUNK_QUERIES)
+        found.update(np.unique(negatives.passages[chunk]).tolist(), np.unique(negatives.positives[chunk]).tolist())
+    return np.array(sorted(found - {-1}), np.int32)
+
+
+def set_before(
+    store: Store,
+    step: int,
+    task: MiningTask,
+    warn: Callable[[str], None],
+    otherwise: str,
+    keys: Sequence[str] | None = None,
+) -> Artifact | None:
+    """Return the newest set of a step before ``step`` if it was mined for the same as ``task``.
+
+    The same: in all pool facts, or in those of ``keys``. None if there is none before; also if it differs or is
+    corrupt, which ``warn`` is told with ``otherwise``, what happens then. A trainer that went back to an earlier
+    checkpoint leaves sets of later steps behind: they are passed over, so that it meets what it met before.
+    """
+    for number in reversed(store.negatives.numbers()):
+        try:
+            found = store.negatives.at(number)
+            if found.facts.get("step", step) >= step:
+                continue
+            found.verify()
+        except CorruptError as error:
+            warn(f"{error}; {otherwise}")
+            return None
+        ours = pool_facts(task)
+        differing = [name for name in keys or ours if found.facts.get(name) != ours[name]]
+        if differing:
+            warn(f"{found.path}: differs in {', '.join(differing)}; {otherwise}")
+        return None if differing else found
+    return None
 
 
 def summary(negatives: NegativeSet, generation: int) -> dict[str, Any]:
     """Return counts and means of a set for its manifest; a mean over nothing is None.
 
-    ``verdicts`` counts candidates by name, pads apart; ``mined`` and ``carried`` count queries by whether they come
-    from ``generation``; ``top_negative_score_mean`` is over each query's best eligible candidate.
+    ``verdicts`` counts candidates by name, pads apart, ``candidates`` those that each source brought; ``mined`` and
+    ``carried`` count queries by whether they come from ``generation``; ``top_negative_score_mean`` is over each query's
+    best candidate that may be drawn.
     """
     verdicts: Counter[int] = Counter()
+    candidates = dict.fromkeys(SOURCES, 0)
     pads = scored = 0
     positive_sum = top_sum = 0.0
     for start in range(0, len(negatives.queries), CHUNK_QUERIES):
@@ -119,10 +197,12 @@ def summary(negatives: NegativeSet, generation: int) -> dict[str, Any]:
         real = negatives.passages[chunk] >= 0
         verdicts.update(negatives.verdicts[chunk][real].tolist())
         pads += int((~real).sum())
+        for name, bit in SOURCES.items():
+            candidates[name] += int(np.count_nonzero(negatives.sources[chunk] & bit))
         known = negatives.positives[chunk] >= 0
         scored += int(known.sum())
         positive_sum += float(negatives.positive_scores[chunk].sum(where=known, dtype=np.float64))
-        eligible = negatives.verdicts[chunk] == Verdict.ELIGIBLE
+        eligible = np.isin(negatives.verdicts[chunk], MAY_BE_DRAWN) & real
         first = eligible.argmax(axis=1)[:, None]
         top = np.take_along_axis(negatives.scores[chunk], first, axis=1)[:, 0]
         top_sum += float(top.sum(where=eligible.any(axis=1), dtype=np.float64))
@@ -131,6 +211,7 @@ def summary(negatives: NegativeSet, generation: int) -> dict[str, Any]:
     return {
         "eligible_mean": verdicts[Verdict.ELIGIBLE] / queries,
         "verdicts": {verdict.name.lower(): verdicts[verdict] for verdict in Verdict},
+        "candidates": candidates,
         "pads": pads,
         "dropped": dropped,
         "mined": mined,

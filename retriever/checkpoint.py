@@ -5,6 +5,7 @@ Does not know when a checkpoint is due.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,14 @@ def publish_checkpoint(
     model: DualEncoder,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
+    save_more: Callable[[Path], None],
     parents: dict[str, int],
     facts: dict[str, Any],
 ) -> Artifact:
-    """Publish model, optimiser and ``state``; ``facts`` (refresh, final …) are added to step and weights_sha256."""
+    """Publish model, optimiser and ``state``; ``facts`` (refresh, final …) are added to step and weights_sha256.
+
+    ``save_more`` may add files to the folder that it is given.
+    """
     with store.checkpoints.stage(parents) as draft:
         model.save(draft.path / "model")
         training = draft.path / "training"
@@ -52,6 +57,7 @@ def publish_checkpoint(
         tensors, groups = _flatten(optimizer)
         save_file(tensors, training / "optimizer.safetensors")
         (training / "state.json").write_text(json.dumps({**asdict(state), "groups": groups}) + "\n")
+        save_more(training)
         weights = model.weights_sha256()
         draft.facts.update(step=state.step, weights_sha256=weights, model=asdict(model.config), **facts)
     return store.checkpoints.at(draft.number)

@@ -26,6 +26,10 @@ class Verdict(IntEnum):
     JUDGED_IRRELEVANT = 5
 
 
+MAY_BE_DRAWN = (Verdict.ELIGIBLE, Verdict.JUDGED_IRRELEVANT)
+"""The verdicts of candidates that may be negatives."""
+
+
 @dataclass(frozen=True)
 class NegativeSet:
     """Arrays over Q queries, D candidates and at most P positives a query, memory-mapped.
@@ -109,3 +113,22 @@ def open_negative_set(folder: Path) -> NegativeSet:
                 f"{folder / name}.npy: {arrays[name].dtype} {arrays[name].shape} where {expected} belongs"
             )
     return NegativeSet(**arrays)
+
+
+def write_batches(folder: Path, batches: NDArray[np.int32]) -> None:
+    """Add a batch plan to the set in ``folder``: query rows int32 [batches, batch size]."""
+    np.save(folder / "batches.npy", batches, allow_pickle=False)
+
+
+def open_batches(folder: Path) -> NDArray[np.int32] | None:
+    """Map the batch plan of the set in ``folder``, None if it has none. Raises CorruptError for a torn file."""
+    path = folder / "batches.npy"
+    if not path.exists():
+        return None
+    try:
+        batches: NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise CorruptError(f"{path}: unreadable ({error})") from error
+    if batches.dtype != np.int32 or batches.ndim != 2:
+        raise CorruptError(f"{path}: {batches.dtype} {batches.shape} where int32 [batches, batch size] belongs")
+    return batches

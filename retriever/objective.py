@@ -10,7 +10,7 @@ from retriever.examples import Batch
 from retriever.losses.contrastive import LossConfig, contrastive_loss
 from retriever.losses.temperature import LearnedTemperature, cosine_temperature
 from retriever.losses.terms import Candidates
-from retriever.protocols import Encoder
+from retriever.protocols import Encoder, FloatArray
 
 
 class Objective(nn.Module):
@@ -25,6 +25,7 @@ class Objective(nn.Module):
         self.config = config
         self.facts: dict[str, float] = {}
         self._guide = guide
+        self._queries = torch.empty(0)
         self.learned = LearnedTemperature(config.temperature) if config.temperature_schedule == "learned" else None
 
     def temperature(self, step: int) -> Tensor | float:
@@ -61,6 +62,11 @@ class Objective(nn.Module):
         if self.learned is not None and state is not None:
             torch.nn.init.constant_(self.learned.log, state)
 
+    def query_vectors(self) -> FloatArray:
+        """Return the queries of the last batch float32 [b, dim]."""
+        vectors: FloatArray = self._queries.float().cpu().numpy()
+        return vectors
+
     def guide_scores(self, queries: list[str], passages: list[str]) -> Tensor | None:
         """Return the guide's similarities float32 [b, n] of a batch's texts, None without a guide."""
         if self._guide is None:
@@ -75,6 +81,7 @@ class Objective(nn.Module):
             torch.from_numpy(batch.allowed).to(device),
             torch.from_numpy(batch.hard).to(device),
         )
+        self._queries = queries.detach()
         scores, temperature = queries @ passages.T, self.temperature(step)
         with torch.no_grad():
             self.facts = {

@@ -112,8 +112,14 @@ class NegativeSource(Protocol):
 
 
 class BatchPlanner(Protocol):
-    """Orders the training queries of an epoch into batches; the same epoch always gives the same plan."""
+    """Orders the training queries of an epoch into batches; the same arguments always give the same plan.
 
-    def plan(self, epoch: int) -> IntArray:
-        """Return query rows int32 [batches, batch size]."""
+    Every plan of a run has as many batches as the others, so that a step's epoch does not depend on them.
+    """
+
+    def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
+        """Return query rows int32 [batches, batch size].
+
+        ``bank`` float32 [queries, dim] holds each query's newest embedding as training made it, None if none is kept.
+        """
         ...

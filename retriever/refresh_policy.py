@@ -18,13 +18,14 @@ class RefreshConfig:
     """[refresh]: how often negatives are renewed, how, and how stale they may become (all in optimiser steps).
 
     ``method`` "partial" encodes ``share`` of the passages at a refresh and maps the vectors of the others from the
-    generation before; each ``full_every``-th refresh, the first and the last encode all of them. Every
-    ``probe_every`` steps (0: never) the staleness of the best ``probe_depth`` candidates of ``probe_queries`` queries
-    is measured.
+    generation before; "rescore" encodes only the passages of the last set's pools and scores these candidates anew,
+    without a search (Izacard et al., "Atlas", JMLR 2023). Each ``full_every``-th refresh, the first and the last encode
+    all of them. Every ``probe_every`` steps (0: never) the staleness of the best ``probe_depth`` candidates of
+    ``probe_queries`` queries is measured.
     """
 
     trigger: str = "steps:200"
-    method: Literal["full", "partial"] = "full"
+    method: Literal["full", "partial", "rescore"] = "full"
     share: float = 0.2
     full_every: int = 5
     adopt: Literal["ready", "scheduled"] = "ready"

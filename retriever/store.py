@@ -54,6 +54,11 @@ class Store:
         """Folder of the embedding shards, a cache keyed by passage fingerprint."""
         return self.root / "embeddings"
 
+    @property
+    def lexical(self) -> Path:
+        """Folder of BM25's candidates, a cache keyed by corpus, queries and analysis."""
+        return self.root / "lexical"
+
     def log_event(self, event: str, **fields: Any) -> None:
         """Append one line to events.jsonl, for those who watch; not flushed to the disk."""
         append_line(self.root / "events.jsonl", {"time": time.time(), "event": event, **fields}, flush=False)

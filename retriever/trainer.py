@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
+from retriever.batch_order import BatchOrder, OpenPlanner
 from retriever.batch_step import BatchStep, Gather
 from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
 from retriever.device import DTYPES, Precision, pick_device, resolve_precision
@@ -26,7 +27,7 @@ from retriever.losses.contrastive import LossConfig
 from retriever.negatives import open_negative_set
 from retriever.objective import Objective
 from retriever.optimiser import adamw, learning_rate
-from retriever.protocols import BatchPlanner, Encoder, FloatArray, IntArray, NegativeSource
+from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.staleness import Probe, measure, take_probe
@@ -73,12 +74,13 @@ class Training:
 
     ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
     the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
+    ``keep_bank``: the planner reads the embeddings that training makes of the queries.
     """
 
     store: Store
     model: DualEncoder
     examples: Examples
-    planner: BatchPlanner
+    open_planner: OpenPlanner
     open_source: Callable[[Artifact, int, EncodeQueries], NegativeSource]
     open_vectors: Callable[[Artifact], Gather]
     refresher: Refresher
@@ -88,6 +90,7 @@ class Training:
     refresh: RefreshConfig
     seed: int
     guide: Encoder | None = None
+    keep_bank: bool = False
     dev_metric: str = "nDCG@10"
 
 
@@ -148,9 +151,8 @@ class Trainer:
         self._probe: Probe | None = None
         self._marked: set[int] = set()
         self._checkpoint = self._saved = -1
-        plan = parts.planner.plan(0)
-        self._batches_per_epoch = len(plan)
-        self._plan = (0, plan)
+        dimensions = parts.model.dimensions if parts.keep_bank else None
+        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions)
 
     def run(self) -> Outcome:
         """Train until max_steps, early stopping or ``stop``. Raises StaleError as [refresh] on_stale asks."""
@@ -180,6 +182,7 @@ class Trainer:
         self._adoption.resume(self._state.step)
         if self._adoption.adopted is not None:
             self._use(self._adoption.adopted)
+        self._order.restore(checkpoint.path / "training", self._adoption.adopted)
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
@@ -221,6 +224,7 @@ class Trainer:
             return
         adopted = self._parts.store.negatives.at(number)
         self._use(adopted)
+        self._order.adopt(adopted)
         self._report(
             "adopted",
             step=self._state.step,
@@ -231,7 +235,7 @@ class Trainer:
 
     def _use(self, adopted: Artifact) -> None:
         parts, config = self._parts, self._parts.refresh
-        self._source = parts.open_source(adopted, self._batches_per_epoch, self._batch_step.query_vectors)
+        self._source = parts.open_source(adopted, self._order.batches_per_epoch, self._batch_step.query_vectors)
         if parts.train.towers == "query":
             self._batch_step.frozen = parts.open_vectors(adopted)
         if config.probe_every and self._ranks.is_first:
@@ -285,6 +289,8 @@ class Trainer:
         for part in range(config.accumulation):
             batch = self._batch(self._state.step * config.accumulation + part)
             loss = self._batch_step.backward(batch, self._state.step, last=part == config.accumulation - 1)
+            if self._order.keeps_bank:
+                self._order.note(batch.query_rows, self._batch_step.objective.query_vectors())
             total += loss.item() / config.accumulation
         if not math.isfinite(total):
             raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
@@ -296,10 +302,7 @@ class Trainer:
         return total
 
     def _batch(self, position: int) -> Batch:
-        epoch, place = divmod(position, self._batches_per_epoch)
-        if self._plan[0] != epoch:
-            self._plan = (epoch, self._parts.planner.plan(epoch))
-        rows = self._plan[1][place]
+        rows, epoch = self._order.at(position)
         drawn = None if self._source is None else self._source.draw(rows, position)
         if drawn is not None and self._parts.train.drawn_negatives is not None:
             drawn = self._batch_step.hardest(rows, drawn, self._parts.train.num_negatives)
@@ -319,7 +322,7 @@ class Trainer:
         model = self._accelerator.unwrap_model(self._model)
         facts = {"refresh": refresh, "final": final, "precision": self._precision}
         self._state.temperature = self._batch_step.objective.state()
-        saved = publish_checkpoint(store, model, self._optimizer, self._state, parents, facts)
+        saved = publish_checkpoint(store, model, self._optimizer, self._state, self._order.save, parents, facts)
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
         if refresh:

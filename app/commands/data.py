@@ -117,7 +117,7 @@ def join(
     folders: Annotated[list[str], typer.Argument(help="Data sets in BEIR layout: FOLDER or NAME=FOLDER.")],
     json_output: JsonOption = False,
 ) -> None:
-    """Join several data sets into one to train on; `[batches] mix` says how their queries share the steps."""
+    """Join several data sets into one to train on; `[mix]` says how their queries share the steps."""
     named = [_named_folder(one) for one in folders]
     if len({name for name, _ in named}) < len(named):
         raise InputError("two data sets have the same name; write NAME=FOLDER")

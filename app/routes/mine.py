@@ -16,10 +16,9 @@ from app.schemas import MineReply, MineRequest
 from app.service import ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
-from miner.filters import FilterConfig, judge
-from miner.mining import positive_scores
-from miner.samplers import SAMPLERS, SamplerConfig, draw
-from miner.sources import ann_candidates
+from miner.filters import FilterConfig, judge, lowest_positive
+from miner.samplers import Pool, SamplerConfig, draw, log_weights
+from miner.sources import ann_candidates, exact_scores
 from retriever.data import duplicate_hash, hash64
 from retriever.negatives import Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
@@ -31,11 +30,15 @@ router = APIRouter(tags=["mining"])
 
 @dataclass(frozen=True)
 class Candidates:
-    """What was found for each query: rows int32 [q, D], best first with −1 pads, scores and verdicts [q, D]."""
+    """What was found for each query: rows int32 [q, D], best first with −1 pads, scores and verdicts [q, D].
+
+    ``positive`` float64 [q] is the score of its lowest positive, NaN where it has none.
+    """
 
     rows: IntArray
     scores: FloatArray
     verdicts: NDArray[np.uint8]
+    positive: NDArray[np.float64]
 
 
 @router.post("/v1/mine", response_model=MineReply, responses=errors(400, 413, 415, 422, 503))
@@ -58,10 +61,10 @@ def _candidates(body: MineRequest, snapshot: Snapshot) -> Candidates:
     texts = [query.text for query in body.queries]
     vectors = snapshot.encoder.encode_queries(texts)
     rows, scores = ann_candidates(snapshot.searcher, vectors, min(body.depth, snapshot.searcher.rows))
-    of_positives = positive_scores(vectors, positives, snapshot.vectors.gather)
+    of_positives = exact_scores(vectors, positives, snapshot.vectors.gather)
     query_hash = np.array([duplicate_hash(text) for text in texts], np.uint64)
     verdicts = judge(rows, scores, positives, of_positives, query_hash, snapshot.corpus.text_hash, limits)
-    return Candidates(rows, scores, verdicts)
+    return Candidates(rows, scores, verdicts, lowest_positive(positives, of_positives))
 
 
 def _positive_rows(body: MineRequest, snapshot: Snapshot) -> IntArray:
@@ -84,13 +87,13 @@ def _positive_rows(body: MineRequest, snapshot: Snapshot) -> IntArray:
 
 def _drawn(body: MineRequest, generation: int, candidates: Candidates) -> tuple[NDArray[np.intp], BoolArray]:
     """Draw columns of the eligible candidates; a query's draw depends on its own id, not on its neighbours."""
-    sampler = SAMPLERS[SamplerConfig(body.sampler.name).name]
+    sampler = SamplerConfig(body.sampler.name)
     noise: NDArray[np.float64] | float = 0.0
     if sampler.random:
         query_keys = np.array([hash64(query.id) for query in body.queries], np.uint64)
         noise = gumbel("mine", body.seed, generation, query_keys[:, None], candidates.rows)
-    weights = sampler.log_weights(candidates.scores, candidates.verdicts == Verdict.ELIGIBLE)
-    return draw(weights, body.num_negatives, noise)
+    pool = Pool(candidates.scores, candidates.verdicts == Verdict.ELIGIBLE, candidates.positive)
+    return draw(log_weights(pool, sampler), body.num_negatives, noise)
 
 
 def _negative(snapshot: Snapshot, candidates: Candidates, line: int, column: int) -> dict[str, Any]:

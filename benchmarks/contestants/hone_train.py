@@ -16,7 +16,7 @@ from retriever.encoder import ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.losses.contrastive import LossConfig
-from retriever.protocols import IntArray, Negatives
+from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
 from retriever.trainer import TrainConfig, Trainer, Training
@@ -29,7 +29,7 @@ class Given:
         """``negatives`` int [queries] are rows of the corpus."""
         self._store, self._negatives, self._batch_size = store, np.array(negatives, np.int32), batch_size
 
-    def plan(self, epoch: int) -> IntArray:
+    def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
         """Return query rows int32 [batches, batch size]."""
         return np.arange(len(self._negatives), dtype=np.int32).reshape(-1, self._batch_size)
 
@@ -80,7 +80,7 @@ def train(pace: Pace, scratch: Path) -> None:
         store=store,
         model=create_encoder(ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)),
         examples=Examples(corpus, queries, in_batch=True, seed=0),
-        planner=given,
+        open_planner=lambda artifact: given,
         open_source=lambda artifact, batches, encode: given,
         open_vectors=given.vectors,
         refresher=given,

@@ -2,12 +2,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 
-from app.composition import Run, make_trainer, open_run, with_positives
+from app.composition import Run, make_trainer, open_run, planner_opener, with_positives
 from app.refreshing import InlineRefresher
+from miner.stored_pool import StoredPool
 from retriever.data import QuerySet
 from retriever.errors import InputError
+from retriever.examples import Examples
+from retriever.joining import join_datasets
+from retriever.negatives import open_negative_set
+from retriever.store import Store
 from tests.app.command_line import contents, never, opened, silent, write_run
 from tests.stand_ins import write_tiny_data
 
@@ -79,3 +85,171 @@ def test_the_trainer_of_a_run_draws_from_its_negative_sets(tiny: Path, tmp_path:
     stopped = Event()
     stopped.set()
     assert "step" not in trainer_events(opened(tiny / "run.toml", tmp_path / "other"), stopped)
+
+
+B3 = '[batches]\nname = "b3"\nfirst_rank = 2\nranks = 4\ncommunity = 2\n[negatives]'
+
+
+def test_batches_of_b3_come_from_the_set_in_use(tiny: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", B3))
+    run = opened(config, tmp_path / "store")
+    trainer_events(run, Event())
+    open_planner = planner_opener(run)
+    sets = [run.store.negatives.at(number) for number in run.store.negatives.numbers()[:2]]
+    plans = [open_planner(one).plan(1) for one in (None, *sets)]
+    assert {plan.shape for plan in plans} == {(5, 4)}
+    assert len({plan.tobytes() for plan in plans}) == 3
+    assert {frozenset(batch) for batch in plans[1].tolist()} == {
+        frozenset(b) for b in open_planner(sets[0]).plan(2).tolist()
+    }
+    np.testing.assert_array_equal(plans[0], open_planner(None).plan(1))
+
+
+def test_no_known_positive_is_a_negative_in_a_batch_of_b3(tiny: Path, tmp_path: Path) -> None:
+    """B3 puts near queries together, so that one's positive is often another's: here each has its neighbour's."""
+    data = write_tiny_data(tmp_path / "data")
+    with (data / "qrels/train.tsv").open("a") as file:
+        file.writelines(f"q{query}\tp{(query + 1) % 20}\t1\n" for query in range(20))
+    run = opened(write_run(tmp_path / "run.toml", data, tiny / "model", ("[negatives]", B3)), tmp_path / "store")
+    trainer_events(run, Event())
+    mined = run.store.negatives.at(0)
+    source = StoredPool(open_negative_set(mined.path), 0, run.config.negatives.sampler, 2, 1, 5)
+    examples, met = Examples(run.corpus, run.train, in_batch=True, seed=1), 0
+    for batch in planner_opener(run)(mined).plan(0):
+        made = examples.batch(batch, 0, source.draw(batch, 0))
+        for query, row in enumerate(batch.tolist()):
+            known = np.isin(made.passage_rows, run.train.positives(row))
+            met += int(known.sum()) - 1
+            negatives = made.allowed[query].copy()
+            negatives[made.positive[query]] = False
+            assert negatives.any() and not (negatives & known).any()
+    assert met > 0, "no batch had a known positive to be kept out"
+
+
+def test_batches_of_another_run_are_refused(tiny: Path, tmp_path: Path) -> None:
+    run = opened(
+        write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", B3)), tmp_path / "store"
+    )
+    trainer_events(opened(tiny / "run.toml", tmp_path / "other"), Event())
+    foreign = Store(tmp_path / "other").negatives.at(0)
+    with pytest.raises(InputError, match=r"holds no batches of 4 for 20 queries; mine it again"):
+        planner_opener(run)(foreign)
+
+
+def test_the_clusters_of_ngame_need_no_set(tiny: Path, tmp_path: Path) -> None:
+    change = ("[negatives]", '[batches]\nname = "ngame"\n[negatives]')
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change), tmp_path / "store")
+    vectors = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
+    plan = planner_opener(run)(None).plan(2, vectors)
+    assert plan.shape == (5, 4) and plan.tolist() != planner_opener(run)(None).plan(2).tolist()
+    assert trainer_events(run, Event()).count("step") == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("[negatives]", '[batches]\nname = "b3"\n[negatives]')], "community = 32: does not divide"),
+        ([("[negatives]", B3.replace("first_rank = 2", "first_rank = 30"))], "only 20 training queries have ranks"),
+        (
+            [("[negatives]", B3.replace("[negatives]", "[loss]\nin_batch = false\n[negatives]"))],
+            "in_batch = false has none",
+        ),
+        ([("depth = 10", 'depth = 10\nverdicts = "none.jsonl"')], "none.jsonl cannot be read"),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused_at_its_start(
+    tiny: Path, tmp_path: Path, changes: list[tuple[str, str]], message: str
+) -> None:
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes)
+    with pytest.raises(InputError, match=message):
+        opened(config, tmp_path / "store")
+    assert not (tmp_path / "store" / "corpora" / "000000").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("depth = 10", 'depth = 10\nsources = ["ann", "lookahead", "momentum", "bm25"]')],
+        [("depth = 10", 'depth = 10\nadaptive = 1.0\niqr = 1.5\nsampler = { name = "simans", b = 1.0 }')],
+        [("depth = 10", 'depth = 10\nsampler = { name = "log_rank" }'), ('"steps:3"', '"steps:3"\nmethod = "rescore"')],
+        [("[negatives]", B3), ("depth = 10", 'depth = 10\nsources = ["momentum", "bm25"]')],
+    ],
+    ids=["sources", "filters and simans", "log_rank and rescore", "b3 and bm25"],
+)
+def test_each_choice_of_negatives_trains_to_the_end(tiny: Path, tmp_path: Path, changes: list[tuple[str, str]]) -> None:
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")
+    events = trainer_events(run, Event())
+    assert events.count("step") == 6 and events.count("adopted") == 2
+    mined = [run.store.negatives.at(number) for number in run.store.negatives.numbers()]
+    assert [one.facts["step"] for one in mined] == [0, 3, 6]
+    assert all(one.facts["dropped"] < 20 for one in mined)
+
+
+ADORE = [
+    ("[negatives]", "[negatives]\nlive = true"),
+    ("[train]", '[train]\nnum_negatives = 4\ntowers = "query"'),
+    ("dropout = 0.0", "dropout = 0.0\ntied = false"),
+    ("[refresh]", '[loss]\nname = "lambdarank"\nin_batch = false\n[refresh]'),
+    ('"steps:3"', '"start"'),
+]
+
+
+def test_adore_moves_the_query_tower_alone_and_encodes_no_passage_again(tiny: Path, tmp_path: Path) -> None:
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *ADORE), tmp_path / "store")
+    assert trainer_events(run, Event()).count("adopted") == 1
+    generations = [run.store.generations.at(number) for number in run.store.generations.numbers()]
+    assert [one.facts["step"] for one in generations] == [0, 6]
+    first, last = (one.facts for one in generations)
+    assert first["passage_fingerprint"] == last["passage_fingerprint"]
+    assert first["query_fingerprint"] != last["query_fingerprint"]
+    shards = {(one.path / "vectors/00000.npy").stat().st_ino for one in generations}
+    assert len(shards) == 1, "the later generation links what the first encoded"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        'name = "decoupled"\nhardness = 1.0\nsymmetric = true',
+        'name = "mw"',
+        'guide = "start"\nguide_max = 0.9\nguide_decay = 0.2',
+        'temperature_schedule = "learned"\ndebias = 0.05',
+    ],
+)
+def test_each_kind_of_loss_trains_to_the_end(tiny: Path, tmp_path: Path, loss: str) -> None:
+    changes = ("[refresh]", f"[loss]\n{loss}\n[refresh]")
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", changes), tmp_path / "store")
+    assert trainer_events(run, Event()).count("step") == 6
+
+
+def test_joined_data_sets_are_mixed_batch_by_batch(tiny: Path, tmp_path: Path) -> None:
+    join_datasets({"a": tiny / "data", "b": write_tiny_data(tmp_path / "b", queries=16)}, tmp_path / "both")
+    changes = ("[refresh]", '[mix]\nby = "temperature:2"\n[refresh]')
+    run = opened(write_run(tmp_path / "run.toml", tmp_path / "both", tiny / "model", changes), tmp_path / "store")
+    plan = planner_opener(run)(None).plan(0)
+    names = [{run.train.ids[row].split("/")[0] for row in batch} for batch in plan]
+    assert {len(one) for one in names} == {1} and {"a", "b"} == set.union(*names)
+    assert trainer_events(run, Event()).count("step") == 6
+
+
+def test_data_that_was_not_joined_cannot_be_mixed(tiny: Path, tmp_path: Path) -> None:
+    changes = ("[refresh]", '[mix]\nby = "sizes"\n[refresh]')
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", changes), tmp_path / "store")
+    with pytest.raises(InputError, match="hone dataset join"):
+        planner_opener(run)(None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([ADORE[0]], "needs train.towers"),
+        ([ADORE[1]], "needs model.tied = false"),
+        ([("[train]", "[train]\nnum_negatives = 1\ndrawn_negatives = 1")], "must exceed train.num_negatives"),
+        ([('"steps:3"', '"staleness:0.3"\nadopt = "scheduled"')], "known before"),
+        ([("[negatives]", B3), ("[refresh]", "[mix]\n[refresh]")], "choose one of the two"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused_with_its_reason(
+    tiny: Path, tmp_path: Path, changes: list[tuple[str, str]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.config import RunConfig, data_folder, read_config
+from miner.communities import B3
 from retriever.errors import InputError
 
 WHOLE = """\
@@ -34,11 +35,16 @@ name = "infonce"
 temperature = 1
 in_batch = true
 [negatives]
-sources = ["ann"]
+sources = ["ann", "bm25"]
 depth = 100
 range_min = 5
 relative_margin = 0.05
-sampler = { name = "top" }
+sampler = { name = "simans", b = 1.5 }
+verdicts = "judged.jsonl"
+iqr = 1.5
+[batches]
+name = "b3"
+community = 8
 [refresh]
 trigger = "0-1000:500,1000-:1000"
 adopt = "scheduled"
@@ -77,7 +83,10 @@ def test_every_table_reaches_the_configuration_of_its_module(tmp_path: Path) -> 
     assert (config.model.tied, config.model.pooling, config.model.query_prompt) == (False, "cls", "query: ")
     assert (config.train.max_steps, config.train.learning_rate, config.train.patience) == (600, 5e-5, 3)
     assert config.loss.temperature == 1.0 and isinstance(config.loss.temperature, float)
-    assert (config.negatives.sources, config.negatives.sampler.name) == (("ann",), "top")
+    assert (config.negatives.sources, config.negatives.sampler.name) == (("ann", "bm25"), "simans")
+    assert dict(config.negatives.sampler.knobs) == {"a": 0.5, "b": 1.5, "standardize": True}
+    assert (config.negatives.filters.iqr, config.negatives.verdicts) == (1.5, "judged.jsonl")
+    assert config.batches.b3(16) == B3(first_rank=30, ranks=100, community=8, batch_size=16)
     assert (config.refresh.adopt, config.refresh.query_fraction) == ("scheduled", 0.5)
     assert (config.index.factory, config.index.search) == ("IVF4,Flat", {"nprobe": 2})
 
@@ -99,7 +108,7 @@ def test_the_digest_tells_settings_apart_not_their_spelling(tmp_path: Path) -> N
         "normalize = true": "normalize = false",
         "batch_size = 16": "batch_size = 8",
         "temperature = 1": "temperature = 0.5",
-        '{ name = "top" }': '{ name = "uniform" }',
+        '{ name = "simans", b = 1.5 }': '{ name = "uniform" }',
         "lag = 100": "lag = 99",
         "{ nprobe = 2 }": "{ nprobe = 3 }",
     }
@@ -115,8 +124,8 @@ def test_the_digest_tells_settings_apart_not_their_spelling(tmp_path: Path) -> N
         ("batch_size", "batchsize", "unknown key train.batchsize; did you mean train.batch_size?"),
         ("temperature", "temprature", "unknown key loss.temprature; did you mean loss.temperature?"),
         (
-            '{ name = "top" }',
-            '{ nam = "top" }',
+            '{ name = "simans", b = 1.5 }',
+            '{ nam = "simans" }',
             "unknown key negatives.sampler.nam; did you mean negatives.sampler.name?",
         ),
         ("factory", "zzz", "unknown key index.zzz; there are index.factory, index.target_recall, "),
@@ -138,7 +147,7 @@ def test_a_misspelt_key_is_told_the_nearest(tmp_path: Path, right: str, wrong: s
         ("tied = false", 'tied = "no"', "model.tied"),
         ("in_batch = true", "in_batch = 1", "loss.in_batch"),
         ('name = "some/model"', "name = 3", "model.name"),
-        ('sources = ["ann"]', 'sources = "ann"', "negatives.sources"),
+        ('sources = ["ann", "bm25"]', 'sources = "ann"', "negatives.sources"),
         ('precision = "bf16"', 'precision = "fp16"', "train.precision"),
         ('precision = "bf16"', 'device = "cuda:1"', "train.device"),
         ('adopt = "scheduled"', 'adopt = "soon"', "refresh.adopt"),
@@ -165,7 +174,7 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wro
         ("save_every = 50", "save_every = 0"),
         ("temperature = 1", "temperature = 0"),
         ("depth = 100", "depth = 0"),
-        ("range_min = 5", "range_min = 100"),
+        ("range_min = 5", "range_min = 200"),
         ("lag = 100", "lag = -1"),
         ("query_fraction = 0.5", "query_fraction = 1.5"),
         ("share = 0.3", "share = 1.0"),
@@ -174,8 +183,14 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wro
         ('method = "partial"', 'method = "cheap"'),
         ('trigger = "0-1000:500,1000-:1000"', 'trigger = "often"'),
         ("target_recall = 0.9", "target_recall = 1.1"),
-        ('name = "top"', 'name = "bottom"'),
-        ('sources = ["ann"]', 'sources = ["bm26"]'),
+        ('name = "simans", b', 'name = "bottom", b'),
+        ("b = 1.5", "tau = 1.5"),
+        ("b = 1.5", "a = -1"),
+        ("iqr = 1.5", "iqr = nan"),
+        ('name = "b3"', 'name = "ngame"'),
+        ("community = 8", "community = 1"),
+        ('method = "partial"', 'method = "rescore"'),
+        ('sources = ["ann", "bm25"]', 'sources = ["bm26"]'),
     ],
 )
 def test_a_value_out_of_range_names_file_and_key(tmp_path: Path, right: str, wrong: str) -> None:

@@ -3,13 +3,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from app.composition import Run
+from app.opening import encoder_opener
 from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
+from retriever.durable import sha256_file
 from retriever.encoder import create_encoder
+from retriever.negatives import Verdict, open_negative_set
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
 
@@ -166,3 +171,73 @@ def test_a_later_step_s_generation_is_not_mapped_from(partly: Run) -> None:
     assert made(partly) == [(0, None), (3, 0), (6, 1), (3, 0)]
     same = [partly.store.generations.at(number).sha256("vectors/00000.npy") for number in (1, 3)]
     assert same[0] == same[1]
+
+
+def rescoring(tiny: Path, tmp_path: Path, *changes: tuple[str, str]) -> Run:
+    """Return a run of which each third refresh is full and the others score the pools of the set before anew."""
+    method = ('trigger = "steps:3"', 'trigger = "steps:3"\nmethod = "rescore"\nfull_every = 3')
+    config = write_run(
+        tmp_path / "run.toml", tiny / "data", tiny / "model", method, *(changes or [("depth = 10", "depth = 2")])
+    )
+    return opened(config, tmp_path / "store")
+
+
+def publish_moved(run: Run, step: int) -> Artifact:
+    """Publish the checkpoint of ``step`` with weights that moved since the step before."""
+    model = create_encoder(run.config.model)
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.02 * step * torch.randn(weights.shape, generator=generator))
+    with run.store.checkpoints.stage({"corpus": run.corpus.number}) as draft:
+        model.save(draft.path / "model")
+        draft.facts.update(step=step, weights_sha256=model.weights_sha256(), refresh=True)
+    return run.store.checkpoints.at(draft.number)
+
+
+def candidates(artifact: Artifact) -> list[set[int]]:
+    return [set(line.tolist()) - {-1} for line in open_negative_set(artifact.path).passages]
+
+
+def test_rescoring_keeps_each_query_s_candidates_and_gives_them_fresh_scores(tiny: Path, tmp_path: Path) -> None:
+    run = rescoring(tiny, tmp_path)
+    refresher = InlineRefresher(run, Heard())
+    for step in (0, 3, 6, 9):
+        refresher.marked(publish_moved(run, step))
+    sets = [run.store.negatives.at(number) for number in range(4)]
+    generations = [run.store.generations.at(number) for number in range(4)]
+    methods = [(one.facts.get("partial") or {}).get("method") for one in generations]
+    assert methods == [None, "rescore", "rescore", None]
+    assert candidates(sets[0]) == candidates(sets[1]) == candidates(sets[2]) != candidates(sets[3])
+    held = set().union(*candidates(sets[0])) | {int(row) for row in open_negative_set(sets[0].path).positives.ravel()}
+    assert generations[1].facts["partial"]["encoded_rows"] == len(held) < 60
+    assert sets[1].parents == {"checkpoint": 1, "corpus": 0, "generation": 1, "negatives": 0}
+    assert sets[1].facts["step"] == 3 and run.store.generations.pointed("SERVED") not in (1, 2)
+    fresh = encoder_opener(run.config.index)(generations[1])
+    scored = open_negative_set(sets[1].path)
+    queries = fresh.encode_queries(run.train.texts)
+    for query, (rows, scores) in enumerate(zip(scored.passages, scored.scores, strict=True)):
+        expected = fresh.encode_passages(run.corpus.texts(rows)) @ queries[query]
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert scores[0] >= scores[1] and (scored.mined_from == 1).all()
+    assert (scored.scores != open_negative_set(sets[0].path).scores).any()
+
+
+def test_what_cannot_be_scored_anew_is_encoded_whole_and_said(tiny: Path, tmp_path: Path) -> None:
+    run, heard = rescoring(tiny, tmp_path), Heard()
+    steps = RefreshSteps(run, heard)
+    mined = steps.mine(steps.build(publish(run.store, run, 0)))
+    (mined.path / "scores.npy").write_bytes(b"torn")
+    assert "partial" not in steps.build(publish(run.store, run, 3, refresh=True)).facts
+    assert any("all passages are encoded" in event["message"] for event in heard.of("warning"))
+
+
+def test_stored_verdicts_reach_every_refresh(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "judged.jsonl").write_text('{"query": "q3", "passage": "p9", "relevant": true}\n')
+    run = rescoring(tiny, tmp_path, ("depth = 10", 'depth = 60\nverdicts = "judged.jsonl"'))
+    steps = RefreshSteps(run, Heard())
+    for step in (0, 3):
+        mined = steps.mine(steps.build(publish(run.store, run, step, refresh=True)))
+        found = open_negative_set(mined.path)
+        assert found.verdicts[3][found.passages[3] == 9].tolist() == [Verdict.JUDGED_RELEVANT]
+        assert mined.facts["verdicts_sha256"] == sha256_file(tmp_path / "judged.jsonl")

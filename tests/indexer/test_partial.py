@@ -156,3 +156,28 @@ def test_partial_generations_follow_each_other(tiny: tuple[Store, Corpus], tiny_
         newest = publish(store, plant_checkpoint(store, turn + 1, turn + 1), inputs)
     assert json.loads(json.dumps(newest.facts["partial"]))["turn"] == 2
     assert store.generations.pointed(SERVED) == 0
+
+
+def plant_set(store: Store) -> Artifact:
+    with store.negatives.stage({}) as draft:
+        (draft.path / "passages.npy").write_text("pools")
+    return store.negatives.at(draft.number)
+
+
+def test_the_passages_of_pools_are_encoded_and_the_others_keep_their_vectors(
+    tiny: tuple[Store, Corpus], tiny_data: Path
+) -> None:
+    store, corpus = tiny
+    first, held = parent(store, tiny_data, corpus), np.array([3, 17, 18, 59], np.int32)
+    pools = plant_set(store)
+    inputs = replace(build_inputs(tiny_data, corpus), partial=replace(part(first), pools=(pools, held)))
+    second = publish(store, plant_checkpoint(store, 5, 1), inputs)
+    assert second.parents == {"checkpoint": 1, "corpus": corpus.number, "generation": 0, "negatives": pools.number}
+    assert second.facts["partial"] == {"method": "rescore", "parent": 0, "turn": 0, "encoded_rows": 4, "kept_rows": 56}
+    found, stale = (whole(open_vectors(one.path / "vectors")) for one in (second, first))
+    others = np.setdiff1d(np.arange(60), held)
+    np.testing.assert_array_equal(found[others], stale[others])
+    np.testing.assert_allclose(found[held], QuickEncoder(seed=1).encode_passages(corpus.texts(held)), atol=1e-6)
+    assert store.generations.pointed(SERVED) == 0
+    prints = [replace(part(first), pools=(pools, rows)).fingerprint("p") for rows in (held, held[1:])]
+    assert len({*prints, part(first).fingerprint("p")}) == 3

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import indexer.searcher
 from indexer.faiss_index import build_index, write_index
-from indexer.searcher import IndexSearcher, open_searcher
+from indexer.searcher import IndexSearcher, exact_searcher, open_batch_searcher, open_searcher
 from indexer.shards import Vectors
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
@@ -108,3 +109,30 @@ def test_an_index_of_other_rows_or_dimensions_is_corrupt(tmp_path: Path, vectors
     for facts in ({"rows": 49}, {"dim": 9}):
         with pytest.raises(CorruptError, match="50 x 8 where"):
             open_searcher(generation(tmp_path, vectors, **facts))
+
+
+def test_an_exact_searcher_compares_every_vector_of_its_blocks() -> None:
+    vectors, queries = unit_rows(50, 8), unit_rows(3, 8, seed=1)
+    searcher = exact_searcher(8, (vectors[start : start + 20] for start in range(0, 50, 20)))
+    rows, scores = searcher.search(queries, 5)
+    assert searcher.exact and searcher.rows == 50
+    products = queries @ vectors.T
+    np.testing.assert_array_equal(rows, np.argsort(-products, axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(scores, np.sort(products, axis=1)[:, ::-1][:, :5], rtol=1e-5)
+
+
+def test_few_passages_are_searched_exactly_whatever_their_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = unit_rows(200, 8), unit_rows(3, 8, seed=1)
+    shards = plant_vectors(tmp_path / "vectors", vectors)
+    write_index(build_index("IVF4,SQ8", shards, seed=1), tmp_path / "index.faiss")
+    facts = {"rows": 200, "dim": 8, "search": {"nprobe": 1}}
+    generation = Artifact("generations", 0, tmp_path, {"facts": facts})
+    assert open_batch_searcher(generation).exact
+    np.testing.assert_array_equal(
+        open_batch_searcher(generation).search(queries, 5)[0],
+        np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :5],
+    )
+    monkeypatch.setattr(indexer.searcher, "EXACT_ROWS", 199)
+    assert not open_batch_searcher(generation).exact

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from miner.filters import FilterConfig, judge, too_close
+from miner.filters import FilterConfig, judge, lowest_positive, outlying, too_close
 from retriever.errors import InputError
 from retriever.negatives import Verdict
 from retriever.protocols import FloatArray, IntArray
@@ -58,7 +58,9 @@ def ranked_lists(draw: Callable[[Any], Any]) -> Lists:
 def limits(draw: Callable[[Any], Any]) -> FilterConfig:
     range_min = draw(st.integers(0, 4))
     range_max = draw(st.none() | st.integers(range_min + 1, 7))
-    return FilterConfig(range_min, range_max, draw(LIMITS), draw(LIMITS), draw(st.none() | SCORES))
+    spreads = st.none() | st.sampled_from([-0.5, 0.0, 0.5, 1.0, 1.5])
+    margins = draw(LIMITS), draw(LIMITS), draw(st.none() | SCORES)
+    return FilterConfig(range_min, range_max, *margins, draw(spreads), draw(spreads))
 
 
 def verdict_by_hand(lists: Lists, query: int, rank: int, config: FilterConfig) -> Verdict:
@@ -78,8 +80,38 @@ def verdict_by_hand(lists: Lists, query: int, rank: int, config: FilterConfig) -
         lowest = min(s for _, s in known)
         ceilings += [lowest - config.absolute_margin] if config.absolute_margin else []
         ceilings += [lowest - config.relative_margin * abs(lowest)] if config.relative_margin else []
+    ceilings += spread_ceilings(lists, query, config)
     outside = rank < config.range_min or (config.range_max is not None and rank >= config.range_max)
     return Verdict.FILTERED if outside or any(score > c for c in ceilings) else Verdict.ELIGIBLE
+
+
+def spread_ceilings(lists: Lists, query: int, config: FilterConfig) -> list[float]:
+    """Return the limits that the query's other candidates set: its own list, without positives and their duplicates."""
+    known = [int(p) for p in lists.positives[query] if p >= 0]
+    same = [lists.query_hash[query], *(lists.text_hash[p] for p in known)]
+    rest = [
+        float(score)
+        for row, score in zip(lists.rows[query].tolist(), lists.scores[query], strict=True)
+        if row >= 0 and row not in known and lists.text_hash[row] not in same
+    ]
+    if not rest:
+        return []
+    mean = sum(rest) / len(rest)
+    deviation = math.sqrt(sum((score - mean) ** 2 for score in rest) / len(rest))
+    lower, upper = quantile(rest, 0.25), quantile(rest, 0.75)
+    found = [] if config.adaptive is None else [mean + config.adaptive * deviation + TINY]
+    return found if config.iqr is None else [*found, upper + config.iqr * (upper - lower) + TINY]
+
+
+TINY = 1e-9
+"""Quarters are exact in float64 but their means are not: a score may lie on its limit."""
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low + (place - math.floor(place)) * (high - low)
 
 
 @given(ranked_lists(), limits())
@@ -152,8 +184,56 @@ def test_a_pad_among_the_positives_matches_no_pad_among_the_candidates() -> None
         ("absolute_margin", {"absolute_margin": math.nan}),
         ("relative_margin", {"relative_margin": math.inf}),
         ("max_score", {"max_score": -math.inf}),
+        ("adaptive", {"adaptive": math.nan}),
+        ("iqr", {"iqr": math.inf}),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_named(key: str, config: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"\[negatives\] {key} = "):
         FilterConfig(**config)
+
+
+def test_a_score_that_stands_out_among_its_own_query_s_is_refused() -> None:
+    """ATSS's μ + σ and UNPG's Q3 + 1.5·IQR, computed by hand."""
+    lists = Lists(
+        rows=np.array([[0, 1, 2, 3, 4]], np.int32),
+        scores=np.array([[0.9, 0.7, 0.4, 0.2, 0.1]], np.float32),
+        positives=np.array([[0]], np.int32),  # at .9, it raises neither
+        positive_scores=np.array([[0.9]], np.float32),
+        query_hash=np.array([99], np.uint64),
+        text_hash=np.arange(5, dtype=np.uint64),
+    )
+    refused = [Verdict.POSITIVE, Verdict.FILTERED, *[Verdict.ELIGIBLE] * 3]
+    assert lists.judged(FilterConfig(adaptive=1.0)).tolist() == [refused]  # μ .35, σ .229
+    assert lists.judged(FilterConfig(iqr=0.5)).tolist() == [refused]  # Q1 .175, Q3 .475
+    for high in (FilterConfig(adaptive=1.6), FilterConfig(iqr=1.5)):
+        assert lists.judged(high).tolist() == [[Verdict.POSITIVE, *[Verdict.ELIGIBLE] * 4]]
+
+
+@given(st.lists(SCORES, min_size=1, max_size=9), st.floats(0, 2))
+def test_the_limit_of_iqr_is_where_quartiles_put_it(counted: list[float], k: float) -> None:
+    lower, upper = quantile(counted, 0.25), quantile(counted, 0.75)
+    limit = upper + k * (upper - lower)
+    refused = outlying(np.array([counted], np.float32), np.ones((1, len(counted)), np.bool_), FilterConfig(iqr=k))[0]
+    for score, gone in zip(counted, refused, strict=True):
+        assert gone == (score > limit) or abs(score - limit) < 1e-9
+
+
+def test_the_upper_quartile_is_three_quarters_up() -> None:
+    scores = np.array([[0.0, 0.0, 0.0, 1.0, 1.25]], np.float32)  # Q1 0, Q3 1; at .8 of the way it would be 1.05
+    everything = np.ones((1, 5), np.bool_)
+    assert outlying(scores, everything, FilterConfig(iqr=0.21)).tolist() == [[False] * 4 + [True]]
+    assert outlying(scores, everything, FilterConfig(iqr=0.26)).tolist() == [[False] * 5]
+
+
+def test_candidates_that_score_alike_do_not_stand_out() -> None:
+    scores = np.full((1, 7), 0.1, np.float32)  # whose mean in float64 is not .1
+    config = FilterConfig(adaptive=0.0, iqr=0.0)
+    assert not outlying(scores, np.ones((1, 7), np.bool_), config).any()
+    assert not outlying(scores, np.zeros((1, 7), np.bool_), config).any()
+
+
+def test_the_lowest_positive_is_the_one_to_measure_from() -> None:
+    positives = np.array([[3, 4, -1], [5, -1, -1], [-1, -1, -1]], np.int32)
+    scores = np.array([[0.9, 0.4, 0.0], [-0.5, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    np.testing.assert_allclose(lowest_positive(positives, scores), [0.4, -0.5, math.nan], rtol=1e-6)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import miner.mining
-from miner.mining import MiningConfig, MiningTask, OpenGeneration, mine, positive_scores, queries_due
+from miner.mining import MiningConfig, MiningTask, mine, queries_due
 from miner.samplers import SamplerConfig
+from miner.sources import SOURCES, OpenGeneration
 from miner.stored_pool import StoredPool
+from miner.verdicts import StoredVerdicts
 from retriever.data import Corpus, QuerySet
 from retriever.errors import InputError
 from retriever.negatives import NegativeSet, Verdict, create_negative_set, open_negative_set
@@ -118,23 +120,6 @@ def test_a_positive_that_was_not_retrieved_is_scored(corpus: Corpus, queries: Qu
         np.testing.assert_allclose(found.positive_scores[query], expected, atol=1e-6)
 
 
-def test_positives_are_gathered_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = np.random.default_rng(1).standard_normal((9, 4)).astype(np.float32)
-    asked: list[int] = []
-
-    def gather(rows: np.ndarray) -> FloatArray:
-        asked.append(len(rows))
-        found: FloatArray = vectors[rows]
-        return found
-
-    monkeypatch.setattr(miner.mining, "CHUNK_POSITIVES", 3)
-    positives = np.array([[0, 1, 2], [3, -1, -1], [4, 5, -1], [-1, -1, -1]], np.int32)
-    scores = positive_scores(vectors[:4], positives, gather)
-    assert asked == [3, 3]
-    expected = np.where(positives >= 0, np.einsum("qd,qpd->qp", vectors[:4], vectors[positives]), 0)
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
-
-
 def test_chunks_bound_the_work_and_do_not_change_it(
     corpus: Corpus, queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +140,52 @@ def test_chunks_bound_the_work_and_do_not_change_it(
     assert done == [(3, 10), (6, 10), (9, 10), (10, 10)]
     for array in fields(NegativeSet):
         np.testing.assert_allclose(getattr(parts, array.name), getattr(whole, array.name), atol=1e-6)
+
+
+EVERY_SOURCE = tuple(SOURCES)
+
+
+@given(JUDGED, st.integers(1, 8), st.integers(0, 5))
+@settings(max_examples=30)
+def test_no_source_makes_a_negative_of_a_positive_a_duplicate_or_the_query_s_own_text(
+    corpus: Corpus, judged: list[dict[int, int]], depth: int, seed: int
+) -> None:
+    queries = query_set(judged)
+    task = MiningTask(corpus, queries, MiningConfig(EVERY_SOURCE, depth), seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before", Path(folder) / "after"
+        before.mkdir()
+        after.mkdir()
+        lexical = np.random.default_rng(seed).integers(-1, PASSAGES, (len(judged), depth)).astype(np.int32)
+        first = replace(opened(corpus, 1, seed), lexical=lambda rows: lexical[rows])
+        last = mine(before, first, task)
+        last.verdicts[:] = Verdict.ELIGIBLE  # a set that knew nothing: momentum brings positives, too
+        found = mine(after, replace(first, number=2, last=last), task)
+        assert found.passages.shape == (len(judged), 4 * depth)
+        kept = [found.passages[query][found.verdicts[query] == Verdict.ELIGIBLE].tolist() for query in found.queries]
+        scores, rows = found.scores.copy(), found.passages.copy()
+    for query, eligible in enumerate(kept):
+        known = [corpus.text(row) for row, relevance in judged[query].items() if relevance > 0]
+        forbidden = {" ".join(text.lower().split()) for text in [queries.texts[query], *known]}
+        assert not [row for row in eligible if " ".join(corpus.text(row).lower().split()) in forbidden]
+        real = rows[query][rows[query] >= 0]
+        assert len(set(real.tolist())) == len(real)
+        assert (np.diff(scores[query][: len(real)]) <= 0).all() and (rows[query][len(real) :] == -1).all()
+
+
+def test_stored_verdicts_are_respected_and_count_as_left_over(corpus: Corpus, tmp_path: Path) -> None:
+    queries = query_set([{0: 1}] * 2)
+    everything = MiningConfig(depth=20, max_score=-2.0)  # a filter that lets nothing pass
+    (tmp_path / "before").mkdir()
+    before = mine(tmp_path / "before", opened(corpus), MiningTask(corpus, queries, everything, 1))
+    assert before.dropped.all()
+    row = int(before.passages[1][before.verdicts[1] == Verdict.FILTERED][0])
+    judged = StoredVerdicts(np.array([PASSAGES + row]), np.array([False]), PASSAGES, "digest")
+    (tmp_path / "after").mkdir()
+    after = mine(tmp_path / "after", opened(corpus), MiningTask(corpus, queries, everything, 1, judged=judged))
+    assert after.dropped.tolist() == [True, False]
+    drawn = StoredPool(after, 1, SamplerConfig(), 2, 1, 10).draw(after.queries, 0)
+    assert drawn.rows.tolist() == [[-1, -1], [row, -1]]
 
 
 def test_a_query_of_which_nothing_is_left_is_dropped(corpus: Corpus, tmp_path: Path) -> None:
@@ -232,6 +263,8 @@ def test_a_depth_beyond_the_corpus_is_refused(corpus: Corpus, queries: QuerySet,
     [
         (r"sources = \['anm'\]: choose from ann", lambda: MiningConfig(sources=("anm",))),
         (r"sources = \[\]", lambda: MiningConfig(sources=())),
+        (r"sources = \['ann', 'ann'\]: name each source once", lambda: MiningConfig(sources=("ann", "ann"))),
+        (r"there is no set before the first; add \"ann\"", lambda: MiningConfig(sources=("momentum",))),
         (r"depth = 0", lambda: MiningConfig(depth=0)),
         (r"range_min = 200 leaves nothing of depth = 200", lambda: MiningConfig(range_min=200)),
         (r"range_max = 3", lambda: MiningConfig(range_min=3, range_max=3)),

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from indexer.builder import BuildInputs, IndexConfig, build_generation
+from miner.communities import B3
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import open_checked_set, publish_negative_set, summary
+from miner.verdicts import StoredVerdicts
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import BusyError, InputError, StoreError
 from retriever.ingest import ingest_corpus, load_query_set
-from retriever.negatives import Verdict, create_negative_set, open_negative_set
+from retriever.negatives import Verdict, create_negative_set, open_batches, open_negative_set
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.stand_ins import HashEncoder, tiny_store, write_tiny_data
@@ -152,12 +154,15 @@ def changed_queries(bench: Bench) -> MiningTask:
     return replace(bench.task, queries=QuerySet("train", queries.ids, texts, queries.judgements))
 
 
-@pytest.mark.parametrize("changed", ["queries_sha256", "depth", "filters"])
+@pytest.mark.parametrize("changed", ["queries_sha256", "depth", "filters", "verdicts_sha256"])
 def test_nothing_is_carried_over_from_a_set_of_another_kind(bench: Bench, changed: str) -> None:
     tasks = {
         "queries_sha256": changed_queries(bench),
         "depth": replace(bench.task, config=MiningConfig(depth=DEPTH - 1)),
         "filters": replace(bench.task, config=MiningConfig(depth=DEPTH, max_score=0.9)),
+        "verdicts_sha256": replace(
+            bench.task, judged=StoredVerdicts(np.empty(0, np.int64), np.empty(0, bool), 60, "d")
+        ),
     }
     bench.publish(bench.generation())
     second = bench.publish(bench.generation(100), replace(tasks[changed], query_fraction=0.5))
@@ -192,3 +197,57 @@ def test_the_same_queries_are_not_encoded_twice(bench: Bench) -> None:
     deeper = replace(bench.task, config=replace(bench.task.config, depth=DEPTH + 5))
     published = publish_negative_set(bench.store, generation, Idle(), deeper, silent, bench.said.append)
     assert published.facts["depth"] == DEPTH + 5 and bench.said == []
+
+
+def test_a_set_tells_how_many_candidates_each_source_brought(bench: Bench) -> None:
+    task = replace(bench.task, config=replace(bench.task.config, sources=("ann", "lookahead", "momentum", "bm25")))
+    first, second = (bench.publish(bench.generation(step, seed=step), task, seed=step) for step in (0, 1))
+    assert first.facts["sources"] == {"ann": 1, "lookahead": 2, "momentum": 4, "bm25": 8}
+    assert first.facts["candidates"]["momentum"] == 0
+    found, before = open_negative_set(second.path), open_negative_set(first.path)
+    assert found.passages.shape == (20, 4 * DEPTH)
+    assert second.facts["candidates"] == {
+        name: int((found.sources & bit > 0).sum()) for name, bit in second.facts["sources"].items()
+    }
+    assert second.facts["candidates"]["ann"] == second.facts["candidates"]["lookahead"] == 20 * DEPTH
+    for query in range(20):
+        remembered = found.passages[query][found.sources[query] & 4 > 0]
+        assert set(remembered.tolist()) == set(
+            before.passages[query][before.verdicts[query] == Verdict.ELIGIBLE][:DEPTH].tolist()
+        )
+    assert len([*bench.store.lexical.rglob("*.npy")]) == 1, "bm25's candidates are found once"
+    assert bench.said == []
+
+
+def test_momentum_passes_over_sets_of_later_steps(bench: Bench) -> None:
+    """A trainer that went back to an earlier checkpoint must meet what it met before."""
+    task = replace(bench.task, config=replace(bench.task.config, sources=("ann", "momentum")))
+    for step in (0, 3, 6):
+        bench.publish(bench.generation(step, seed=step), task, seed=step)
+    again = bench.publish(bench.generation(3, seed=3), task, seed=3)
+    names = ["passages.npy", "scores.npy", "sources.npy", "verdicts.npy"]
+    assert [again.sha256(name) for name in names] == [bench.store.negatives.at(1).sha256(name) for name in names]
+
+
+def test_momentum_needs_the_same_queries_and_says_so(bench: Bench) -> None:
+    bench.publish(bench.generation())
+    task = replace(changed_queries(bench), config=replace(bench.task.config, sources=("ann", "momentum")))
+    second = bench.publish(bench.generation(1), task)
+    assert second.facts["candidates"]["momentum"] == 0
+    (said,) = bench.said
+    assert "differs in queries_sha256; momentum has no candidates" in said
+
+
+def test_batches_are_planned_with_each_set(bench: Bench) -> None:
+    task = replace(bench.task, b3=B3(first_rank=2, ranks=4, community=2, batch_size=4))
+    first, second = (bench.publish(bench.generation(step, seed=step), task, seed=step) for step in (0, 1))
+    plans = [open_batches(one.path) for one in (first, second)]
+    for plan in plans:
+        assert plan is not None and sorted(plan.ravel().tolist()) == list(range(20)) and plan.shape == (5, 4)
+    assert not np.array_equal(*plans)  # type: ignore[arg-type]  # neither is None
+    assert first.facts["batches"].items() >= {"name": "b3", "first_rank": 2, "batch_size": 4}.items()
+    assert 0 <= first.facts["batches"]["edges_inside"] <= 1 and first.facts["seconds"]["batches"] > 0
+    first.verify()
+    assert "batches.npy" in first.manifest["files"]
+    without = bench.publish(bench.generation(2))
+    assert open_batches(without.path) is None and "batches" not in without.facts

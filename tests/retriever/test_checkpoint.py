@@ -47,7 +47,7 @@ def trained(tiny: Path, tied: bool = True) -> tuple[DualEncoder, torch.optim.Ada
 
 
 def publish(store: Store, model: DualEncoder, optimizer: torch.optim.Optimizer) -> Artifact:
-    return publish_checkpoint(store, model, optimizer, STATE, {"corpus": 0}, FACTS)
+    return publish_checkpoint(store, model, optimizer, STATE, lambda folder: None, {"corpus": 0}, FACTS)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -77,10 +77,16 @@ def test_a_checkpoint_says_what_it_is(store: Store, tiny: Path) -> None:
     assert load_encoder(model_folder(checkpoint)).weights_sha256() == model.weights_sha256()
 
 
+def write_more(folder: Path) -> None:
+    (folder / "more").write_text("more")
+
+
 def test_a_checkpoint_before_the_first_step_can_be_resumed(store: Store, tiny: Path) -> None:
     model = create_encoder(ModelConfig(str(tiny)))
-    checkpoint = publish_checkpoint(store, model, optimizer_of(model), TrainingState(5), {}, FACTS)
+    checkpoint = publish_checkpoint(store, model, optimizer_of(model), TrainingState(5), write_more, {}, FACTS)
     assert restore_training(checkpoint, model, optimizer_of(model)) == TrainingState(5)
+    assert (checkpoint.path / "training/more").read_text() == "more"
+    checkpoint.verify()
 
 
 def cut(path: Path) -> None:

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from retriever.errors import CorruptError
-from retriever.negatives import NegativeSet, Verdict, create_negative_set, open_negative_set
+from retriever.negatives import (
+    NegativeSet,
+    Verdict,
+    create_negative_set,
+    open_batches,
+    open_negative_set,
+    write_batches,
+)
 
 NAMES = [field.name for field in fields(NegativeSet)]
 
@@ -88,3 +95,16 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "queries.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(CorruptError, match=r"queries\.npy: unreadable"):
         open_negative_set(tmp_path)
+
+
+def test_a_batch_plan_is_optional_and_checked(tmp_path: Path) -> None:
+    assert open_batches(tmp_path) is None
+    plan = np.array([[2, 0], [1, 2]], np.int32)
+    write_batches(tmp_path, plan)
+    np.testing.assert_array_equal(open_batches(tmp_path), plan)
+    np.save(tmp_path / "batches.npy", plan.astype(np.int64))
+    with pytest.raises(CorruptError, match=r"batches\.npy: int64 \(2, 2\) where int32"):
+        open_batches(tmp_path)
+    (tmp_path / "batches.npy").write_bytes(b"torn")
+    with pytest.raises(CorruptError, match=r"batches\.npy: unreadable"):
+        open_batches(tmp_path)

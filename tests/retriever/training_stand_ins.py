@@ -20,7 +20,7 @@ from retriever.examples import Examples
 from retriever.ingest import load_query_set
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
-from retriever.protocols import IntArray, Negatives
+from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.store import Store
 from retriever.trainer import EncodeQueries, Outcome, TrainConfig, Trainer, Training
@@ -80,7 +80,7 @@ class InOrder:
     def __init__(self, queries: int, batch_size: int) -> None:
         self._queries, self._batch_size = queries, batch_size
 
-    def plan(self, epoch: int) -> IntArray:
+    def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
         """Return query rows int32 [batches, batch size]."""
         order = np.roll(np.arange(self._queries, dtype=np.int32), -epoch)
         return np.resize(order, (self._queries // self._batch_size, self._batch_size))
@@ -200,6 +200,10 @@ class Bench:
         assert batches_per_epoch == len(self.queries) // self.train.batch_size
         return Counted(artifact.number, len(self.corpus), self.draws)
 
+    def open_planner(self, artifact: Artifact | None) -> BatchPlanner:
+        """Plan in order, whatever the set."""
+        return InOrder(len(self.queries), self.train.batch_size)
+
     def open_vectors(self, artifact: Artifact) -> Gather:
         """Return vectors by arithmetic."""
         return lambda rows: np.cos(rows[:, None] + np.arange(self.model().dimensions)).astype(np.float32)
@@ -211,7 +215,7 @@ class Bench:
             store=self.store,
             model=self.model(),
             examples=self.examples(),
-            planner=InOrder(len(self.queries), self.train.batch_size),
+            open_planner=self.open_planner,
             open_source=self.open_source,
             open_vectors=self.open_vectors,
             refresher=self.refresher,
