@@ -59,7 +59,7 @@ save_every = {every}
 # patience = 3              # stop after so many generations without a better dev metric
 
 [loss]
-name = "infonce"
+name = "infonce"            # or decoupled, gce, mw, lambdarank, ccl, multi_similarity: see docs/systems.md
 temperature = 0.05
 in_batch = true
 
