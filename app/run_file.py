@@ -71,7 +71,7 @@ relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the posit
 sampler = {{ name = "uniform" }}
 
 [refresh]
-trigger = "steps:{every}"       # mark a checkpoint so often; a schedule is "0-1000:500,1000-:1000"
+trigger = "steps:{every}"       # mark a checkpoint so often; or "0-1000:500,1000-:1000", "once", "never"
 adopt = "ready"             # or "scheduled": exactly `lag` steps after the checkpoint, so runs repeat to the bit
 lag = {lag}
 # method = "partial"        # encode `share` of the passages and map the others; each `full_every`-th is full

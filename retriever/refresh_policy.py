@@ -33,17 +33,20 @@ class RefreshConfig:
 
 
 def parse_trigger(text: str) -> Trigger:
-    """Return a function that tells whether the checkpoint of a step is marked; step 0 always is.
+    """Return a function that tells whether the checkpoint of a step is marked; the final one is in any case.
 
-    "steps:200", or a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded). Raises InputError for
-    anything else.
+    "steps:200", or a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded), both with step 0; "once":
+    step 0 alone; "never". Raises InputError for anything else.
     """
+    if text in ("once", "never"):
+        return lambda step: step == 0 and text == "once"
     if match := re.fullmatch(r"steps:([1-9]\d*)", text):
         every = int(match[1])
         return lambda step: step % every == 0
     spans = [re.fullmatch(r"(\d+)-(\d*):([1-9]\d*)", part.strip()) for part in text.split(",")]
     if not all(spans):
-        raise InputError(f'[refresh] trigger = {text!r}: write "steps:200" or a schedule "0-1000:500,1000-:1000"')
+        forms = '"steps:200", a schedule "0-1000:500,1000-:1000", "once" or "never"'
+        raise InputError(f"[refresh] trigger = {text!r}: write {forms}")
     bounds = [(int(span[1]), int(span[2] or 2**62), int(span[3])) for span in spans if span]
     if any(start >= end for start, end, _ in bounds):
         raise InputError(f"[refresh] trigger = {text!r}: a span ends before it begins")

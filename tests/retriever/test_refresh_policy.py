@@ -22,6 +22,8 @@ def marked(text: str, up_to: int) -> list[int]:
         ("0-8:4, 8-:2", [0, 4, 8, 10, 12]),
         ("3-9:5", [0, 3, 8]),  # counted from the span's start; step 0 always
         ("2-4:1", [0, 2, 3]),  # the end is excluded
+        ("once", [0]),
+        ("never", []),
     ],
 )
 def test_a_trigger_marks_these_steps(text: str, expected: list[int]) -> None:
@@ -37,10 +39,11 @@ def test_step_zero_is_always_marked(every: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "steps:0", "steps:", "steps:-5", "every:5", "0-10:0", "0-10:5,", "0:5", "steps:5 ", "0-10"]
 )
-def test_what_is_no_trigger_is_quoted_with_both_forms(text: str) -> None:
+def test_what_is_no_trigger_is_quoted_with_all_forms(text: str) -> None:
     with pytest.raises(InputError, match="trigger") as caught:
         parse_trigger(text)
-    assert repr(text) in str(caught.value) and "steps:200" in str(caught.value) and "0-1000:500" in str(caught.value)
+    assert repr(text) in str(caught.value)
+    assert all(form in str(caught.value) for form in ("steps:200", "0-1000:500", "once", "never"))
 
 
 @pytest.mark.parametrize("text", ["10-10:5", "10-5:1", "0-5:1,9-8:1"])
