@@ -93,20 +93,20 @@ def read_comparison(path: Path) -> Comparison:
     check_keys(table, ComparisonFile, place)
     written = validated({"seeds": [], "systems": {}, "baseline": "", "budget": {}, **table}, ComparisonFile, place)
     _check(written, place)
-    base, folder = _base(written, path)
-    plan = {name: _planned(base, written, name, place) for name in written.systems}
+    shared, folder = _shared(written, path)
+    plan = {name: _planned(shared, written, name, place) for name in written.systems}
     config = next(iter(plan.values()))
     return Comparison(
         path=path,
         data=folder / config.data.path,
-        base=run_config(_budgeted(base, written.budget), f"{place}: {written.base or 'run'}"),
+        base=run_config(_budgeted(shared, written.budget), f"{place}: {written.base or 'run'}"),
         baseline=written.baseline,
         changes={name: dict(flat(changes)) for name, changes in written.systems.items()},
         seeds=written.seeds,
         budget=replace(written.budget, steps=config.train.max_steps),
         test=written.test,
         runs=tuple(
-            PlannedRun(name, seed, {**_table(base, written, name), "seed": seed}, replace(plan[name], seed=seed))
+            PlannedRun(name, seed, {**_table(shared, written, name), "seed": seed}, replace(plan[name], seed=seed))
             for seed in written.seeds
             for name in written.systems
         ),
@@ -128,9 +128,9 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``changes``: tables key by key, everything else replaced."""
-    result = dict(base)
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``table`` with ``changes``: tables key by key, everything else replaced."""
+    result = dict(table)
     for key, value in changes.items():
         inner = result.get(key)
         result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
@@ -161,7 +161,7 @@ def _check(written: ComparisonFile, place: str) -> None:
         raise InputError(f"{place}: baseline = {written.baseline!r} is no system; {hint}")
 
 
-def _base(written: ComparisonFile, path: Path) -> tuple[dict[str, Any], Path]:
+def _shared(written: ComparisonFile, path: Path) -> tuple[dict[str, Any], Path]:
     """Return the table that all systems start from, checked by itself, and the folder that its paths start from."""
     if written.run is not None:
         check_keys(written.run, RunConfig, str(path), "run.")
@@ -180,14 +180,14 @@ def _budgeted(table: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
     return merged(table, {"train": {**steps, **kept}})
 
 
-def _table(base: Mapping[str, Any], written: ComparisonFile, name: str) -> dict[str, Any]:
-    return _budgeted(merged(base, written.systems[name]), written.budget)
+def _table(shared: Mapping[str, Any], written: ComparisonFile, name: str) -> dict[str, Any]:
+    return _budgeted(merged(shared, written.systems[name]), written.budget)
 
 
-def _planned(base: Mapping[str, Any], written: ComparisonFile, name: str, place: str) -> RunConfig:
+def _planned(shared: Mapping[str, Any], written: ComparisonFile, name: str, place: str) -> RunConfig:
     changes = written.systems[name]
     check_keys(changes, RunConfig, place, f"systems.{name}.")
     for key, _ in flat(changes):
         if key in SAME_FOR_ALL:
             raise InputError(f"{place}: systems.{name}.{key}: {SAME_FOR_ALL[key]}")
-    return run_config(_table(base, written, name), f"{place}: systems.{name}")
+    return run_config(_table(shared, written, name), f"{place}: systems.{name}")

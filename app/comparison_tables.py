@@ -26,9 +26,9 @@ CHOICE = f"""\
 Dev chooses the checkpoint by {METRIC}; test is read for checkpoints that dev chose at some budget, and for the last."""
 
 TESTS = f"""\
-Intervals over seeds are Student's, {CONFIDENCE:.0%}. p is that of a paired randomisation test over queries (Smucker et \
-al., 2007): differences averaged over seeds, {ROUNDS:,} random flips of sign, two-sided; Holm's method corrects it \
-for the number of systems. It speaks of other queries, the interval of other seeds: better or worse is said only \
+Intervals over seeds are Student's, {CONFIDENCE:.0%}. p is that of a paired randomisation test over queries (Smucker \
+et al., 2007): differences averaged over seeds, {ROUNDS:,} random flips of sign, two-sided; Holm's method corrects \
+it for the number of systems. It speaks of other queries, the interval of other seeds: better or worse is said only \
 where p (Holm) < {LEVEL} and the interval leaves 0 out. AUC is pooled over all pairs: no query has one, and it is not \
 tested."""
 
@@ -179,9 +179,7 @@ def _costs(results: Results) -> Table:
                 *(_megabytes(of.get(f"peak_{role}")) for role in ("trainer", "refresher")),
             ]
         )
-    header = (
-        "system|steps|in all|training|waiting|encoding|indexing|mining|steps/s|refreshes|age|trainer MB|refresher MB"
-    )
+    seconds = ("in all", "training", "waiting", "encoding", "indexing", "mining")
     return Table(
         "What a run costs",
         COSTS,
