@@ -34,6 +34,7 @@ from retriever.store import Store
 
 RUNS, REFERENCE = "runs", "reference"
 DIGEST_CHARACTERS = 8
+GOES_ON = "the same command goes on from there"
 
 Train = Callable[[RunFolder, PlannedRun, Report, Event], str]
 """Trains a planned run in its folder: "final", "minutes" or "interrupted"; raises HoneError if it fails."""
@@ -142,8 +143,8 @@ def carry_out(
         pace.begins(f"{run.name} ({number} of {len(todo)})")
         try:
             done.append(_trained_and_measured(bench, run, train_run, pace, stop))
-        except Interrupted:
-            raise
+        except Interrupted as error:
+            raise Interrupted(f"{error}: {len(done)} of {len(planned)} runs are done, {GOES_ON}") from error
         except HoneError as error:
             failed.append({"system": run.system, "seed": run.seed, "problem": str(error)})
             report("warning", message=f"{run.name} failed: {error}")
@@ -168,11 +169,11 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
     write_atomic(folder.config, text.encode())
     reason = is_trained(folder) or train_run(folder, run, pace.report, stop)
     if reason == "interrupted":
-        raise Interrupted(f"interrupted in {run.name}; the same command goes on from there")
+        raise Interrupted(f"interrupted in {run.name}")
 
     def progress(phase: str, done: int, total: int) -> None:
         if stop.is_set():
-            raise Interrupted(f"interrupted while {run.name} was measured; the same command goes on from there")
+            raise Interrupted(f"interrupted while {run.name} was measured")
         pace.measures(phase, done, total)
 
     opener = encoder_opener(_evaluation(bench.comparison), bench.judged.corpus)
@@ -233,16 +234,17 @@ def results(bench: Bench, done: list[RunResult], failed: list[dict[str, Any]]) -
         "seeds": list(comparison.seeds),
         "budget": asdict(comparison.budget),
         "every": comparison.base.train.save_every,
-        "evaluation": {key: judged.settings[key] for key in ("engine", "precision")},
+        "computed_by": sorted({point.computed_by for run in runs for point in run.points}),
         "machine": machine(),
         "systems": {name: dict(changes) for name, changes in comparison.changes.items()},
-        "runs": [_run_json(run) for run in runs],
+        "runs": [run_json(run) for run in runs],
         "failed": failed,
         "findings": as_json(find(runs, list(comparison.changes), comparison.baseline)),
     }
 
 
-def _run_json(run: RunResult) -> dict[str, Any]:
+def run_json(run: RunResult) -> dict[str, Any]:
+    """Return one run as JSON values."""
     best = run.chosen(run.steps[-1], run.steps)
     return {
         "system": run.system,

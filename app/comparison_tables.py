@@ -158,7 +158,7 @@ def _gaps(results: Results, reading: Mapping[str, Any]) -> Table:
             rows.append([name, measure, *_gap_cells(gap)[:1], queries, p, *_gap_cells(gap)[1:], by_seed])
     return Table(
         f"Gaps to {results['baseline']} at equal {reading['axis']}, every measure",
-        "[…] after the gap: Student's 95 % interval over the seeds' gaps; over queries: bootstrap.",
+        "[…]: Student's 95 % intervals, of the gap over the seeds, and over the queries (gaps averaged over seeds).",
         ["system", "measure", "gap", "over queries", "p", "p (Holm)", "verdict", "each seed"],
         rows,
     )
@@ -240,13 +240,13 @@ def _failed(results: Results) -> list[Table]:
 
 def notes(results: Results) -> list[str]:
     """Return what a reader must know to judge the figures."""
-    budget, data, encoding = results["budget"], results["data"], results["evaluation"]
+    budget, data = results["budget"], results["data"]
     limits = [f"{budget['steps']} steps"] + ([f"{budget['minutes']:g} minutes"] if budget["minutes"] else [])
     told = [
         f"Data: {data['path']}, {data['passages']:,} passages, trained on {data['train']}. Budget of a run: "
         f"{' or '.join(limits)}; seeds {', '.join(map(str, results['seeds']))}.",
-        f"The checkpoints of every {results['every']} steps and the last one are encoded alike (engine "
-        f"{encoding['engine']}, precision {encoding['precision']}) and searched exactly. {CHOICE}",
+        f"The checkpoints of every {results['every']} steps and the last one are encoded alike (by "
+        f"{' and '.join(results['computed_by'])}) and searched exactly. {CHOICE}",
         TESTS,
         f"Machine: {results['machine']['processor']}, {results['machine']['cpus']} cores.",
     ]

@@ -4,7 +4,7 @@ Pure: the same runs give the same findings. Does not know how runs were made, no
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.run_curve import METRIC, Point
 from app.run_history import Costs, Refresh
-from app.significance import bootstrap_interval, holm, randomisation_p, t_interval
+from app.significance import holm, randomisation_p, t_interval
 
 ROUNDS = 10_000
 TEST_SEED = 20070
@@ -42,8 +42,11 @@ class RunResult:
     code_version: str
 
     def chosen(self, limit: float, of: Sequence[float]) -> int:
-        """Return the place of the point that is best on dev among those whose ``of`` is at most ``limit``."""
-        within = [place for place, value in enumerate(of) if value <= limit]
+        """Return the place of the point that is best on dev among those whose ``of`` is at most ``limit``.
+
+        The first point, the untrained model, is there whatever the limit.
+        """
+        within = [place for place, value in enumerate(of) if value <= limit or place == 0]
         return max(within, key=lambda place: (self.points[place].dev[METRIC], -place))
 
     @property
@@ -66,9 +69,9 @@ class Figure:
 class Gap:
     """How far a system is from the baseline in one measure, over the seeds that both have.
 
-    ``interval`` is Student's over the seeds' gaps (None for one seed), ``over_queries`` the bootstrap's, ``p`` that of
-    the randomisation test over queries and ``holm`` the same corrected for the number of systems; the last three are
-    None for a measure that no query has by itself.
+    ``interval`` is Student's over the seeds' gaps (None for one seed), ``over_queries`` the same over queries,
+    ``p`` that of the randomisation test over queries and ``holm`` the same corrected for the number of systems; the
+    last three are None for a measure that no query has by itself.
     """
 
     mean: float
@@ -138,7 +141,8 @@ def _read(
 ) -> Reading:
     chosen = {name: {run.seed: run.points[run.chosen(limit, of(run))] for run in found} for name, found in runs.items()}
     figures = {
-        name: {measure: _figure(points, measure) for measure in _measures(points)} for name, points in chosen.items()
+        name: {measure: _figure(points, measure) for measure in _measures(points.values())}
+        for name, points in chosen.items()
     }
     return Reading(
         axis,
@@ -149,9 +153,10 @@ def _read(
     )
 
 
-def _measures(points: Mapping[int, Point]) -> list[str]:
-    tests = [point.test or {} for point in points.values()]
-    return [name for name in tests[0] if all(name in test for test in tests)]
+def _measures(points: Iterable[Point]) -> list[str]:
+    """Return the measures that all ``points`` have on test."""
+    first, *others = [point.test or {} for point in points]
+    return [name for name in first if all(name in test for test in others)]
 
 
 def _figure(points: Mapping[int, Point], measure: str) -> Figure:
@@ -168,7 +173,8 @@ def _gaps(chosen: Mapping[str, Mapping[int, Point]], baseline: str) -> dict[str,
         seeds = [seed for seed in points if seed in base]
         if name != baseline and seeds:
             pairs = [(points[seed], base[seed]) for seed in seeds]
-            gaps[name] = {measure: _gap(pairs, measure) for measure in _measures(points)}
+            both = [point for pair in pairs for point in pair]
+            gaps[name] = {measure: _gap(pairs, measure) for measure in _measures(both)}
     for measure in {measure: None for of_system in gaps.values() for measure in of_system}:
         p_values = {name: gap.p for name, of in gaps.items() if (gap := of.get(measure)) and gap.p is not None}
         for name, corrected in holm(p_values).items():
@@ -186,7 +192,7 @@ def _gap(pairs: Sequence[tuple[Point, Point]], measure: str) -> Gap:
     return Gap(
         statistics.fmean(by_seed),
         interval,
-        bootstrap_interval(differences, ROUNDS, TEST_SEED),
+        t_interval(differences.tolist()),
         randomisation_p(differences, ROUNDS, TEST_SEED),
         None,
     )

@@ -56,10 +56,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint's figures: means on ``dev`` and, where dev chose it, on ``test``, there also query by query."""
+    """A checkpoint's figures: means on ``dev`` and, where dev chose it, on ``test``, there also query by query.
+
+    ``computed_by`` are the engine and the number format of its vectors.
+    """
 
     step: int
     checkpoint: int
+    computed_by: str
     dev: Mapping[str, float]
     test: Mapping[str, float] | None = None
     per_query: Mapping[str, Float64] = field(default_factory=dict, repr=False)
@@ -96,11 +100,12 @@ class Evaluations:
             self._append(self._others[key])
         return self._own.get(key)
 
-    def add(self, key: str, dev: Evaluation, test: Evaluation | None) -> dict[str, Any]:
+    def add(self, key: str, computed_by: str, dev: Evaluation, test: Evaluation | None) -> dict[str, Any]:
         """Append figures, rounded to 6 digits, and return them as they are found again."""
         per_query = {} if test is None else test.per_query
         record = {
             "key": key,
+            "computed_by": computed_by,
             "dev": rounded(dev.metrics),
             "test": None if test is None else rounded(test.metrics),
             "per_query": {name: np.round(values, 6).tolist() for name, values in per_query.items()},
@@ -176,7 +181,7 @@ def _figures(
     wanted = rounded(dev.metrics)[METRIC] > floor  # rounded: the same when the figures are found again
     test = evaluate_vectors(encoder, vectors, judged.test) if wanted else None
     drop_unused(store)
-    return evaluations.add(key, dev, test)
+    return evaluations.add(key, encoder.computed_by, dev, test)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -186,4 +191,4 @@ def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _point(step: int, checkpoint: int, record: Mapping[str, Any]) -> Point:
     per_query = {name: np.array(values, np.float64) for name, values in record["per_query"].items()}
-    return Point(step, checkpoint, record["dev"], record["test"], per_query)
+    return Point(step, checkpoint, record["computed_by"], record["dev"], record["test"], per_query)

@@ -114,13 +114,13 @@ def costs(events: Sequence[Event], starts: Sequence[float]) -> Costs:
 
 def _waited(session: Sequence[Event]) -> float:
     """Add up the trainer's waits: each is told as "waiting" with its seconds so far, and ends with another event."""
+    told = [event for event in session if event.get("source") == TRAINER]
     waited, since = 0.0, None
-    for event in session:
-        if event.get("source") != TRAINER:
-            continue
-        if event["event"] == "waiting":
-            since = event["time"] - event["seconds"] if since is None else since
-        elif since is not None and event["event"] in ("adopted", "step", "checkpoint"):
+    for place, event in enumerate(told):
+        if event["event"] == "waiting" and since is None:
+            since = event["time"] - event["seconds"]
+        ends = event["event"] in ("adopted", "step", "checkpoint") or place == len(told) - 1
+        if ends and since is not None:
             waited += event["time"] - since
             since = None
     return waited

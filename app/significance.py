@@ -1,4 +1,4 @@
-"""Intervals over seeds, paired tests over queries, and their correction for several comparisons, in numpy.
+"""Intervals of means, paired tests over queries, and their correction for several comparisons, in numpy.
 
 Does not know what was measured.
 """
@@ -68,16 +68,6 @@ def randomisation_p(differences: Float64, rounds: int, seed: int) -> float:
         extreme += int((np.abs(signs @ moved) >= observed).sum())
         done += count
     return (1 + extreme) / (1 + rounds)
-
-
-def bootstrap_interval(differences: Float64, rounds: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of ``differences`` [Q], by drawing queries with replacement."""
-    generator = np.random.default_rng(seed)
-    means = np.empty(rounds)
-    for number in range(rounds):
-        means[number] = differences[generator.integers(0, len(differences), len(differences))].mean()
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
