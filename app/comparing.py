@@ -24,12 +24,13 @@ from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
 from app.training import STOPPING
 from indexer.builder import IndexConfig
-from retriever.artifacts import CURRENT
+from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_json, write_atomic
 from retriever.errors import HoneError, InputError
 from retriever.ingest import ingest_corpus, load_query_set
+from retriever.protocols import Encoder
 from retriever.store import Store
 
 RUNS, REFERENCE = "runs", "reference"
@@ -46,13 +47,14 @@ class Interrupted(HoneError):
 
 @dataclass(frozen=True)
 class Bench:
-    """A comparison with the data that it is measured on and the folder that it is carried out in."""
+    """A comparison with the data and the encoders that it is measured by, and the folder that it is carried out in."""
 
     comparison: Comparison
     folder: Path
     judged: Judged
     test_is_dev: bool
     train_sha256: Mapping[str, str]
+    open_encoder: Callable[[Artifact], Encoder]
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return where ``run`` lies: under a digest of all that it depends on, so that a changed run is another."""
@@ -96,8 +98,9 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
     test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
     dev = load(dev_split)
     test = dev if test_split == dev_split else load(test_split)
-    settings = asdict(_evaluation(comparison))
-    return Bench(comparison, folder, Judged(corpus, dev, test, settings), test_split == dev_split, shas)
+    index = _evaluation(comparison)
+    judged = Judged(corpus, dev, test, asdict(index))
+    return Bench(comparison, folder, judged, test_split == dev_split, shas, encoder_opener(index, corpus))
 
 
 def _has_split(data: Path, split: str) -> bool:
@@ -176,8 +179,7 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
             raise Interrupted(f"interrupted while {run.name} was measured")
         pace.measures(phase, done, total)
 
-    opener = encoder_opener(_evaluation(bench.comparison), bench.judged.corpus)
-    measuring = Measuring(bench.judged, opener, progress, warn)
+    measuring = Measuring(bench.judged, bench.open_encoder, progress, warn)
     store = Store(folder.store)
     measure_curve(folder.root, store, run.config.train.save_every, measuring, bench.evaluations())
     found = _found(bench, run)
