@@ -23,6 +23,7 @@ class Pace:
         self._took: list[float] = []
         self._started = self._last = 0.0
         self._rate = 0.0
+        self._phase = ("", 0.0, 0)
 
     def begins(self, name: str) -> None:
         """Take note that the next training begins."""
@@ -39,21 +40,27 @@ class Pace:
             self._report(event, **({"run": self._name} | fields))
         elif event == "step":
             self._rate = fields["steps_per_second"]
-            self._progress(f"train {self._name}", fields["step"], fields["of"])
+            self._progress(f"train {self._name}", fields["step"], fields["of"], (self._rate, fields["step"]))
 
     def measures(self, phase: str, done: int, total: int) -> None:
         """Take note of progress in measuring."""
-        self._progress(f"{phase}, {self._name}", done, total)
+        now = time.monotonic()
+        if phase != self._phase[0] or done < self._phase[2]:
+            self._phase = (phase, now, done)
+        _, since, before = self._phase
+        rate = (done - before) / (now - since) if now > since else 0.0
+        self._progress(f"{phase}, {self._name}", done, total, (rate, self._steps))
 
-    def _progress(self, phase: str, done: int, total: int) -> None:
+    def _progress(self, phase: str, done: int, total: int, pace: tuple[float, int]) -> None:
+        """Report at a bounded pace; ``pace`` is the rate of the phase and the step that the training has come to."""
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS and done < total:
             return
         self._last = now
         fields: dict[str, Any] = {"phase": phase, "done": done, "total": total}
-        left = self._seconds_left(now, done if phase.startswith("train") else self._steps)
+        left = self._seconds_left(now, pace[1])
         if left is not None:
-            fields |= {"rate": round(self._rate, 2), "eta_seconds": round(left)}
+            fields |= {"rate": round(pace[0], 2), "eta_seconds": round(left)}
         self._report("progress", **fields)
 
     def _seconds_left(self, now: float, step: int) -> float | None:

@@ -51,8 +51,11 @@ def test_afterwards_whole_trainings_do(clock: Clock) -> None:
     pace.ends()
     pace.begins("b")
     clock.now += 30
-    pace.measures("encode", 5, 10)
-    assert said[-1][1]["eta_seconds"] == 50 + 80 and said[-1][1]["phase"] == "encode, b"
+    pace.measures("encode", 500, 9000)
+    clock.now += 10
+    pace.measures("encode", 1500, 9000)
+    expected = {"phase": "encode, b", "done": 1500, "total": 9000, "rate": 100.0, "eta_seconds": 40 + 80}
+    assert said[-1] == ("progress", expected)
 
 
 def test_reports_come_at_a_bounded_pace_and_news_at_once(clock: Clock) -> None:
