@@ -35,6 +35,9 @@ from retriever.store import Store
 
 RUNS, REFERENCE = "runs", "reference"
 DIGEST_CHARACTERS = 8
+UNREFRESHED = (
+    "no negative set was adopted, so it trained on in-batch negatives alone: the refresher was too slow or gone"
+)
 GOES_ON = "the same command goes on from there"
 
 Train = Callable[[RunFolder, PlannedRun, Report, Event], str]
@@ -201,18 +204,21 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
     passed = seconds_of_checkpoints(events, clock)
     early = reason == "final" and points[-1].step < run.config.train.max_steps
     newest = Store(folder.store).checkpoints.get(CURRENT)
-    said = (event["message"] for event in events if event["event"] == "warning")
+    adopted = refreshes(events, clock)
+    said = [event["message"] for event in events if event["event"] == "warning" and event["message"] != STOPPING]
+    if not adopted and run.config.train.num_negatives > 0:
+        said.append(UNREFRESHED)
     return RunResult(
         system=run.system,
         seed=run.seed,
         ended="early" if early else "steps" if reason == "final" else "minutes",
         points=points,
         seconds=[round(passed[point.checkpoint], 3) for point in points],
-        refreshes=refreshes(events, clock),
+        refreshes=adopted,
         costs=costs(events, starts),
         peak=folder.peak(),
         sessions=len(starts),
-        warnings=list(dict.fromkeys(text for text in said if text != STOPPING)),
+        warnings=list(dict.fromkeys(said)),
         code_version="" if newest is None else newest.manifest["code_version"],
     )
 

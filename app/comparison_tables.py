@@ -60,6 +60,8 @@ def headline(results: Results) -> list[str]:
     sentences += [f"{name}: no finished run." for name in missing]
     if results["failed"]:
         sentences.append(f"{len(results['failed'])} runs failed; they are listed below and count nowhere.")
+    if warnings(results):
+        sentences.append("Some runs warned: read that first, at the end.")
     return sentences
 
 
@@ -259,6 +261,14 @@ def notes(results: Results) -> list[str]:
     versions = sorted({run["code_version"] for run in results["runs"]})
     if len(versions) > 1:
         told.append(f"The runs come from different versions of hone: {', '.join(versions)}.")
+    return told + warnings(results)
+
+
+def warnings(results: Results) -> list[str]:
+    """Return what the runs warned of, each text once with the runs that said it."""
+    said: dict[str, list[str]] = {}
     for run in results["runs"]:
-        told += [f"{run['system']}, seed {run['seed']}, warned: {text}" for text in run["warnings"]]
-    return told
+        for text in run["warnings"]:
+            said.setdefault(text, []).append(f"{run['system']} {run['seed']}")
+    of_all = len(results["runs"])
+    return [f"Warning of {'all runs' if len(by) == of_all else ', '.join(by)}: {text}." for text, by in said.items()]

@@ -243,9 +243,17 @@ def _mark_best(store: Store, report: Report) -> None:
 
 @contextmanager
 def stopping_at_signals(stop: Event, report: Callable[..., None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into ``stop``; a second one interrupts at once."""
+    """Turn the first SIGINT or SIGTERM into ``stop``; a second one interrupts at once.
+
+    A process that a library forks in the block, to end it later, ends by them as if nothing had been set.
+    """
+    owner = os.getpid()
 
     def note(number: int, frame: object) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.compared_run import RunFolder
-from app.comparing import Bench, Interrupted, carry_out, machine, open_bench
+from app.comparing import UNREFRESHED, Bench, Interrupted, carry_out, machine, open_bench
 from app.comparison import PlannedRun, read_comparison
 from app.comparison_report import html
 from app.config import read_config
@@ -123,6 +123,7 @@ def test_each_run_is_trained_and_measured_once(comparing: Comparing) -> None:
     assert comparing.opened.count("0") == 1 and len(comparing.opened) == 1 + 4 * 2, "the same model is measured once"
     assert [len(one["runs"]) for one in comparing.published] == [1, 2, 3, 4, 4]
     assert results["data"]["test"] == {"split": "test", "queries": 10, "is_dev": False}
+    assert results["runs"][0]["warnings"] == [UNREFRESHED], "the stand-in adopts nothing"
     assert results["runs"][0]["peak"] == {"trainer": 7_000_000}
     again = comparing.run()
     assert comparing.trainer.trained == comparing.opened == [] and again == results, "what is done is not done again"

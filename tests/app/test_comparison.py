@@ -70,7 +70,7 @@ def test_every_system_runs_with_every_seed_seed_by_seed(tmp_path: Path) -> None:
     assert static.negatives.depth == refreshed.negatives.depth == 100
 
 
-def test_the_comparison_says_what_is_common_and_what_is_not(tmp_path: Path) -> None:
+def test_the_comparison_says_what_all_share_and_what_each_changes(tmp_path: Path) -> None:
     comparison = read(tmp_path)
     assert comparison.budget == Budget(250, 20) and comparison.baseline == "static" and comparison.test is None
     assert comparison.data == tmp_path / "data"

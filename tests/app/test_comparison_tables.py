@@ -57,7 +57,10 @@ def test_notes_name_what_limits_the_figures() -> None:
     runs[0] = replace(runs[0], code_version="0.2+def", warnings=["the refresher is gone"])
     told = notes(results_of(runs))
     assert any("different versions of hone: 0.1+abc, 0.2+def" in note for note in told)
-    assert "static, seed 1, warned: the refresher is gone" in told
+    assert told[-1] == "Warning of static 1: the refresher is gone."
+    told = notes(results_of([replace(run, warnings=["long texts are cut"]) for run in runs]))
+    assert told[-1] == "Warning of all runs: long texts are cut."
+    assert headline(results_of(runs))[-1].startswith("Some runs warned")
 
 
 def test_systems_that_start_from_different_models_are_told_apart() -> None:
