@@ -19,7 +19,7 @@ from app.opening import encoder_opener
 from app.options import warn
 from app.pace import Pace
 from app.progress import Report
-from app.run_curve import EVALUATIONS, METRIC, Judged, Measuring, measure_curve, measured_curve
+from app.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
 from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
 from app.training import STOPPING
@@ -211,6 +211,7 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
     return RunResult(
         system=run.system,
         seed=run.seed,
+        folder=folder.root.name,
         ended="early" if early else "steps" if reason == "final" else "minutes",
         points=points,
         seconds=[round(passed[point.checkpoint], 3) for point in points],
@@ -257,13 +258,14 @@ def run_json(run: RunResult) -> dict[str, Any]:
     return {
         "system": run.system,
         "seed": run.seed,
+        "folder": f"{RUNS}/{run.folder}",
         "ended": run.ended,
         "curve": [
             {"step": point.step, "seconds": seconds, "dev": dict(point.dev)}
             for point, seconds in zip(run.points, run.seconds, strict=True)
         ],
-        "best": {"step": run.points[best].step, "test": run.points[best].test},
-        "last": {"step": run.points[-1].step, "test": run.points[-1].test},
+        "best": _chosen_json(run.points[best]),
+        "last": _chosen_json(run.points[-1]),
         "refreshes": [_rounded(asdict(refresh)) for refresh in run.refreshes],
         "costs": _rounded(asdict(run.costs)),
         "peak": dict(run.peak),
@@ -271,6 +273,10 @@ def run_json(run: RunResult) -> dict[str, Any]:
         "warnings": list(run.warnings),
         "code_version": run.code_version,
     }
+
+
+def _chosen_json(point: Point) -> dict[str, Any]:
+    return {"step": point.step, "checkpoint": point.checkpoint, "test": point.test}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

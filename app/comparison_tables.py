@@ -157,11 +157,12 @@ def _gaps(results: Results, reading: Mapping[str, Any]) -> Table:
             queries = _interval(gap["over_queries"], "+.4f").strip() or NOTHING
             by_seed = ", ".join(f"{value:.4f}" for value in figure["by_seed"].values())
             p = NOTHING if gap["p"] is None else f"{gap['p']:.4f}"
-            rows.append([name, measure, *_gap_cells(gap)[:1], queries, p, *_gap_cells(gap)[1:], by_seed])
+            spread = NOTHING if figure["spread"] is None else f"{figure['spread']:.4f}"
+            rows.append([name, measure, *_gap_cells(gap)[:1], queries, p, *_gap_cells(gap)[1:], by_seed, spread])
     return Table(
         f"Gaps to {results['baseline']} at equal {reading['axis']}, every measure",
         "[…]: Student's 95 % intervals, of the gap over the seeds, and over the queries (gaps averaged over seeds).",
-        ["system", "measure", "gap", "over queries", "p", "p (Holm)", "verdict", "each seed"],
+        ["system", "measure", "gap", "over queries", "p", "p (Holm)", "verdict", "each seed", "seeds' sd"],
         rows,
     )
 

@@ -24,13 +24,14 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its curve with each point's seconds, and what it cost.
+    """A finished run: its curve with each point's seconds, and what it cost. ``folder`` is its folder's name.
 
     ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes by process.
     """
 
     system: str
     seed: int
+    folder: str
     ended: str
     points: Sequence[Point]
     seconds: Sequence[float]
@@ -57,7 +58,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure of one system: ``mean`` over seeds with its 95 % interval (None for one seed), and each seed's."""
+    """A measure of one system over seeds: mean, 95 % interval, standard deviation (both None for one seed), each."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -239,6 +240,7 @@ def _figure_json(figure: Figure, gap: Gap | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "mean": round(figure.mean, 6),
         "interval": _pair(figure.interval),
+        "spread": None if figure.spread is None else round(figure.spread, 6),
         "by_seed": {str(seed): value for seed, value in figure.by_seed.items()},
     }
     if gap is not None:

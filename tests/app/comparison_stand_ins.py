@@ -35,6 +35,7 @@ def run_of(
     return RunResult(
         system=system,
         seed=seed,
+        folder=f"{system}-{seed}-0123abcd",
         ended=ended,
         points=points,
         seconds=seconds,

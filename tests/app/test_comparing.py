@@ -123,6 +123,9 @@ def test_each_run_is_trained_and_measured_once(comparing: Comparing) -> None:
     assert comparing.opened.count("0") == 1 and len(comparing.opened) == 1 + 4 * 2, "the same model is measured once"
     assert [len(one["runs"]) for one in comparing.published] == [1, 2, 3, 4, 4]
     assert results["data"]["test"] == {"split": "test", "queries": 10, "is_dev": False}
+    for run in results["runs"]:
+        store = Store(comparing.folder / "out" / run["folder"] / "store")
+        assert store.checkpoints.at(run["best"]["checkpoint"]).facts["step"] == run["best"]["step"]
     assert results["runs"][0]["warnings"] == [UNREFRESHED], "the stand-in adopts nothing"
     assert results["runs"][0]["peak"] == {"trainer": 7_000_000}
     again = comparing.run()

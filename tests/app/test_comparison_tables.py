@@ -37,6 +37,15 @@ def test_the_first_table_reads_all_systems_and_the_untrained_model() -> None:
     assert zero == ["zero-shot", "0.2800", "–", "–", "–", "0.1800", "0.9000", "0"]
 
 
+def test_every_gap_stands_beside_the_spread_of_the_seeds() -> None:
+    gaps = next(
+        table for table in tables(results_of(some_runs())) if table.title.startswith("Gaps to static at equal s")
+    )
+    assert [row[:2] for row in gaps.rows] == [["refreshed", measure] for measure in ("nDCG@10", "RR@10", "AUC")]
+    assert gaps.rows[0][-2:] == ["0.4720, 0.4740, 0.4760", "0.0020"]
+    assert gaps.rows[2][3:5] == ["–", "–"], "no query has an AUC"
+
+
 def test_costs_and_runs_are_shown_as_people_say_them() -> None:
     results = results_of(some_runs())
     costs = next(table for table in tables(results) if table.title == "What a run costs")
