@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from app.process_usage import Usage
 from app.progress import Report
 from app.reports import forwarded
 from app.run_history import Clock
@@ -27,7 +28,6 @@ LOOK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 30.0
 LOG_NAME = "train.log"
 SHOWN_CHARACTERS = 300
-PROCESSES = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RunFolder:
         return self.root / LOG_NAME
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Return {"started"} and {"ended", "reason", "peak"} of each session in order."""
+        """Return {"started"} and {"ended", "reason", "peak", "cpu"} of each session in order."""
         return read_lines(self.root / "sessions.jsonl")
 
     def note(self, **record: Any) -> None:
@@ -70,6 +70,14 @@ class RunFolder:
             for role, size in session.get("peak", {}).items():
                 peak[role] = max(size, peak.get(role, 0))
         return peak
+
+    def cpu(self) -> dict[str, float]:
+        """Return the processor seconds of "trainer" and "refresher" over all sessions, where they could be read."""
+        seconds: dict[str, float] = {}
+        for session in self.sessions():
+            for role, used in session.get("cpu", {}).items():
+                seconds[role] = round(seconds.get(role, 0.0) + used, 2)
+        return seconds
 
     def events(self) -> list[dict[str, Any]]:
         """Return what trainer and refresher reported."""
@@ -139,18 +147,19 @@ def train(folder: RunFolder, command: Sequence[str], minutes: float | None, repo
         return done
     watch = Watch(report, Clock(folder.events(), folder.starts()).total)
     folder.note(started=time.time())
-    peak: dict[str, int] = {}
+    usage = Usage()
     reason = ""
     with forwarded(store, "", watch.report), _child(folder, command) as child:
         while child.poll() is None:
-            _look_at_memory(peak, {"trainer": child.pid, "refresher": watch.refresher})
+            usage.look("trainer", child.pid)
+            usage.look("refresher", watch.refresher)
             if not reason:
                 reason = _why_stop(watch, minutes, stop)
                 if reason:
                     child.send_signal(signal.SIGINT)
             time.sleep(LOOK_SECONDS)
     ended = is_trained(folder) or reason or "failed"
-    folder.note(ended=time.time(), reason=ended, peak=peak)
+    folder.note(ended=time.time(), reason=ended, peak=usage.peak, cpu=usage.cpu)
     if ended == "failed":
         raise HoneError(f"hone train ended with exit code {child.returncode}: {_last_words(folder)}")
     return ended
@@ -179,23 +188,6 @@ def _child(folder: RunFolder, command: Sequence[str]) -> Iterator[subprocess.Pop
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-def _look_at_memory(peak: dict[str, int], pids: Mapping[str, int | None]) -> None:
-    """Raise ``peak`` to the peak resident bytes so far of the processes ``pids``, by role."""
-    for role, pid in pids.items():
-        size = None if pid is None else peak_bytes(pid)
-        if size is not None:
-            peak[role] = max(size, peak.get(role, 0))
-
-
-def peak_bytes(pid: int) -> int | None:
-    """Return the largest resident size that process ``pid`` ever had, None where the system does not tell."""
-    try:
-        lines = (PROCESSES / str(pid) / "status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _last_words(folder: RunFolder) -> str:

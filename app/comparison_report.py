@@ -114,7 +114,7 @@ def _figures(pictures: Sequence[str]) -> str:
 def _intervals(results: Results, reading: Mapping[str, Any]) -> str:
     colours = _colours(results)
     bars = [
-        Bar(name, colours[name], of[METRIC]["mean"], of[METRIC]["interval"], list(of[METRIC]["by_seed"].values()))
+        Bar(name, colours[name], of[METRIC]["mean"], _cut(of[METRIC]["interval"]), list(of[METRIC]["by_seed"].values()))
         for name, of in reading["systems"].items()
     ]
     zero = results["findings"]["zero_shot"].get(results["baseline"], {}).get(METRIC)
@@ -122,6 +122,11 @@ def _intervals(results: Results, reading: Mapping[str, Any]) -> str:
     caption = f"{METRIC} on {split} at {limit_text(reading)}: mean, 95 % interval, seeds"
     picture = draw_intervals(caption, bars, None if zero is None else ("zero-shot", zero))
     return f"{picture}<figcaption>{escape(caption)}</figcaption>" if picture else ""
+
+
+def _cut(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return an interval as far as the measure goes, 0 … 1: that of two seeds reaches far beyond."""
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def _curves(results: Results) -> str:

@@ -17,8 +17,9 @@ MEGABYTE = 1_000_000
 
 COSTS = """\
 Means over seeds. In all = training + waiting, up to the last checkpoint. Encoding, indexing and mining are the \
-refresher's seconds beside that. Age: steps from a checkpoint to the adoption of its negatives. MB: peak resident \
-memory. Seconds compare only if nothing else ran on the machine."""
+refresher's seconds beside that. CPU: what both computed on all cores, start-up included. Age: steps from a \
+checkpoint to the adoption of its negatives. MB: peak resident memory. Seconds compare only if nothing else ran on the \
+machine; the CPU's suffer less."""
 
 SESSIONS = "More than one session: it was interrupted; steps that were trained again cost seconds again."
 
@@ -176,6 +177,7 @@ def _costs(results: Results) -> Table:
                 name,
                 f"{of['steps']:g}",
                 *(duration(of[key]) for key in ("seconds", "training", "waiting", "encoding", "indexing", "mining")),
+                duration(of["cpu"]) if "cpu" in of else NOTHING,
                 f"{rate:.2f}",
                 f"{of['refreshes']:g}",
                 f"{of['age_at_adoption']:.0f}" if "age_at_adoption" in of else NOTHING,
@@ -186,7 +188,7 @@ def _costs(results: Results) -> Table:
     return Table(
         "What a run costs",
         COSTS,
-        ["system", "steps", *seconds, "steps/s", "refreshes", "age", "trainer MB", "refresher MB"],
+        ["system", "steps", *seconds, "CPU", "steps/s", "refreshes", "age", "trainer MB", "refresher MB"],
         rows,
     )
 

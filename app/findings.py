@@ -26,7 +26,8 @@ Float64 = NDArray[np.float64]
 class RunResult:
     """A finished run: its curve with each point's seconds, and what it cost. ``folder`` is its folder's name.
 
-    ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes by process.
+    ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes, ``cpu``: seconds
+    computed, both by process.
     """
 
     system: str
@@ -38,6 +39,7 @@ class RunResult:
     refreshes: Sequence[Refresh]
     costs: Costs
     peak: Mapping[str, int]
+    cpu: Mapping[str, float]
     sessions: int
     warnings: Sequence[str]
     code_version: str
@@ -209,6 +211,7 @@ def mean_costs(runs: Sequence[RunResult]) -> dict[str, float]:
         "refreshes": [len(run.refreshes) for run in runs],
         "age_at_adoption": [float(age) for age in last],
         **{f"peak_{role}": [run.peak[role] for run in runs if role in run.peak] for role in ("trainer", "refresher")},
+        "cpu": [sum(run.cpu.values()) for run in runs if run.cpu],
     }
     return {name: statistics.fmean(values) for name, values in every.items() if values}
 

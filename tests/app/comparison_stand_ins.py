@@ -42,6 +42,7 @@ def run_of(
         refreshes=refreshes,
         costs=Costs(seconds[-1] - 1.0, 1.0, 3.0, 0.5, 0.25),
         peak={"trainer": 500_000_000, "refresher": 400_000_000},
+        cpu={"trainer": seconds[-1], "refresher": 10.0},
         sessions=1,
         warnings=(),
         code_version="0.1+abc",

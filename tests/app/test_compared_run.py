@@ -1,5 +1,3 @@
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.compared_run import RunFolder, is_trained, peak_bytes, train, train_command
+from app.compared_run import RunFolder, is_trained, train, train_command
 from app.run_history import Clock
 from app.training import STOPPING
 from retriever.artifacts import CURRENT
@@ -131,20 +129,13 @@ def test_a_child_ends_when_its_parent_is_killed(folder: RunFolder) -> None:
     assert train(folder, command(folder, reached + 3), None, lambda *_, **__: None, Event()) == "final"
 
 
-def test_the_peak_of_a_process_is_read_where_the_system_tells() -> None:
-    own = peak_bytes(os.getpid())
-    assert own is None or own > 10_000_000
-    with subprocess.Popen(["sleep", "60"]) as process:
-        process.send_signal(signal.SIGKILL)
-    assert peak_bytes(process.pid) is None
-
-
-def test_the_largest_peak_of_all_sessions_counts(folder: RunFolder) -> None:
+def test_of_all_sessions_the_largest_peak_and_the_sum_of_seconds_count(folder: RunFolder) -> None:
     folder.note(started=1.0)
-    folder.note(ended=2.0, reason="interrupted", peak={"trainer": 5, "refresher": 7})
+    folder.note(ended=2.0, reason="interrupted", peak={"trainer": 5, "refresher": 7}, cpu={"trainer": 1.5})
     folder.note(started=3.0)
-    folder.note(ended=4.0, reason="final", peak={"trainer": 6})
+    folder.note(ended=4.0, reason="final", peak={"trainer": 6}, cpu={"trainer": 0.5})
     assert folder.peak() == {"trainer": 6, "refresher": 7} and folder.starts() == [1.0, 3.0]
+    assert folder.cpu() == {"trainer": 2.0}
 
 
 def test_a_training_is_told_to_end_with_its_parent(folder: RunFolder) -> None:

@@ -49,7 +49,9 @@ def test_every_gap_stands_beside_the_spread_of_the_seeds() -> None:
 def test_costs_and_runs_are_shown_as_people_say_them() -> None:
     results = results_of(some_runs())
     costs = next(table for table in tables(results) if table.title == "What a run costs")
-    assert costs.rows[1] == "refreshed|100|1 min 23 s|1 min 22 s|1 s|3 s|0 s|0 s|1.22|2|20|500|400".split("|")
+    assert costs.rows[1] == "refreshed|100|1 min 23 s|1 min 22 s|1 s|3 s|0 s|0 s|1 min 33 s|1.22|2|20|500|400".split(
+        "|"
+    )
     runs = next(table for table in tables(results) if table.title == "The runs")
     assert runs.rows[0] == "static|1|all steps|100|42 s|50|0.4220|0.4120|1".split("|")
     systems = next(table for table in tables(results) if table.title == "The systems")

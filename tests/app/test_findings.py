@@ -99,9 +99,10 @@ def test_costs_are_means_and_what_is_unknown_is_left_out() -> None:
     runs = some_runs()
     found = find(runs, SYSTEMS, "static").costs["refreshed"]
     assert (found["seconds"], found["training"], found["waiting"]) == (83.0, 82.0, 1.0)
+    assert found["cpu"] == 93.0
     assert (found["refreshes"], found["age_at_adoption"], found["peak_trainer"]) == (2.0, 20.0, 500_000_000)
-    bare = [replace(run, peak={}, refreshes=()) for run in runs]
-    assert not {"peak_trainer", "age_at_adoption"} & {*find(bare, SYSTEMS, "static").costs["static"]}
+    bare = [replace(run, peak={}, cpu={}, refreshes=()) for run in runs]
+    assert not {"peak_trainer", "cpu", "age_at_adoption"} & {*find(bare, SYSTEMS, "static").costs["static"]}
 
 
 def test_zero_shot_is_the_first_point() -> None:
