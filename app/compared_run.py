@@ -25,6 +25,8 @@ from retriever.errors import HoneError
 from retriever.store import Store
 
 LOOK_SECONDS = 0.5
+INTERRUPTED = "hone: interrupted"
+"""Last words of `hone train` when it was asked to stop; its exit code is that of any error."""
 LAST_BREATH_SECONDS = 30.0
 LOG_NAME = "train.log"
 SHOWN_CHARACTERS = 300
@@ -158,6 +160,8 @@ def train(folder: RunFolder, command: Sequence[str], minutes: float | None, repo
                 if reason:
                     child.send_signal(signal.SIGINT)
             time.sleep(LOOK_SECONDS)
+    if reason == "minutes" and not _last_line(folder).startswith(INTERRUPTED):
+        reason = ""  # it failed at just that moment
     ended = is_trained(folder) or reason or "failed"
     folder.note(ended=time.time(), reason=ended, peak=usage.peak, cpu=usage.cpu)
     if ended == "failed":
@@ -191,5 +195,9 @@ def _child(folder: RunFolder, command: Sequence[str]) -> Iterator[subprocess.Pop
 
 
 def _last_words(folder: RunFolder) -> str:
+    return f"{_last_line(folder)[:SHOWN_CHARACTERS] or 'it said nothing'}; see {folder.log}"
+
+
+def _last_line(folder: RunFolder) -> str:
     lines = folder.log.read_text(errors="replace").strip().splitlines()
-    return f"{lines[-1][:SHOWN_CHARACTERS] if lines else 'it said nothing'}; see {folder.log}"
+    return lines[-1] if lines else ""

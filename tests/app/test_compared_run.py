@@ -91,6 +91,12 @@ def test_a_run_that_fails_says_why(folder: RunFolder) -> None:
     assert steps == [*range(1, 8), *range(6, 13)], "the dead one's last checkpoint was that of step 5"
 
 
+def test_a_run_that_fails_when_its_minutes_are_over_has_failed(folder: RunFolder) -> None:
+    with pytest.raises(HoneError, match="the loss is nan"):
+        train(folder, command(folder, mood="fail when stopped"), 0.5 / 60, lambda *_, **__: None, Event())
+    assert is_trained(folder) is None and folder.sessions()[-1]["reason"] == "failed"
+
+
 def test_that_it_was_asked_to_stop_is_no_warning(folder: RunFolder) -> None:
     heard: list[str] = []
 

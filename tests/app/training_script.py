@@ -1,6 +1,7 @@
 """Stands for `hone train`: steps, checkpoints and events in a store, no model. It stops and resumes like the real one.
 
-Arguments: store, steps, seconds a step, and "fail" or a number of steps after which it dies without a word.
+Arguments: store, steps, seconds a step, and a mood: "well", "fail", "fail when stopped", or a number of steps after
+which it dies without a word.
 """
 
 import signal
@@ -21,7 +22,10 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     Thread(target=stop_with_parent, args=(stop,), daemon=True).start()
-    if mood == "fail":
+    if mood == "fail when stopped":
+        Store(root).log_event("refresher_started", source="trainer", pid=1)
+        stop.wait(60)
+    if mood.startswith("fail"):
         print("hone: the loss is nan; lower [train] learning_rate", file=sys.stderr)
         return 2
     store = Store(root)
@@ -43,6 +47,7 @@ def train(store: Store, steps: int, pause: float, mood: str, stop: Event) -> int
     while step < steps:
         if stop.is_set():
             save(store, step, final=False)
+            print(f"hone: interrupted at step {step}", file=sys.stderr)
             return 2
         time.sleep(pause)
         step += 1
