@@ -22,7 +22,7 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, build, data, demo, export, run
+    from app.commands import ask, build, compare, data, demo, export, run
 
     app = typer.Typer(
         name="hone",
@@ -39,6 +39,7 @@ def build_app() -> typer.Typer:
         run.train,
         run.refresh,
         run.cycle,
+        compare.compare,
         build.index,
         build.mine,
         build.pin,

@@ -62,7 +62,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
                 f"{path}: negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages"
             )
         load_split = partial(load_query_set, folder, corpus=corpus, skip_missing=skip_missing, warn=warn)
-        train_split, dev_split = _splits(config)
+        train_split, dev_split = splits(config)
         train = with_positives(load_split(train_split), warn)
         dev = None if dev_split is None else load_split(dev_split)
         verdicts = config.negatives.verdicts
@@ -78,7 +78,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
     return Run(config, store, corpus, *loaded[-1])
 
 
-def _splits(config: RunConfig) -> tuple[str, str | None]:
+def splits(config: RunConfig) -> tuple[str, str | None]:
     """Return the splits to train on and to evaluate on: where dev is carved off train, train is what remains."""
     train, dev = config.data.train, config.data.dev
     if dev is not None and dev.startswith(f"{train}:"):

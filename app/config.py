@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +24,8 @@ from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.trainer import TrainConfig
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -62,26 +64,43 @@ def read_config(path: Path) -> RunConfig:
     Raises InputError naming file and key: for a misspelt key with the nearest right one. A value is never turned into
     one of another type.
     """
+    return run_config(read_toml(path, "write one with `hone init DATA`"), str(path))
+
+
+def read_toml(path: Path, advice: str) -> dict[str, Any]:
+    """Return the table of a TOML file. Raises InputError naming it, with ``advice`` where it cannot be read."""
     try:
-        table = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); write one with `hone init DATA`") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML ({error})") from error
-    _check_keys(table, RunConfig, str(path), "")
+
+
+def run_config(table: Mapping[str, Any], place: str) -> RunConfig:
+    """Return the configuration that ``table`` writes down; errors are InputErrors that begin with ``place``."""
+    check_keys(table, RunConfig, place)
+    config = validated(table, RunConfig, place)
+    try:
+        _check_values(config)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    return config
+
+
+def validated(table: Mapping[str, Any], kind: type[Kind], place: str) -> Kind:
+    """Return ``table`` as a dataclass of ``kind``. Raises InputError naming ``place`` and the key that does not fit."""
     try:
         # As JSON, where strict still lets a list be a tuple and a table be a dataclass.
-        config = TypeAdapter(RunConfig).validate_json(json.dumps(table, default=str), strict=True)
-        _check_values(config)
+        return TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "value_error":  # raised by the table's own checks, which name the key
-            raise InputError(f"{path}: {first['ctx']['error']}") from error
-        raise InputError(f"{path}: {key}: {first['msg']} (it is {first['input']!r})") from error
+            raise InputError(f"{place}: {first['ctx']['error']}") from error
+        raise InputError(f"{place}: {key}: {first['msg']} (it is {first['input']!r})") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return config
+        raise InputError(f"{place}: {error}") from error
 
 
 def data_folder(config: RunConfig, path: Path) -> Path:
@@ -89,17 +108,18 @@ def data_folder(config: RunConfig, path: Path) -> Path:
     return path.parent / config.data.path
 
 
-def _check_keys(table: Mapping[str, Any], kind: type, path: str, prefix: str) -> None:
+def check_keys(table: Mapping[str, Any], kind: type, place: str, prefix: str = "") -> None:
+    """Raise InputError for a key that ``kind``, a dataclass, does not have, naming the nearest that it has."""
     hints = get_type_hints(kind)
     known = [one.name for one in fields(kind)]
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(prefix + k for k in known)}"
-            raise InputError(f"{path}: unknown key {prefix}{key}; {hint}")
+            raise InputError(f"{place}: unknown key {prefix}{key}; {hint}")
         inner = _dataclass_in(hints[key])
         if inner is not None and isinstance(value, Mapping):
-            _check_keys(value, inner, path, f"{prefix}{key}.")
+            check_keys(value, inner, place, f"{prefix}{key}.")
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -140,6 +160,12 @@ def _check_values(config: RunConfig) -> None:
         "loss.debias needs vectors of length 1: take model.normalize = false out": config.loss.debias is None
         or model.normalize is not False,
         "refresh.lag must not be negative": refresh.lag >= 0,
+        'refresh.trigger = "never" needs train.num_negatives = 0, since nothing is mined': (
+            refresh.trigger != "never" or train.num_negatives == 0
+        ),
+        'refresh.trigger = "never" needs refresh.on_stale = "warn", since nothing comes': (
+            refresh.trigger != "never" or refresh.on_stale == "warn"
+        ),
         "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
         "refresh.probe_every must not be negative": refresh.probe_every >= 0,
         "refresh.probe_queries and probe_depth must be at least 1": min(refresh.probe_queries, refresh.probe_depth)

@@ -30,7 +30,7 @@ from retriever.durable import sha256_file, write_atomic
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.metrics import mean, per_query
-from retriever.protocols import FloatArray, IntArray, Progress
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 from retriever.store import Store
 from retriever.trec import read_run, write_run
 
@@ -91,7 +91,11 @@ def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QueryS
     if generation is None:
         raise InputError(f"{store.generations.folder}: no generation is named {pointer}")
     encoder = encoder_opener(IndexConfig(engine="torch", precision="fp32"))(generation)
-    vectors = encode_corpus(encoder, corpus, store.embeddings, progress, warn)
+    return evaluate_vectors(encoder, encode_corpus(encoder, corpus, store.embeddings, progress, warn), queries)
+
+
+def evaluate_vectors(encoder: Encoder, vectors: Vectors, queries: QuerySet) -> Evaluation:
+    """Return the figures of ``queries`` by exact search over ``vectors``, those of the corpus by ``encoder``."""
     return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), METRICS)
 
 

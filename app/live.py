@@ -21,6 +21,8 @@ from app.reports import json_lines
 QUIET = {"progress", "step", "waiting", "build", "build_started", "checkpoint", "removed", "staleness"}
 IDLE = "waits for a marked checkpoint"
 BAR_WIDTH = 40
+SLOW = 10
+"""Rates below this are shown with a digit more."""
 SHOWN_DEV = 4
 
 
@@ -92,7 +94,8 @@ def duration(seconds: float) -> str:
 def _progress_text(fields: dict[str, Any]) -> str:
     text = f"{fields['phase']} {fields['done']:,} of {fields['total']:,}" if fields["total"] > 1 else fields["phase"]
     if "rate" in fields:
-        text += f", {fields['rate']:.0f}/s, {duration(fields['eta_seconds'])} left"
+        digits = 0 if fields["rate"] >= SLOW else 1
+        text += f", {fields['rate']:.{digits}f}/s, {duration(fields['eta_seconds'])} left"
     return text
 
 

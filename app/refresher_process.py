@@ -4,9 +4,10 @@ Does not know what a refresh is.
 """
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -140,11 +141,20 @@ def end_with_parent(pipe: IO[bytes] | None = None) -> None:
     It may end anywhere: whatever it was doing is re-derived from the store.
     """
     yield_to_others()
+    _when_closed(pipe, lambda: os._exit(1))
+
+
+def stop_with_parent(pipe: IO[bytes] | None = None) -> None:
+    """Let this process get SIGTERM when its standard input, its parent's pipe, closes."""
+    _when_closed(pipe, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _when_closed(pipe: IO[bytes] | None, act: Callable[[], None]) -> None:
     descriptor = (pipe or sys.stdin).fileno()  # read without Python's buffer: its lock, held, aborts a normal exit
 
     def watch() -> None:
         while os.read(descriptor, 4096):
             pass
-        os._exit(1)
+        act()
 
     Thread(target=watch, name="parent-watch", daemon=True).start()

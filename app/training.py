@@ -32,6 +32,7 @@ from retriever.store import KINDS, Store, is_store
 from retriever.trainer import Outcome, mark_best
 
 Where = Literal["child", "elsewhere", "inline"]
+STOPPING = "stopping after this step, with a checkpoint to resume from; again to stop at once"
 AFRESH = "--new moves the store aside and starts afresh"
 
 
@@ -242,15 +243,22 @@ def _mark_best(store: Store, report: Report) -> None:
 
 @contextmanager
 def stopping_at_signals(stop: Event, report: Callable[..., None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into ``stop``; a second one interrupts at once."""
-    message = "stopping after this step, with a checkpoint to resume from; again to stop at once"
+    """Turn the first SIGINT or SIGTERM into ``stop``; a second one interrupts at once.
+
+    A process that a library forks in the block, to end it later, ends by them as if nothing had been set.
+    """
+    owner = os.getpid()
 
     def note(number: int, frame: object) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         # A thread: what the signal came in between of may hold a lock that the report needs.
-        reporting.append(Thread(target=report, args=("warning",), kwargs={"message": message}))
+        reporting.append(Thread(target=report, args=("warning",), kwargs={"message": STOPPING}))
         reporting[-1].start()
 
     reporting: list[Thread] = []

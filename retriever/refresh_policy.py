@@ -39,23 +39,21 @@ class RefreshConfig:
 
 
 def parse_trigger(text: str, save_every: int) -> Trigger:
-    """Return a function that tells whether the checkpoint of a step is marked; step 0 always is.
+    """Return a function that tells whether the checkpoint of a step is marked; the final one is in any case.
 
-    "steps:200", a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded), "checkpoint" (each that is saved,
-    every ``save_every`` steps), "start" (that of step 0 alone) or "staleness:0.3" (see ``staleness_limit``: no step is
-    known before). Raises InputError for anything else.
+    With step 0: "steps:200", a schedule "0-1000:500,1000-:1000" (from-to:every, the end excluded), "checkpoint" (each
+    that is saved, every ``save_every`` steps) and "staleness:0.3" (see ``staleness_limit``: no other step is known
+    before). "once": step 0 alone; "never". Raises InputError for anything else.
     """
-    if text == "start" or staleness_limit(text) is not None:
-        return lambda step: step == 0
+    if text in ("once", "never") or staleness_limit(text) is not None:
+        return lambda step: step == 0 and text != "never"
     if match := re.fullmatch(r"steps:([1-9]\d*)", f"steps:{save_every}" if text == "checkpoint" else text):
         every = int(match[1])
         return lambda step: step % every == 0
     spans = [re.fullmatch(r"(\d+)-(\d*):([1-9]\d*)", part.strip()) for part in text.split(",")]
     if not all(spans):
-        raise InputError(
-            f'[refresh] trigger = {text!r}: write "steps:200", a schedule "0-1000:500,1000-:1000", "checkpoint", '
-            '"start" or "staleness:0.3"'
-        )
+        forms = '"steps:200", a schedule "0-1000:500,1000-:1000", "checkpoint", "staleness:0.3", "once" or "never"'
+        raise InputError(f"[refresh] trigger = {text!r}: write {forms}")
     bounds = [(int(span[1]), int(span[2] or 2**62), int(span[3])) for span in spans if span]
     if any(start >= end for start, end, _ in bounds):
         raise InputError(f"[refresh] trigger = {text!r}: a span ends before it begins")

@@ -169,7 +169,7 @@ class Trainer:
         found = checkpoints.intact(CURRENT, self._warn) if self._ranks.is_first else None
         number = self._ranks.broadcast(-1 if found is None else found.number)
         if number < 0:
-            self._save(refresh=True)
+            self._save(refresh=self._due(0))
         else:
             self._resume(checkpoints.at(number))
 

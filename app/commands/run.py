@@ -14,7 +14,7 @@ from app.composition import Run, open_run
 from app.config import read_config
 from app.live import duration
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
-from app.refresher_process import end_with_parent
+from app.refresher_process import end_with_parent, stop_with_parent
 from app.refreshing import follow_checkpoints
 from app.reports import all_of, event_log, json_lines
 from app.run_file import write_run_file
@@ -60,8 +60,11 @@ def train(
     ] = "child",
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
+    child: Annotated[bool, typer.Option("--child", hidden=True)] = False,
 ) -> None:
     """Train; the index and the negatives are rebuilt by a second process meanwhile. Run it again to resume."""
+    if child:
+        stop_with_parent()
     if refresher not in ("child", "elsewhere"):
         raise InputError(f"--refresher {refresher}: write child or elsewhere")
     where: Where = "child" if refresher == "child" else "elsewhere"

@@ -190,7 +190,7 @@ ADORE = [
     ("[train]", '[train]\nnum_negatives = 4\ntowers = "query"'),
     ("dropout = 0.0", "dropout = 0.0\ntied = false"),
     ("[refresh]", '[loss]\nname = "lambdarank"\nin_batch = false\n[refresh]'),
-    ('"steps:3"', '"start"'),
+    ('"steps:3"', '"once"'),
 ]
 
 

@@ -182,6 +182,7 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wro
         ("full_every = 4", "full_every = 1"),
         ('method = "partial"', 'method = "cheap"'),
         ('trigger = "0-1000:500,1000-:1000"', 'trigger = "often"'),
+        ('trigger = "0-1000:500,1000-:1000"', 'trigger = "never"'),
         ("target_recall = 0.9", "target_recall = 1.1"),
         ('name = "simans", b', 'name = "bottom", b'),
         ("b = 1.5", "tau = 1.5"),
@@ -202,6 +203,13 @@ def test_a_value_out_of_range_names_file_and_key(tmp_path: Path, right: str, wro
 def test_no_negatives_at_all_is_refused(tmp_path: Path) -> None:
     text = WHOLE.replace("in_batch = true", "in_batch = false").replace("num_negatives = 2", "num_negatives = 0")
     assert "in_batch" in refused(tmp_path, text)
+
+
+def test_a_run_that_is_never_refreshed_waits_for_nothing_and_draws_nothing(tmp_path: Path) -> None:
+    text = '[data]\npath = "py"\n[train]\nnum_negatives = {}\n[refresh]\ntrigger = "never"\non_stale = "{}"\n'
+    assert read(tmp_path, text.format(0, "warn")).refresh.trigger == "never"
+    assert "train.num_negatives" in refused(tmp_path, text.format(1, "warn"))
+    assert "refresh.on_stale" in refused(tmp_path, text.format(0, "wait"))
 
 
 def test_what_is_no_toml_file(tmp_path: Path) -> None:

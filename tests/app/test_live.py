@@ -62,6 +62,8 @@ def test_the_table_shows_progress_dev_staleness_and_the_rebuild() -> None:
     ]
     screen.view.report("progress", phase="encode", done=1030, total=2060, rate=12.0, eta_seconds=2.5)
     assert "encode 1,030 of 2,060, 12/s, 2 s left" in screen.drawn()
+    screen.view.report("progress", phase="encode", done=30, total=60, rate=1.25, eta_seconds=24)
+    assert "encode 30 of 60, 1.2/s, 24 s left" in screen.drawn()
     screen.view.report("progress", phase="publish", done=1, total=1)
     assert screen.drawn().splitlines()[-1].split() == ["refresher", "publish"]
     screen.view.report("negatives_published", number=2, generation=2, step=20)

@@ -85,7 +85,7 @@ def test_with_one_tower_in_training_the_other_keeps_its_fingerprint(tmp_path: Pa
 def test_passages_of_an_adopted_set_are_looked_up_and_not_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = TwoTowers(tmp_path, train=replace(TRAIN, towers="query"), refresh=RefreshConfig(trigger="start"))
+    bench = TwoTowers(tmp_path, train=replace(TRAIN, towers="query"), refresh=RefreshConfig(trigger="once"))
     encoded: list[int] = []
     forward = DualEncoder.forward
 

@@ -23,7 +23,8 @@ def marked(text: str, up_to: int) -> list[int]:
         ("3-9:5", [0, 3, 8]),  # counted from the span's start; step 0 always
         ("2-4:1", [0, 2, 3]),  # the end is excluded
         ("checkpoint", [0, 5, 10]),
-        ("start", [0]),
+        ("once", [0]),
+        ("never", []),
         ("staleness:0.3", [0]),  # and whenever it is measured
     ],
 )
@@ -54,10 +55,11 @@ def test_step_zero_is_always_marked(every: int) -> None:
         "begin",
     ],
 )
-def test_what_is_no_trigger_is_quoted_with_both_forms(text: str) -> None:
+def test_what_is_no_trigger_is_quoted_with_all_forms(text: str) -> None:
     with pytest.raises(InputError, match="trigger") as caught:
         parse_trigger(text, 5)
-    assert repr(text) in str(caught.value) and "steps:200" in str(caught.value) and "0-1000:500" in str(caught.value)
+    assert repr(text) in str(caught.value)
+    assert all(form in str(caught.value) for form in ("steps:200", "0-1000:500", "checkpoint", "once", "never"))
 
 
 @pytest.mark.parametrize("text", ["10-10:5", "10-5:1", "0-5:1,9-8:1"])
@@ -73,7 +75,7 @@ def test_a_staleness_is_a_share(text: str) -> None:
 
 
 def test_a_staleness_is_a_limit_and_other_triggers_have_none() -> None:
-    assert [staleness_limit(text) for text in ("staleness:0.3", "staleness:.05", "steps:3", "start")] == [
+    assert [staleness_limit(text) for text in ("staleness:0.3", "staleness:.05", "steps:3", "once")] == [
         0.3,
         0.05,
         None,

@@ -68,6 +68,13 @@ def test_checkpoint_0_is_the_untrained_model_and_comes_before_the_first_step(und
     assert undisturbed.refresher.marks == [0, 3, 6, LAST]
 
 
+@pytest.mark.parametrize(("trigger", "marks"), [("once", [0, LAST]), ("never", [LAST])])
+def test_a_run_may_be_refreshed_once_or_never(tmp_path: Path, trigger: str, marks: list[int]) -> None:
+    bench = Bench(tmp_path, refresh=RefreshConfig(trigger=trigger))
+    bench.run()
+    assert bench.refresher.marks == marks
+
+
 def test_each_batch_is_drawn_from_the_set_in_use(undisturbed: Bench) -> None:
     assert undisturbed.adoptions() == [(0, 0), (3, 1), (6, 2)]
     expected = [(position, position // 2 // 3) for position in range(2 * LAST)]  # two batches a step

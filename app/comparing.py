@@ -1,0 +1,304 @@
+"""Carrying out a comparison: each run trained and measured once, resumed where it was interrupted, told as results.
+
+Does not know how one run is trained or measured, nor how results are shown.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from app.compared_run import RunFolder, is_trained, train, train_command
+from app.comparison import TEST, Comparison, PlannedRun, run_table
+from app.composition import splits, with_positives
+from app.findings import RunResult, as_json, find
+from app.opening import encoder_opener
+from app.options import warn
+from app.pace import Pace
+from app.progress import Report
+from app.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
+from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
+from app.toml_text import toml_text
+from app.training import STOPPING
+from indexer.builder import IndexConfig
+from retriever.artifacts import CURRENT, Artifact
+from retriever.beir import find_file
+from retriever.data import Corpus, QuerySet
+from retriever.durable import sha256_json, write_atomic
+from retriever.errors import HoneError, InputError
+from retriever.ingest import ingest_corpus, load_query_set
+from retriever.protocols import Encoder
+from retriever.store import Store
+
+RUNS, REFERENCE = "runs", "reference"
+DIGEST_CHARACTERS = 8
+UNREFRESHED = (
+    "no negative set was adopted, so it trained on in-batch negatives alone: the refresher was too slow or gone"
+)
+GOES_ON = "the same command goes on from there"
+
+Train = Callable[[RunFolder, PlannedRun, Report, Event], str]
+"""Trains a planned run in its folder: "final", "minutes" or "interrupted"; raises HoneError if it fails."""
+
+
+class Interrupted(HoneError):
+    """Somebody asked to stop; the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison with the data and the encoders that it is measured by, and the folder that it is carried out in."""
+
+    comparison: Comparison
+    folder: Path
+    judged: Judged
+    test_is_dev: bool
+    train_sha256: Mapping[str, str]
+    open_encoder: Callable[[Artifact], Encoder]
+
+    def run_folder(self, run: PlannedRun) -> RunFolder:
+        """Return where ``run`` lies: under a digest of all that it depends on, so that a changed run is another."""
+        depends = [_without_path(run.table), self.train_sha256[run.system], self.judged.sha256]
+        digest = sha256_json([*depends, self.comparison.budget.minutes])[:DIGEST_CHARACTERS]
+        return RunFolder(self.folder / RUNS / f"{run.system}-{run.seed}-{digest}")
+
+    def earlier(self, run: PlannedRun) -> list[Path]:
+        """Return the folders of the same system and seed under another configuration."""
+        own = self.run_folder(run).root
+        digest = "[0-9a-f]" * DIGEST_CHARACTERS
+        return sorted(one for one in own.parent.glob(f"{run.system}-{run.seed}-{digest}") if one != own)
+
+    def evaluations(self) -> list[Path]:
+        """Return the files of figures of all runs."""
+        return sorted((self.folder / RUNS).glob(f"*/{EVALUATIONS}"))
+
+
+def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> Bench:
+    """Read the data of ``comparison`` and check that every run fits it, before anything runs.
+
+    Raises InputError for what does not fit.
+    """
+    corpus = Corpus(ingest_corpus(Store(folder / REFERENCE, create=True), comparison.data))
+
+    def load(split: str) -> QuerySet:
+        return load_query_set(comparison.data, split, corpus, skip_missing=skip_missing, warn=warn)
+
+    shas: dict[str, str] = {}
+    for run in comparison.runs:
+        if run.system in shas:
+            continue
+        place = f"{comparison.path}: systems.{run.system}"
+        depth = run.config.negatives.depth
+        if depth > len(corpus):
+            raise InputError(f"{place}: negatives.depth = {depth}, but the corpus has {len(corpus)} passages")
+        shas[run.system] = with_positives(load(splits(run.config)[0]), lambda _: None).sha256
+    dev_split = splits(comparison.base)[1]
+    if dev_split is None:
+        raise InputError(f'{comparison.path}: dev queries choose the checkpoints; write data.dev = "train:0.1"')
+    test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
+    dev = load(dev_split)
+    test = dev if test_split == dev_split else load(test_split)
+    index = _evaluation(comparison)
+    judged = Judged(corpus, dev, test, asdict(index))
+    return Bench(comparison, folder, judged, test_split == dev_split, shas, encoder_opener(index, corpus))
+
+
+def _has_split(data: Path, split: str) -> bool:
+    try:
+        find_file(data, f"qrels/{split}.tsv")
+    except InputError:
+        return False
+    return True
+
+
+def _evaluation(comparison: Comparison) -> IndexConfig:
+    """Return how all runs' checkpoints are encoded to be measured: as the run indexes, but never in int8."""
+    index = comparison.base.index
+    return IndexConfig(engine=index.engine, precision="auto" if index.precision == "int8" else index.precision)
+
+
+def _without_path(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {**table, "data": {key: value for key, value in table["data"].items() if key != "path"}}
+
+
+def carry_out(
+    bench: Bench, train_run: Train, report: Report, stop: Event, publish: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Train and measure the runs of ``bench`` that are not done; return the results, as ``publish`` has them last.
+
+    ``publish`` is called after each run. A run that fails is reported, and the others go on. Raises Interrupted once
+    ``stop`` is set; what is done stays.
+    """
+    planned = bench.comparison.runs
+    done: list[RunResult] = []
+    failed: list[dict[str, Any]] = []
+    todo: list[PlannedRun] = []
+    for run in planned:
+        found = _found(bench, run)
+        if found is None:
+            todo.append(run)
+            _tell_of_change(bench, run, report)
+        else:
+            done.append(found)
+    report("comparison", runs=len(planned), done=len(done), folder=str(bench.folder))
+    pace = Pace(len(todo), bench.comparison.budget.steps or 0, report)
+    for number, run in enumerate(todo, 1):
+        pace.begins(f"{run.name} ({number} of {len(todo)})")
+        try:
+            done.append(_trained_and_measured(bench, run, train_run, pace, stop))
+        except Interrupted as error:
+            raise Interrupted(f"{error}: {len(done)} of {len(planned)} runs are done, {GOES_ON}") from error
+        except HoneError as error:
+            failed.append({"system": run.system, "seed": run.seed, "problem": str(error)})
+            report("warning", message=f"{run.name} failed: {error}")
+        pace.ends()
+        publish(results(bench, done, failed))
+    told = results(bench, done, failed)
+    publish(told)
+    return told
+
+
+def _tell_of_change(bench: Bench, run: PlannedRun, report: Report) -> None:
+    earlier = bench.earlier(run)
+    if earlier and not bench.run_folder(run).root.exists():
+        names = ", ".join(path.name for path in earlier)
+        report("warning", message=f"{run.name}: its configuration or data changed, it runs anew; before: {names}")
+
+
+def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace: Pace, stop: Event) -> RunResult:
+    folder = bench.run_folder(run)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    text = toml_text(run_table(run, bench.comparison.data, folder.root))
+    write_atomic(folder.config, text.encode())
+    reason = is_trained(folder) or train_run(folder, run, pace.report, stop)
+    if reason == "interrupted":
+        raise Interrupted(f"interrupted in {run.name}")
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise Interrupted(f"interrupted while {run.name} was measured")
+        pace.measures(phase, done, total)
+
+    measuring = Measuring(bench.judged, bench.open_encoder, progress, warn)
+    store = Store(folder.store)
+    measure_curve(folder.root, store, run.config.train.save_every, measuring, bench.evaluations())
+    found = _found(bench, run)
+    assert found is not None  # it was written just now
+    best = found.points[found.chosen(found.steps[-1], found.steps)]
+    pace.report("run_done", run=run.name, steps=found.steps[-1], seconds=round(found.seconds[-1]), dev=best.dev[METRIC])
+    return found
+
+
+def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
+    """Return the result of ``run`` if it was trained and measured to the end, None if there is more to do."""
+    folder = bench.run_folder(run)
+    reason = is_trained(folder)
+    points = None if reason is None else measured_curve(folder.root, bench.judged)
+    if points is None:
+        return None
+    events, starts = folder.events(), folder.starts()
+    clock = Clock(events, starts)
+    passed = seconds_of_checkpoints(events, clock)
+    early = reason == "final" and points[-1].step < run.config.train.max_steps
+    newest = Store(folder.store).checkpoints.get(CURRENT)
+    adopted = refreshes(events, clock)
+    said = [event["message"] for event in events if event["event"] == "warning" and event["message"] != STOPPING]
+    if not adopted and run.config.train.num_negatives > 0:
+        said.append(UNREFRESHED)
+    return RunResult(
+        system=run.system,
+        seed=run.seed,
+        folder=folder.root.name,
+        ended="early" if early else "steps" if reason == "final" else "minutes",
+        points=points,
+        seconds=[round(passed[point.checkpoint], 3) for point in points],
+        refreshes=adopted,
+        costs=costs(events, starts),
+        peak=folder.peak(),
+        cpu=folder.cpu(),
+        sessions=len(starts),
+        warnings=list(dict.fromkeys(said)),
+        code_version="" if newest is None else newest.manifest["code_version"],
+    )
+
+
+def results(bench: Bench, done: list[RunResult], failed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return all that the report shows, as JSON values, runs in the order of the plan."""
+    comparison, judged = bench.comparison, bench.judged
+    order = {(run.system, run.seed): place for place, run in enumerate(comparison.runs)}
+    runs = sorted(done, key=lambda run: order[run.system, run.seed])
+    return {
+        "format": 1,
+        "title": comparison.path.stem,
+        "data": {
+            "path": comparison.data.name,
+            "passages": len(judged.corpus),
+            "train": comparison.base.data.train,
+            "dev": {"split": judged.dev.split, "queries": len(judged.dev)},
+            "test": {"split": judged.test.split, "queries": len(judged.test), "is_dev": bench.test_is_dev},
+        },
+        "baseline": comparison.baseline,
+        "seeds": list(comparison.seeds),
+        "budget": asdict(comparison.budget),
+        "every": comparison.base.train.save_every,
+        "computed_by": sorted({point.computed_by for run in runs for point in run.points}),
+        "machine": machine(),
+        "systems": {name: dict(changes) for name, changes in comparison.changes.items()},
+        "runs": [run_json(run) for run in runs],
+        "failed": failed,
+        "findings": as_json(find(runs, list(comparison.changes), comparison.baseline)),
+    }
+
+
+def run_json(run: RunResult) -> dict[str, Any]:
+    """Return one run as JSON values."""
+    best = run.chosen(run.steps[-1], run.steps)
+    return {
+        "system": run.system,
+        "seed": run.seed,
+        "folder": f"{RUNS}/{run.folder}",
+        "ended": run.ended,
+        "curve": [
+            {"step": point.step, "seconds": seconds, "dev": dict(point.dev)}
+            for point, seconds in zip(run.points, run.seconds, strict=True)
+        ],
+        "best": _chosen_json(run.points[best]),
+        "last": _chosen_json(run.points[-1]),
+        "refreshes": [_rounded(asdict(refresh)) for refresh in run.refreshes],
+        "costs": _rounded(asdict(run.costs)),
+        "peak": dict(run.peak),
+        "cpu": dict(run.cpu),
+        "sessions": run.sessions,
+        "warnings": list(run.warnings),
+        "code_version": run.code_version,
+    }
+
+
+def _chosen_json(point: Point) -> dict[str, Any]:
+    return {"step": point.step, "checkpoint": point.checkpoint, "test": point.test}
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what seconds depend on, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return {"processor": model, "cpus": os.cpu_count(), "system": platform.system()}
+
+
+def child_trainer(comparison: Comparison, *, skip_missing: bool) -> Train:
+    """Return what trains a run by `hone train` in a process of its own."""
+
+    def train_run(folder: RunFolder, run: PlannedRun, report: Report, stop: Event) -> str:
+        return train(folder, train_command(folder, skip_missing=skip_missing), comparison.budget.minutes, report, stop)
+
+    return train_run

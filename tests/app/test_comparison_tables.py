@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+from app.comparison_tables import headline, notes, tables
+from tests.app.comparison_stand_ins import point, results_of, run_of, some_runs
+
+
+def test_the_headline_says_how_much_and_how_sure() -> None:
+    (sentence,) = headline(results_of(some_runs()))
+    assert sentence.startswith("refreshed against static: +0.0500 nDCG@10 at equal steps (better, p < 0.001); +0.0100 ")
+    runs = [run for run in some_runs() if run.seed == 1]
+    assert "(one seed, p" in headline(results_of(runs))[0]
+
+
+def test_what_has_no_figures_is_said() -> None:
+    failed = [{"system": "refreshed", "seed": 1, "problem": "the loss is nan"}]
+    runs = [run for run in some_runs() if run.system == "static"]
+    told = headline(results_of(runs, failed=failed))
+    assert told == ["refreshed: no finished run.", "1 runs failed; they are listed below and count nowhere."]
+    assert tables(results_of(runs, failed=failed))[-1].rows == [["refreshed", "1", "the loss is nan"]]
+    assert "Failed runs" not in [table.title for table in tables(results_of(runs))]
+    assert headline(results_of([], failed=failed))[0] == "static: no finished run."
+
+
+def test_every_row_has_a_cell_a_column() -> None:
+    for results in (results_of(some_runs()), results_of(some_runs()[:1]), results_of([])):
+        for table in tables(results):
+            assert {len(row) for row in table.rows} <= {len(table.header)}, table.title
+
+
+def test_the_first_table_reads_all_systems_and_the_untrained_model() -> None:
+    first = tables(results_of(some_runs()))[0]
+    assert first.title == "At equal steps" and "best on dev within 100 steps" in first.note
+    assert first.header == ["system", "nDCG@10", "gap to static", "p (Holm)", "verdict", "RR@10", "AUC", "steps"]
+    static, refreshed, zero = first.rows
+    assert static[:3] == ["static (baseline)", "0.4240 [0.4190, 0.4290]", "–"] and static[-1] == "50"
+    assert refreshed[2] == "+0.0500 [+0.0500, +0.0500]" and refreshed[4] == "better" and refreshed[-1] == "100"
+    assert zero == ["zero-shot", "0.2800", "–", "–", "–", "0.1800", "0.9000", "0"]
+
+
+def test_every_gap_stands_beside_the_spread_of_the_seeds() -> None:
+    gaps = next(
+        table for table in tables(results_of(some_runs())) if table.title.startswith("Gaps to static at equal s")
+    )
+    assert [row[:2] for row in gaps.rows] == [["refreshed", measure] for measure in ("nDCG@10", "RR@10", "AUC")]
+    assert gaps.rows[0][-2:] == ["0.4720, 0.4740, 0.4760", "0.0020"]
+    assert gaps.rows[2][3:5] == ["–", "–"], "no query has an AUC"
+
+
+def test_costs_and_runs_are_shown_as_people_say_them() -> None:
+    results = results_of(some_runs())
+    costs = next(table for table in tables(results) if table.title == "What a run costs")
+    assert costs.rows[1] == "refreshed|100|1 min 23 s|1 min 22 s|1 s|3 s|0 s|0 s|1 min 33 s|1.22|2|20|500|400".split(
+        "|"
+    )
+    runs = next(table for table in tables(results) if table.title == "The runs")
+    assert runs.rows[0] == "static|1|all steps|100|42 s|50|0.4220|0.4120|1".split("|")
+    systems = next(table for table in tables(results) if table.title == "The systems")
+    assert systems.rows == [["static", 'refresh.trigger = "once"'], ["refreshed", "the run as it is"]]
+
+
+def test_notes_name_what_limits_the_figures() -> None:
+    plain = notes(results_of(some_runs()))
+    assert any("randomisation test" in note for note in plain) and not any("good" in note for note in plain)
+    data = results_of([])["data"]
+    data["test"] = {"split": "dev", "queries": 40, "is_dev": True}
+    assert any("no test split" in note for note in notes(results_of(some_runs(), data=data)))
+    runs = some_runs()
+    runs[0] = replace(runs[0], code_version="0.2+def", warnings=["the refresher is gone"])
+    told = notes(results_of(runs))
+    assert any("different versions of hone: 0.1+abc, 0.2+def" in note for note in told)
+    assert told[-1] == "Warning of static 1: the refresher is gone."
+    told = notes(results_of([replace(run, warnings=["long texts are cut"]) for run in runs]))
+    assert told[-1] == "Warning of all runs: long texts are cut."
+    assert headline(results_of(runs))[-1].startswith("Some runs warned")
+
+
+def test_systems_that_start_from_different_models_are_told_apart() -> None:
+    other = run_of("refreshed", 1, [point(0, 0.2, 0.19), point(100, 0.4, 0.4)], [1.0, 50.0])
+    told = notes(results_of([some_runs()[0], other]))
+    assert any("static 0.2800, refreshed 0.1900" in note for note in told)
