@@ -154,7 +154,13 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     parts = Training(
         store=run.store,
         model=create_encoder(config.model),
-        examples=Examples(run.corpus, run.train, in_batch=config.loss.in_batch, seed=config.seed),
+        examples=Examples(
+            run.corpus,
+            run.train,
+            in_batch=config.loss.in_batch,
+            seed=config.seed,
+            judged_relevant=None if run.judged is None else run.judged.relevant_to,
+        ),
         open_planner=planner_opener(run),
         open_source=open_source,
         open_vectors=open_generation_vectors,

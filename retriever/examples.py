@@ -3,7 +3,7 @@
 Does not know torch, losses or how hard negatives are found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,24 @@ class Batch:
 class Examples:
     """Assembles batches from the training queries, their positives and drawn negatives."""
 
-    def __init__(self, corpus: Corpus, queries: QuerySet, *, in_batch: bool, seed: int) -> None:
-        """``in_batch``: every passage of the batch is a candidate of every query, not its own alone."""
+    def __init__(
+        self,
+        corpus: Corpus,
+        queries: QuerySet,
+        *,
+        in_batch: bool,
+        seed: int,
+        judged_relevant: Callable[[int], IntArray] | None = None,
+    ) -> None:
+        """``in_batch``: every passage of the batch is a candidate of every query, not its own alone.
+
+        ``judged_relevant``: a query's row → rows int32 that are no positives to learn from, and no negatives either.
+        """
         self.corpus = corpus
         self.queries = queries
         self._in_batch = in_batch
         self._seed = seed
+        self._judged_relevant = judged_relevant
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -78,7 +90,10 @@ class Examples:
         known = np.empty((len(query_rows), len(passage_rows)), np.bool_)
         for query, row in enumerate(query_rows):
             own_text = np.uint64(duplicate_hash(self.queries.texts[row]))
-            known[query] = np.isin(found, np.append(hashes[self.queries.positives(int(row))], own_text))
+            relevant = self.queries.positives(int(row))
+            if self._judged_relevant is not None:
+                relevant = np.append(relevant, self._judged_relevant(int(row)))
+            known[query] = np.isin(found, np.append(hashes[relevant], own_text))
         return known
 
 

@@ -150,3 +150,17 @@ def test_texts_are_those_of_the_rows(corpus: Corpus) -> None:
     assert queries == ["a hen", "a fox"]
     assert dict(zip(batch.passage_rows.tolist(), passages, strict=True)) == {1: "blue hen", 0: "red fox", 8: "dry cat"}
     assert len(set_up) == 4
+
+
+def test_what_a_judge_called_relevant_is_no_negative_of_the_batch(corpus: Corpus) -> None:
+    judged: Judged = [{row: 1} for row in range(4)]
+    ids = [f"q{row}" for row in range(4)]
+    made = Examples(
+        corpus,
+        QuerySet("train", ids, QUERIES, judged),
+        in_batch=True,
+        seed=0,
+        judged_relevant=lambda query: np.array([1, 9] if query == 2 else [], np.int32),
+    ).batch(np.arange(4, dtype=np.int32), 0, drawn([[9], [9], [9], [8]]))
+    assert not candidates(made, 2) & {1, 7, 9}, "nor the duplicate of one, whichever query brought it"
+    assert 9 in candidates(made, 0) and 1 in candidates(made, 3)
