@@ -73,7 +73,7 @@ def search(snapshot: Snapshot, query: Query, manner: Manner, depth: int, allowed
         assert query.vectors is not None
         return dense(snapshot, query.vectors, depth, allowed, exact=manner.exact)
     assert query.texts is not None
-    index = _lexical(snapshot)
+    index = lexical_index(snapshot)
     if manner.mode == "lexical":
         return index.search(query.texts, depth, allowed)
     assert query.vectors is not None
@@ -101,7 +101,8 @@ def dense(snapshot: Snapshot, vectors: FloatArray, depth: int, allowed: BoolArra
     return snapshot.searcher.search(vectors, depth)
 
 
-def _lexical(snapshot: Snapshot) -> LexicalIndex:
+def lexical_index(snapshot: Snapshot) -> LexicalIndex:
+    """Return the index of words of ``snapshot``. Raises NoLexicalIndexError if there is none."""
     if snapshot.lexical is None:
         raise NoLexicalIndexError(
             f"generation {snapshot.generation.number} has no lexical index; build one with [index] lexical = true"
@@ -130,7 +131,7 @@ def _fuse_scores(
     text, vector = query
     rows = rows[rows >= 0].astype(np.int32)
     near = _normalised(snapshot.vectors.gather(rows) @ vector)
-    worded = _normalised(_lexical(snapshot).scores(text)[rows])
+    worded = _normalised(lexical_index(snapshot).scores(text)[rows])
     return rows, dense_weight * near + np.float32(1 - dense_weight) * worded
 
 
