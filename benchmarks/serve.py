@@ -3,6 +3,7 @@
 Does not know how any of them computes.
 """
 
+import gc
 import json
 import statistics
 import subprocess
@@ -60,6 +61,8 @@ def _measure(
     contestants: Sequence[Contestant], texts: Sequence[str], options: Options, more: Mapping[str, Any]
 ) -> None:
     seconds = QUICK_SECONDS if options.quick else SECONDS
+    gc.collect()
+    gc.freeze()  # or the generator's own garbage collection counts as a server's delay
     for contestant in contestants:  # warm up
         closed(_port(contestant), _requests(contestant, texts), 32, seconds)
     rounds = [_round(contestants, texts, seconds) for _ in range(options.rounds)]
