@@ -47,6 +47,12 @@ def test_hits_are_those_of_the_formula(texts: list[str], query: str, depth: int,
         np.testing.assert_allclose(left[rows[kept]], best, rtol=1e-4)
 
 
+def test_texts_of_no_words_and_queries_of_none_are_answered() -> None:
+    index = build_lexical(["the red fox", "", "C", "dog, dog: DOG and the fox's"])
+    found = index.search(["dog fox", "c", "nothing of it", ""], 2)[0]
+    assert found.tolist() == [[3, 0], [2, -1], [-1, -1], [-1, -1]]
+
+
 def test_equal_scores_come_in_the_order_of_rows() -> None:
     rows, _ = build_lexical(["a b", "c", "a d", "a e"]).search(["a"], 4)
     assert rows.tolist() == [[0, 2, 3, -1]]

@@ -7,7 +7,7 @@ import pytest
 from app.admission import NotComputedError
 from app.mine_schemas import MineQuery, MineReply, MineRequest
 from miner.mining import MiningConfig
-from miner.samplers import SamplerConfig
+from miner.samplers import SAMPLERS, SamplerConfig
 from tests.app.served import Server
 
 NOT_FROM_A_REQUEST = {"verdicts", "live"}
@@ -136,3 +136,14 @@ def test_everything_that_the_miner_knows_may_be_asked_for() -> None:
     sampler = MineRequest.model_fields["sampler"].annotation
     assert sampler is not None and {one.name for one in fields(SamplerConfig)} == sampler.model_fields.keys()
     assert MineRequest(queries=[MineQuery(**QUERY)]).config() == MiningConfig()  # type: ignore[arg-type]  # by name
+
+
+def test_every_source_and_sampler_may_be_asked_for(server: Server) -> None:
+    for name in SAMPLERS:
+        assert len(mined(server, sampler={"name": name}, num_negatives=3)) == 3
+    by_words = mined(server, sources=["bm25"], depth=8)
+    assert {one["source"] for one in by_words} == {"bm25"} and {one["id"] for one in by_words} <= {"p1", "p2", "p6"}
+    both = mined(server, sources=["ann", "bm25", "lookahead"], depth=8)
+    assert {one["id"]: one["source"] for one in both}["p6"] == "ann+lookahead+bm25"
+    assert not {one["id"] for one in both} & {"p0", "p4"}
+    assert "does not use it" in server.post("/v1/mine", {"queries": [QUERY], "sampler": {"a": 1}}, 422)["error"]
