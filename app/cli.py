@@ -22,7 +22,7 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, build, data, demo, export, run
+    from app.commands import ask, build, data, demo, export, promotion, run
 
     app = typer.Typer(
         name="hone",
@@ -42,6 +42,9 @@ def build_app() -> typer.Typer:
         build.index,
         build.mine,
         build.pin,
+        promotion.promote,
+        promotion.rollback,
+        promotion.diff,
         ask.search,
         ask.evaluate,
         ask.serve,

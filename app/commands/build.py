@@ -28,6 +28,7 @@ from app.refreshing import RefreshSteps
 from app.settings import database_url
 from indexer.builder import IndexConfig
 from indexer.gate import is_partial
+from indexer.promotion import pin_served
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
@@ -52,6 +53,9 @@ def index(
     precision: PrecisionOption = Precision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
     skip_missing: SkipMissing = False,
+    target_recall: Annotated[
+        float, typer.Option("--target-recall", help="Recall@10 against exact search that the gate asks for.")
+    ] = 0.95,
     json_output: JsonOption = False,
 ) -> None:
     """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
@@ -60,12 +64,16 @@ def index(
         _work_on_job(root, job)
         return
     with progress_view() as report:
-        config = IndexConfig(factory=factory, engine=engine.value, precision=precision.value)
+        config = IndexConfig(factory, target_recall, engine=engine.value, precision=precision.value)
         if data is None:
             generation = rebuild(Store(root), config, report)
         else:
             generation = index_data(root, data, model, config, report, skip_missing=skip_missing)
-    _show(generation, json_output, f'Next: hone search --store {root} "…", or hone serve --store {root}')
+    verdict = generation.facts["gate"]
+    following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
+    if not verdict["served"]:
+        following = f"Not served: {verdict['reason']}. hone promote {generation.number} --force serves it all the same"
+    _show(generation, json_output, following)
 
 
 def _work_on_job(root: Path, job: str) -> None:
@@ -105,13 +113,17 @@ def pin(
     json_output: JsonOption = False,
 ) -> None:
     """Give an artifact a name; what has a name is never removed. Without a number: list the names."""
-    series = Store(store_path(store)).series(kind)
+    opened = Store(store_path(store))
+    series = opened.series(kind)
     if number is not None:
         if name is None:
             raise InputError("give a name after the number, e.g. hone pin generations 3 WARMUP")
         if name in (SERVED, BEST) and is_partial(series.at(number).facts):
             raise InputError(f"{kind} {number} is partial, to be mined from alone; name a full one {name}")
-        series.point(name, number)
+        if kind == "generations" and name == SERVED:
+            pin_served(opened, number)
+        else:
+            series.point(name, number)
     if json_output:
         print_json(series.pointers())
         return
