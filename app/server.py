@@ -16,11 +16,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import draining
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.middleware import BodyLimit, Observe
 from app.replies import register_errors
-from app.routes import encode, health, mine, search
+from app.routes import encode, generations, health, mine, search
 from app.routes import jobs as jobs_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, OpenEncoder, Serving
@@ -49,7 +50,8 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
     """Return the server over ``store``; it begins to load what SERVED names when it is started."""
     telemetry = Telemetry(config.log_stream)
     serving = Serving(store, open_encoder, telemetry.log, telemetry.count_swap, config.poll_seconds)
-    processes = JobProcesses(jobs, config.job_command or rebuild_command(store.root), telemetry.log)
+    command = config.job_command or rebuild_command(store.root)
+    processes = JobProcesses(jobs, command, telemetry.log, takes=store.is_writable())
     service = Service(serving, jobs, processes, telemetry)
     _watch(telemetry, store, service)
 
@@ -68,8 +70,9 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
     # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
     about = {"title": "hone", "version": code_version(), "description": DESCRIPTION}
     app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
-    app.state.service = service
-    for routes in (search, encode, mine, jobs_routes, health):
+    app.state.service, app.state.store = service, store
+    draining.set_up(app)
+    for routes in (search, encode, mine, generations, jobs_routes, health):
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
@@ -95,7 +98,7 @@ def check_bind(host: str, insecure: bool) -> None:
 def _reap(service: Service, stop: Event) -> None:
     while not stop.wait(REAP_SECONDS):
         try:
-            service.processes.reap()
+            service.processes.tend()
         except SQLAlchemyError as error:  # a database that is away for a moment must not end the watch
             service.telemetry.log.error("jobs_unreadable", reason=str(error))
 

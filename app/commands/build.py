@@ -3,14 +3,17 @@
 Does not know how indexes are built or negatives mined.
 """
 
+import sys
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
 
 from app.composition import open_run
-from app.indexing import index_data, rebuild, rebuild_or_wait
-from app.job_work import working
+from app.indexing import index_data, rebuild
+from app.job_kinds import REBUILD, run_job
+from app.job_processes import JobProcesses, follow_jobs, rebuild_command
 from app.jobs import Jobs
 from app.live import progress_view
 from app.options import (
@@ -25,7 +28,10 @@ from app.options import (
     warn,
 )
 from app.refreshing import RefreshSteps
+from app.reports import json_lines
 from app.settings import database_url
+from app.telemetry import json_log
+from app.training import stopping_at_signals
 from indexer.builder import IndexConfig
 from indexer.gate import is_partial
 from indexer.promotion import pin_served
@@ -56,12 +62,21 @@ def index(
     target_recall: Annotated[
         float, typer.Option("--target-recall", help="Recall@10 against exact search that the gate asks for.")
     ] = 0.95,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Work on the rebuilds and promotions that others queue, until a signal.")
+    ] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Queue a rebuild for whoever works on the store.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
     root = store_path(store)
     if job is not None:
-        _work_on_job(root, job)
+        run_job(root, job)
+        return
+    if follow or queue:
+        if data is not None or (follow and queue):
+            raise InputError("--follow and --queue go alone: they rebuild what the store serves")
+        _follow(root) if follow else _queue(root, as_json=json_output)
         return
     with progress_view() as report:
         config = IndexConfig(factory, target_recall, engine=engine.value, precision=precision.value)
@@ -76,17 +91,26 @@ def index(
     _show(generation, json_output, following)
 
 
-def _work_on_job(root: Path, job: str) -> None:
-    jobs = Jobs(database_url(root))
-    store = Store(root)
-    with working(jobs, job) as progress:
-
-        def report(event: str, **fields: object) -> None:
-            store.log_event(event, source="refresher", **fields)
-
-        generation = rebuild_or_wait(store, report, progress)
-        jobs.finish(job, {"generation": generation.number})
+def _follow(root: Path) -> None:
+    """Work on the queued jobs of a store until a signal ends it."""
+    jobs, log, stop = Jobs(database_url(root)), json_log(sys.stderr), Event()
+    Store(root)
+    processes = JobProcesses(jobs, rebuild_command(root), log)
+    with stopping_at_signals(stop, json_lines(sys.stderr)):
+        follow_jobs(processes, log, stop)
     jobs.close()
+
+
+def _queue(root: Path, *, as_json: bool) -> None:
+    """Ask for a rebuild, as POST /v1/index/rebuild does."""
+    Store(root)
+    jobs = Jobs(database_url(root))
+    job, new = jobs.create(REBUILD)
+    jobs.close()
+    if as_json:
+        print_json({"job": job.id, "new": new})
+        return
+    print(f"job {job.id} is {'queued' if new else job.state}; GET /v1/jobs/{job.id} shows how far it is")
 
 
 def mine(

@@ -5,11 +5,10 @@ Does not know the gate's rule, nor who serves.
 
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
+from app.comparison import comparison
 from app.options import JsonOption, StoreOption, print_json, store_path
-from indexer.promotion import differences
 from indexer.promotion import promote as promote_generation
 from indexer.promotion import rollback as roll_back
 from retriever.store import Store
@@ -50,25 +49,6 @@ def diff(
     print(f"nDCG@10 of {compared['queries']} dev queries: {compared['mean']:+.4f}, {moved}")
     for line in compared["results"][:SHOWN_QUERIES]:
         print(f"{line['difference']:+.4f} {line['id']}  {line['text']}")
-
-
-def comparison(store: Store, new: int, old: int) -> dict[str, Any]:
-    """Return how each dev query's nDCG@10 changed from generation ``old`` to ``new``: unchanged ones left out."""
-    record, changes = differences(store.generations.at(new), store.generations.at(old))
-    common = np.flatnonzero(~np.isnan(changes))
-    moved = common[changes[common] != 0]
-    return {
-        "new": new,
-        "old": old,
-        "queries": len(common),
-        "mean": float(changes[common].mean()) if len(common) else 0.0,
-        "gained": int((changes[common] > 0).sum()),
-        "lost": int((changes[common] < 0).sum()),
-        "results": [
-            {"id": record.ids[row], "text": record.texts[row], "difference": round(float(changes[row]), 6)}
-            for row in moved[np.argsort(changes[moved], kind="stable")].tolist()
-        ],
-    }
 
 
 def _show(line: dict[str, Any], as_json: bool) -> None:
