@@ -3,37 +3,19 @@
 Does not know what a job does, nor how its process is started.
 """
 
-import sqlite3
 import time
 import uuid
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    ColumnElement,
-    Index,
-    String,
-    Text,
-    create_engine,
-    event,
-    func,
-    inspect,
-    literal_column,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy import JSON, ColumnElement, Index, String, Text, func, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
-from retriever.errors import HoneError, InputError
+from app.database import Row, open_database
+from retriever.errors import HoneError
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ACTIVE = (QUEUED, RUNNING)
-LOCK_WAIT_MS = 30_000
 
 _is_active: ColumnElement[bool] = literal_column(f"state IN {ACTIVE}")
 
@@ -50,11 +32,7 @@ class TooLateError(HoneError):
     """The job is done: there is nothing left to cancel."""
 
 
-class Table(DeclarativeBase):
-    """Root of the tables, as SQLAlchemy asks for."""
-
-
-class Job(Table):
+class Job(Row):
     """One job; times are seconds since 1970 in UTC, ``done`` and ``total`` count the units of its ``phase``.
 
     A queued job without a ``host`` waits for whoever may write to the store. ``attempts`` counts who took it; ``token``
@@ -108,18 +86,7 @@ class Jobs:
     def __init__(self, url: str) -> None:
         """Connect and create the table if it is not there. Raises InputError naming DATABASE_URL if that fails."""
         self.url = url
-        try:
-            self._engine = create_engine(make_url(url), pool_pre_ping=True)
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _configure_sqlite)
-            Table.metadata.create_all(self._engine)
-            _add_missing_columns(self._engine)
-        except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
-            shown = str(error).splitlines()[0]
-            raise InputError(
-                f"the database of jobs cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
-                "for example sqlite:////var/lib/hone/jobs.db"
-            ) from error
+        self._engine = open_database(url)
         self._session: sessionmaker[Session] = sessionmaker(self._engine, expire_on_commit=False)
         self._held: dict[str, int] = {}
 
@@ -243,19 +210,3 @@ class Jobs:
         change = update(Job).where(*where).values(updated=time.time(), **values)
         with self._session.begin() as session:
             return session.execute(change.returning(Job.id)).first() is not None
-
-
-def _add_missing_columns(engine: Engine) -> None:
-    """Bring a table that an earlier version made up to date: each column that came later has a default."""
-    there = {column["name"] for column in inspect(engine).get_columns(Job.__tablename__)}
-    with engine.begin() as connection:
-        for column in Job.__table__.columns:
-            if isinstance(column, Column) and column.name not in there:
-                definition = CreateColumn(column).compile(dialect=engine.dialect)
-                connection.execute(text(f"ALTER TABLE {Job.__tablename__} ADD COLUMN {definition}"))
-
-
-def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")

@@ -17,8 +17,10 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import draining
+from app.authorization import Authorize, document_keys
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
+from app.keys import Keys
 from app.middleware import BodyLimit, Observe
 from app.replies import register_errors
 from app.routes import encode, generations, health, mine, search
@@ -26,7 +28,7 @@ from app.routes import jobs as jobs_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, OpenEncoder, Serving
 from app.telemetry import Telemetry
-from retriever.errors import InputError, StoreError
+from retriever.errors import StoreError
 from retriever.store import Store, code_version
 
 REAP_SECONDS = 0.5
@@ -38,12 +40,16 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`)."""
+    """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`).
+
+    Where there are ``keys``, each request must bring one.
+    """
 
     max_body_bytes: int = 32 << 20
     poll_seconds: float = POLL_SECONDS
     job_command: tuple[str, ...] | None = None
     log_stream: TextIO | None = None
+    keys: Keys | None = None
 
 
 def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jobs: Jobs) -> FastAPI:
@@ -76,27 +82,26 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    if config.keys is not None:
+        app.add_middleware(Authorize, keys=config.keys)
+        document_keys(app)
     app.add_middleware(Observe, telemetry=telemetry)
     return app
 
 
-def check_bind(host: str, insecure: bool) -> None:
-    """Raise InputError for an address that others can reach, unless ``insecure`` says that they may."""
-    if insecure or host == "localhost":
-        return
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` is an address that no other machine reaches; a name may stand for any."""
+    if host == "localhost":
+        return True
     try:
-        if ipaddress.ip_address(host).is_loopback:
-            return
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        pass  # a name, which may stand for any address
-    raise InputError(
-        f"host {host!r} can be reached from other machines and this server asks for no keys; "
-        "use 127.0.0.1, or say --insecure if something in front of it asks for them"
-    )
+        return False
 
 
 def _reap(service: Service, stop: Event) -> None:
     while not stop.wait(REAP_SECONDS):
+        service.telemetry.refresh()
         try:
             service.processes.tend()
         except SQLAlchemyError as error:  # a database that is away for a moment must not end the watch
