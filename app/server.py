@@ -22,6 +22,7 @@ from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.keys import Keys
 from app.middleware import BodyLimit, Observe
+from app.recall_meter import RecallMeter
 from app.replies import register_errors
 from app.routes import encode, generations, health, mine, search
 from app.routes import jobs as jobs_routes
@@ -58,7 +59,7 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
     serving = Serving(store, open_encoder, telemetry.log, telemetry.count_swap, config.poll_seconds)
     command = config.job_command or rebuild_command(store.root)
     processes = JobProcesses(jobs, command, telemetry.log, takes=store.is_writable())
-    service = Service(serving, jobs, processes, telemetry)
+    service = Service(serving, jobs, processes, telemetry, RecallMeter(telemetry))
     _watch(telemetry, store, service)
 
     @asynccontextmanager
@@ -67,9 +68,11 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
         reaper = Thread(target=_reap, args=(service, stop), name="reap-jobs", daemon=True)
         serving.start()
         reaper.start()
+        service.recall.start()
         yield
         stop.set()
         reaper.join()
+        service.recall.stop()
         serving.stop()
         processes.release()
 

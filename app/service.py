@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from app.job_processes import JobProcesses
 from app.jobs import Jobs
+from app.recall_meter import RecallMeter
 from app.replies import not_ready
 from app.snapshot import Serving, Snapshot
 from app.telemetry import Telemetry
@@ -23,6 +24,7 @@ class Service:
     jobs: Jobs
     processes: JobProcesses
     telemetry: Telemetry
+    recall: RecallMeter
 
 
 async def _service(request: Request) -> Service:

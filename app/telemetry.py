@@ -63,6 +63,14 @@ class Telemetry:
         )
         self.encoded = Counter("hone_encoded_texts", "Texts encoded.", ["input_type"], registry=self.registry)
         self.mined = Counter("hone_mined_negatives", "Negatives returned by mining.", registry=self.registry)
+        self.recall = Gauge(
+            "hone_recall_at_k",
+            "Share of the true first k that the index finds, over the last sampled queries.",
+            ["k"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.recall_samples = Counter("hone_recall_samples", "Queries sampled for recall.", registry=self.registry)
         self.swaps = Counter("hone_swaps", "Attempts to swap the snapshot.", ["result"], registry=self.registry)
         for result in ("loaded", "failed"):
             self.swaps.labels(result)

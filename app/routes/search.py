@@ -24,6 +24,8 @@ def search(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Res
     """Find the passages nearest to each query in the served generation."""
     vectors = _query_vectors(body, snapshot, service)
     rows, scores = _search(body, snapshot, vectors)
+    if not body.exact:
+        service.recall.offer(snapshot, vectors)
     results = [_hits(snapshot, found, of_found, body.with_text) for found, of_found in zip(rows, scores, strict=True)]
     return reply({"generation": snapshot.generation.number, "space": snapshot.space, "results": results})
 
