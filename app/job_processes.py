@@ -10,15 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 from typing import IO, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from app.jobs import ACTIVE, Job, Jobs
+from app.settings import database_url
+from app.telemetry import json_log
+from retriever.store import Store
 
 START_SECONDS = 60.0
 LEASE_SECONDS = 60.0
@@ -176,3 +180,19 @@ def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event)
             log.error("jobs_unreadable", reason=str(error))
         stop.wait(TEND_SECONDS)
     processes.release()
+
+
+@contextmanager
+def following_jobs(store_root: Path, stop: Event) -> Iterator[None]:
+    """Work on the queued jobs of a store in a thread until the block ends, which sets ``stop``; log on stderr."""
+    Store(store_root)
+    jobs, log = Jobs(database_url(store_root)), json_log(sys.stderr)
+    processes = JobProcesses(jobs, rebuild_command(store_root), log)
+    thread = Thread(target=follow_jobs, args=(processes, log, stop), name="follow-jobs")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        jobs.close()

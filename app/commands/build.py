@@ -13,7 +13,7 @@ import typer
 from app.composition import open_run
 from app.indexing import index_data, rebuild
 from app.job_kinds import REBUILD, run_job
-from app.job_processes import JobProcesses, follow_jobs, rebuild_command
+from app.job_processes import following_jobs
 from app.jobs import Jobs
 from app.live import progress_view
 from app.options import (
@@ -30,7 +30,6 @@ from app.options import (
 from app.refreshing import RefreshSteps
 from app.reports import json_lines
 from app.settings import database_url
-from app.telemetry import json_log
 from app.training import stopping_at_signals
 from indexer.builder import IndexConfig
 from indexer.gate import is_partial
@@ -93,12 +92,9 @@ def index(
 
 def _follow(root: Path) -> None:
     """Work on the queued jobs of a store until a signal ends it."""
-    jobs, log, stop = Jobs(database_url(root)), json_log(sys.stderr), Event()
-    Store(root)
-    processes = JobProcesses(jobs, rebuild_command(root), log)
-    with stopping_at_signals(stop, json_lines(sys.stderr)):
-        follow_jobs(processes, log, stop)
-    jobs.close()
+    stop = Event()
+    with stopping_at_signals(stop, json_lines(sys.stderr)), following_jobs(root, stop):
+        stop.wait()
 
 
 def _queue(root: Path, *, as_json: bool) -> None:
