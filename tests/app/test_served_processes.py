@@ -81,7 +81,7 @@ def maps(pid: str | int) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_several_workers_share_the_index_the_cores_and_the_metrics(indexed: Path) -> None:
+def test_several_workers_share_index_threads_and_metrics(indexed: Path) -> None:
     port = free_port()
     with served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server:
         wait_for(lambda: len(children(server.pid)) == 2, seconds=60)
