@@ -159,7 +159,8 @@ class Jobs:
 
         Whoever had it can write no more.
         """
-        again = {"state": QUEUED, "host": "", "pid": None, "token": job.token + 1, "eta_seconds": None, "rate": None}
+        counts = {"phase": "", "done": 0, "total": 0, "phase_offset": 0, "rate": None, "eta_seconds": None}
+        again = {"state": QUEUED, "host": "", "pid": None, "token": job.token + 1, **counts}
         return self._change(job.id, ACTIVE, Job.token == job.token, Job.host == job.host, **again)
 
     def begin(self, job_id: str, pid: int) -> None:

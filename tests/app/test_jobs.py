@@ -193,6 +193,18 @@ def test_who_lost_a_job_can_write_to_it_no_more(jobs: Jobs, tmp_path: Path) -> N
         table.close()
 
 
+def test_another_attempt_counts_anew(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    jobs.progress(job_id, "encode", 0, 10)
+    jobs.progress(job_id, "encode", 6, 10)
+    assert jobs.give_back(jobs.get(job_id))
+    jobs.begin(job_id, 2)
+    assert (jobs.get(job_id).phase, jobs.get(job_id).done) == ("", 0)
+    jobs.progress(job_id, "encode", 5, 10)
+    assert (jobs.get(job_id).phase_offset, jobs.get(job_id).rate) == (5, None)
+
+
 def test_a_job_is_given_back_only_as_it_was_seen(jobs: Jobs) -> None:
     job_id = new_job(jobs)
     seen = jobs.get(job_id)
