@@ -23,7 +23,10 @@ class Row(DeclarativeBase):
 def open_database(url: str) -> Engine:
     """Connect, and create the tables that are not there. Raises InputError naming DATABASE_URL if that fails."""
     try:
-        engine = create_engine(make_url(url), pool_pre_ping=True)
+        place = make_url(url)
+        if place.drivername in ("postgres", "postgresql"):
+            place = place.set(drivername="postgresql+psycopg")  # the driver of the extra `postgres`
+        engine = create_engine(place, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
         Row.metadata.create_all(engine)
@@ -33,7 +36,7 @@ def open_database(url: str) -> Engine:
         shown = str(error).splitlines()[0]
         raise InputError(
             f"the database of jobs and keys cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
-            "for example sqlite:////var/lib/hone/jobs.db or postgresql+psycopg://user@host/name"
+            "for example sqlite:////var/lib/hone/jobs.db or postgresql://user@host/name (extra postgres)"
         ) from error
     return engine
 

@@ -50,7 +50,7 @@ def url() -> Iterator[str]:
         options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
         run("pg_ctl", "start", "-w", "-D", data, "-l", folder / "log", "-o", options)
         try:
-            yield f"postgresql+psycopg://hone@/postgres?host={folder}"
+            yield f"postgresql://hone@/postgres?host={folder}"
         finally:
             run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
 
@@ -124,5 +124,8 @@ def test_keys_are_kept_there_too(url: str) -> None:
     secret, key = keys.create("ann", ["search"])
     found = keys.find(secret)
     assert found is not None and (found.id, found.scopes) == (key.id, ["search"])
-    assert keys.revoke(key.id) and Keys(url).find(secret) is None
-    keys.close()
+    assert keys.revoke(key.id)
+    other = Keys(url)
+    assert other.find(secret) is None
+    for table in (keys, other):
+        table.close()
