@@ -63,6 +63,7 @@ class EncodeReply(BaseModel):
     generation: int
     space: str = Field(description="Fingerprint of what makes vectors comparable; /v1/search asks for it.")
     dimensions: int
+    cut_inputs: int = Field(description="Inputs longer than the model reads; the rest of them was not read.")
     embeddings: list[list[float]] | list[str]
 
 

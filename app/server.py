@@ -7,7 +7,7 @@ import ipaddress
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import TextIO
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.admission import Admission, AdmissionConfig
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.middleware import BodyLimit, Observe
@@ -23,7 +24,7 @@ from app.replies import register_errors
 from app.routes import encode, health, mine, search
 from app.routes import jobs as jobs_routes
 from app.service import Service
-from app.snapshot import POLL_SECONDS, OpenEncoder, Serving
+from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
 from app.telemetry import Telemetry
 from retriever.errors import InputError, StoreError
 from retriever.store import Store, code_version
@@ -40,29 +41,37 @@ class ServerConfig:
     """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`)."""
 
     max_body_bytes: int = 32 << 20
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     poll_seconds: float = POLL_SECONDS
     job_command: tuple[str, ...] | None = None
     log_stream: TextIO | None = None
 
 
-def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jobs: Jobs) -> FastAPI:
+def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
     """Return the server over ``store``; it begins to load what SERVED names when it is started."""
     telemetry = Telemetry(config.log_stream)
-    serving = Serving(store, open_encoder, telemetry.log, telemetry.count_swap, config.poll_seconds)
+    admission = Admission(config.admission, telemetry.log, telemetry.count_batch)
+
+    def check(snapshot: Snapshot) -> None:
+        config.admission.check_longest(snapshot.models.longest)
+
+    serving = Serving(store, openers, telemetry.log, telemetry.count_swap, config.poll_seconds, check)
     processes = JobProcesses(jobs, config.job_command or rebuild_command(store.root), telemetry.log)
-    service = Service(serving, jobs, processes, telemetry)
+    service = Service(serving, jobs, processes, telemetry, admission)
     _watch(telemetry, store, service)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         stop = Event()
         reaper = Thread(target=_reap, args=(service, stop), name="reap-jobs", daemon=True)
+        admission.start()
         serving.start()
         reaper.start()
         yield
         stop.set()
         reaper.join()
         serving.stop()
+        admission.stop()
         processes.release()
 
     # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
@@ -132,6 +141,7 @@ def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:
         served = service.serving.number
         return math.nan if served is None else float(served)
 
+    telemetry.watch("hone_queue_tokens", "Tokens that wait for the model.", lambda: service.admission.queued_tokens)
     telemetry.watch("hone_generation_number", "Number of the generation that is served.", number)
     telemetry.watch("hone_generation_age_seconds", "Seconds since it was published.", age_seconds)
     telemetry.watch("hone_staleness_steps", "Training steps from it to the newest checkpoint.", staleness_steps)

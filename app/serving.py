@@ -9,7 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from app.jobs import Jobs
-from app.opening import open_generation_encoder
+from app.opening import openers
 from app.server import ServerConfig, check_bind, create_app
 from app.settings import database_url
 from retriever.errors import InputError
@@ -18,8 +18,10 @@ from retriever.store import Store
 DRAIN_SECONDS = 30
 
 
-def serve_store(root: Path, host: str, port: int, *, insecure: bool = False) -> None:
+def serve_store(root: Path, host: str, port: int, *, insecure: bool = False, ranker: Path | None = None) -> None:
     """Serve the store at ``root`` until a signal; requests in flight are finished first.
+
+    ``ranker`` is the folder of a ranker for generations that hold none.
 
     Raises InputError for a folder that is no store, for an address that others can reach unless ``insecure``, and for
     one that cannot be listened on.
@@ -29,7 +31,7 @@ def serve_store(root: Path, host: str, port: int, *, insecure: bool = False) -> 
     _check_free(host, port)
     jobs = Jobs(database_url(root))
     try:
-        app = create_app(ServerConfig(), store, open_generation_encoder, jobs)
+        app = create_app(ServerConfig(), store, openers(ranker), jobs)
         uvicorn.run(app, host=host, port=port, log_config=None, timeout_graceful_shutdown=DRAIN_SECONDS)
     finally:
         jobs.close()

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from app.replies import errors, reply
+from app.replies import errors, not_ready, reply
 from app.schemas import LiveReply, ReadyReply
 from app.service import ServiceOf, SnapshotOf
 from app.snapshot import Serving
@@ -37,8 +37,10 @@ async def live() -> Response:
 
 
 @router.get("/readyz", response_model=ReadyReply, responses=errors(503))
-async def ready(snapshot: SnapshotOf) -> Response:
-    """Tell that a snapshot is loaded, so that requests are answered."""
+async def ready(snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Tell that a snapshot is loaded and the model computes, so that requests are answered."""
+    if service.admission.health:
+        raise not_ready(service.admission.health)
     return reply({"status": "ready", "generation": snapshot.generation.number})
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
-from app.replies import Refusal, errors, reply
+from app.replies import BODY, MODEL, Refusal, errors, reply
 from app.schemas import MineReply, MineRequest
 from app.service import ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
@@ -38,12 +39,12 @@ class Candidates:
     verdicts: NDArray[np.uint8]
 
 
-@router.post("/v1/mine", response_model=MineReply, responses=errors(400, 413, 415, 422, 503))
-def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+@router.post("/v1/mine", response_model=MineReply, responses=errors(*BODY, *MODEL))
+async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
     """Mine negatives for each query: the same (generation, seed) always gives the same ones."""
-    candidates = _candidates(body, snapshot)
+    vectors = (await service.encode(snapshot, "query", [query.text for query in body.queries], patient=True)).values
+    candidates = await run_in_threadpool(_candidates, body, snapshot, vectors)
     columns, mask = _drawn(body, snapshot.generation.number, candidates)
-    service.telemetry.encoded.labels("query").inc(len(body.queries))
     service.telemetry.mined.inc(int(mask.sum()))
     results = [
         {"id": query.id, "negatives": [_negative(snapshot, candidates, line, column) for column in drawn[kept]]}
@@ -52,11 +53,10 @@ def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Respons
     return reply({"generation": snapshot.generation.number, "results": results})
 
 
-def _candidates(body: MineRequest, snapshot: Snapshot) -> Candidates:
+def _candidates(body: MineRequest, snapshot: Snapshot, vectors: FloatArray) -> Candidates:
     limits = FilterConfig(body.range_min, body.range_max, body.absolute_margin, body.relative_margin, body.max_score)
     positives = _positive_rows(body, snapshot)
     texts = [query.text for query in body.queries]
-    vectors = snapshot.encoder.encode_queries(texts)
     rows, scores = ann_candidates(snapshot.searcher, vectors, min(body.depth, snapshot.searcher.rows))
     of_positives = positive_scores(vectors, positives, snapshot.vectors.gather)
     query_hash = np.array([duplicate_hash(text) for text in texts], np.uint64)

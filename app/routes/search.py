@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from app.replies import Refusal, errors, reply
+from app.replies import BODY, MODEL, Refusal, errors, reply
 from app.schemas import SearchReply, SearchRequest
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
@@ -19,19 +20,17 @@ from retriever.protocols import FloatArray, IntArray
 router = APIRouter(tags=["search"])
 
 
-@router.post("/v1/search", response_model=SearchReply, responses=errors(400, 409, 413, 415, 422, 503))
-def search(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+@router.post("/v1/search", response_model=SearchReply, responses=errors(*BODY, 409, *MODEL))
+async def search(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
     """Find the passages nearest to each query in the served generation."""
-    vectors = _query_vectors(body, snapshot, service)
-    rows, scores = _search(body, snapshot, vectors)
-    results = [_hits(snapshot, found, of_found, body.with_text) for found, of_found in zip(rows, scores, strict=True)]
+    vectors = await _query_vectors(body, snapshot, service)
+    results = await run_in_threadpool(_results, body, snapshot, vectors)
     return reply({"generation": snapshot.generation.number, "space": snapshot.space, "results": results})
 
 
-def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> FloatArray:
+async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> FloatArray:
     if body.queries is not None:
-        service.telemetry.encoded.labels("query").inc(len(body.queries))
-        return snapshot.encoder.encode_queries(body.queries)
+        return (await service.encode(snapshot, "query", body.queries)).values
     if body.space != snapshot.space:
         raise Refusal(
             409,
@@ -48,6 +47,11 @@ def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) ->
     if not np.isfinite(vectors).all():
         raise Refusal(422, "vectors: a number is too large for float32")
     return vectors
+
+
+def _results(body: SearchRequest, snapshot: Snapshot, vectors: FloatArray) -> list[list[dict[str, Any]]]:
+    rows, scores = _search(body, snapshot, vectors)
+    return [_hits(snapshot, found, of_found, body.with_text) for found, of_found in zip(rows, scores, strict=True)]
 
 
 def _search(body: SearchRequest, snapshot: Snapshot, vectors: FloatArray) -> tuple[IntArray, FloatArray]:

@@ -17,13 +17,14 @@ from fastapi.testclient import TestClient
 
 from app.jobs import Jobs
 from app.server import ServerConfig, create_app
+from app.snapshot import Openers
 from indexer.faiss_index import build_index, write_index
 from indexer.shards import open_vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.ingest import ingest_corpus
 from retriever.store import Store
-from tests.stand_ins import HashEncoder, write_json_lines
+from tests.stand_ins import HashEncoder, OverlapRanker, write_json_lines
 
 TEXTS = {
     "p0": "alpha beta gamma",
@@ -65,6 +66,11 @@ def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bo
 
 def open_encoder(generation: Artifact) -> HashEncoder:
     return HashEncoder(seed=generation.facts["seed"])
+
+
+OPENERS = Openers(open_encoder)
+RANKER = OverlapRanker()
+WITH_RANKER = Openers(open_encoder, lambda generation: RANKER)
 
 
 def damage(path: Path) -> None:
@@ -115,11 +121,11 @@ class Server:
 
 
 @contextmanager
-def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server]:
+def serving(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[Server]:
     """Start a server over ``store``; it serves at once what SERVED names, if anything."""
     log, jobs = io.StringIO(), Jobs(f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=log)
-    app = create_app(config, store, open_encoder, jobs)
+    app = create_app(config, store, openers, jobs)
     try:
         with TestClient(app) as client:
             server = Server(store, app, client, log)
@@ -132,11 +138,11 @@ def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server
 
 
 @contextmanager
-def listening(store: Store, config: ServerConfig | None = None) -> Iterator[int]:
+def listening(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[int]:
     """Serve ``store`` with uvicorn on a free port of this machine, and give the port."""
     jobs = Jobs(f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=io.StringIO())
-    app = create_app(config, store, open_encoder, jobs)
+    app = create_app(config, store, openers, jobs)
     server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()

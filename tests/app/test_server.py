@@ -9,9 +9,9 @@ from retriever.errors import InputError
 from tests.app.served import Server, new_store, publish_generation, serving
 
 ROUTES = {
-    ("post", "/v1/encode"): {200, 400, 413, 415, 422, 500, 503},
-    ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 500, 503},
-    ("post", "/v1/mine"): {200, 400, 413, 415, 422, 500, 503},
+    ("post", "/v1/encode"): {200, 400, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/mine"): {200, 400, 413, 415, 422, 429, 500, 503},
     ("post", "/v1/index/rebuild"): {200, 202, 500, 503},
     ("get", "/v1/jobs"): {200, 422, 500, 503},
     ("get", "/v1/jobs/{job_id}"): {200, 404, 422, 500, 503},

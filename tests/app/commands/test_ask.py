@@ -77,21 +77,22 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
 
 
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[tuple[Path, str, int, bool]] = []
+    served: list[tuple[Path, str, int, bool, Path | None]] = []
 
-    def serve_store(root: Path, host: str, port: int, *, insecure: bool) -> None:
-        served.append((root, host, port, insecure))
+    def serve_store(root: Path, host: str, port: int, *, insecure: bool, ranker: Path | None) -> None:
+        served.append((root, host, port, insecure, ranker))
 
     monkeypatch.setattr(ask, "serve_store", serve_store)
     assert "http://127.0.0.1:8000" in hone("serve", "--store", indexed).err
-    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", "--insecure")
+    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", "--insecure", "--ranker", "one")
     monkeypatch.setenv("HONE_PORT", "9000")
     monkeypatch.setenv("HONE_STORE", "there")
+    monkeypatch.setenv("HONE_RANKER", "other")
     hone("serve")
     assert served == [
-        (indexed, "127.0.0.1", 8000, False),
-        (indexed, "::1", 0, True),
-        (Path("there"), "127.0.0.1", 9000, False),
+        (indexed, "127.0.0.1", 8000, False, None),
+        (indexed, "::1", 0, True, Path("one")),
+        (Path("there"), "127.0.0.1", 9000, False, Path("other")),
     ]
     monkeypatch.setenv("HONE_PORT", "many")
     assert hone("serve").complaint.startswith("HONE_PORT=many: ")
