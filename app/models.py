@@ -20,6 +20,9 @@ from retriever.query_cache import QueryCache
 SLICE_TEXTS = 64
 INLINE_CHARACTERS = 16_384
 """Up to this much text is tokenised at once, where a thread would cost more than it spares."""
+ENDINGS: dict[str, Side] = {"query": "query", "passage": "passage", "document": "passage"}
+LEAST = 1e-7
+"""Distance to 0 and 1 from which a float32 probability says no more of its log-odds."""
 
 
 class NoRankerError(HoneError):
@@ -63,6 +66,26 @@ class Models:
     def longest(self) -> int:
         """Tokens of the longest text that the encoder reads."""
         return max(self.encoder.max_length("query"), self.encoder.max_length("passage"))
+
+    def side_of(self, name: str | None) -> Side | None:
+        """Return the side that ``name``, of a model or prompt, ends in; None if it says neither and they differ."""
+        for ending, side in ENDINGS.items():
+            if name is not None and name.lower().endswith(ending):
+                return side
+        return "passage" if self.encoder.alike else None
+
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Return the ranker's ``scores`` float32 [n] as numbers from 0 to 1."""
+        assert self.ranker is not None
+        return scores if self.ranker.probable else (0.5 * (1 + np.tanh(0.5 * scores))).astype(np.float32)
+
+    def log_odds(self, scores: FloatArray) -> FloatArray:
+        """Return the ranker's ``scores`` float32 [n] as log-odds."""
+        assert self.ranker is not None
+        if not self.ranker.probable:
+            return scores
+        within = np.clip(scores.astype(np.float64), LEAST, 1 - LEAST)
+        return (np.log(within) - np.log1p(-within)).astype(np.float32)
 
     async def encode(
         self, admission: Admission, side: Side, texts: Sequence[str], *, patient: bool | None = None

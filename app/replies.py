@@ -20,6 +20,7 @@ from app.jobs import TooLateError, UnknownJobError
 from app.models import NoRankerError
 from retriever.errors import HoneError, InputError, StoreError
 
+OPENAI_ROUTE = "/v1/embeddings"
 SHOWN_PROBLEMS = 10
 RETRY_AFTER_SECONDS = 2
 BODY = (400, 413, 415, 422)
@@ -37,6 +38,7 @@ ERROR_TYPES = {
     413: "too_large",
     415: "not_json",
     422: "invalid",
+    424: "not_computed",
     429: "overloaded",
     500: "internal",
     503: "unavailable",
@@ -50,6 +52,7 @@ MEANINGS = {
     413: "Too many or too large; the message names the limit.",
     415: "The body was not sent as application/json.",
     422: "A field is invalid; `detail` names it.",
+    424: "The model failed on an input.",
     429: "Too much at once; try again after `Retry-After` seconds.",
     500: "An error of the server; its log names it under the request's id.",
     503: "What the answer comes from (snapshot, model, database) is not there; try again after `Retry-After` seconds.",
@@ -94,11 +97,27 @@ def _later(status: int, message: str) -> Refusal:
     return Refusal(status, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+class OpenAIError(BaseModel):
+    """What is wrong, as OpenAI's API says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(BaseModel):
+    """The body of every error on OpenAI's route."""
+
+    error: OpenAIError
+
+
+def errors(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return what the OpenAPI document says of the errors that a route can give; 500 is among them."""
+    model = OpenAIErrorBody if openai else ErrorBody
     documented: dict[int | str, dict[str, Any]] = {}
     for status in sorted({*statuses, 500}):
-        documented[status] = {"model": ErrorBody, "description": MEANINGS[status]}
+        documented[status] = {"model": model, "description": MEANINGS[status]}
     seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
     for status in {429, 503} & documented.keys():
         documented[status]["headers"] = {"Retry-After": seconds}
@@ -114,13 +133,15 @@ def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 def error_reply(
     request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return the one error body."""
-    body = {
-        "error": message,
-        "error_type": ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_")),
-        "detail": detail,
-        "request_id": request.state.request_id,
-    }
+    """Return the one error body, or on OpenAI's route that of its clients."""
+    kind = ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    if request.scope["path"] == OPENAI_ROUTE:
+        field = message.partition(":")[0].removeprefix("body.").partition(".")[0]
+        error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
+        return reply(
+            {"error": {**error, "param": field if field.isidentifier() else None, "code": kind}}, status, headers
+        )
+    body = {"error": message, "error_type": kind, "detail": detail, "request_id": request.state.request_id}
     return reply(body, status, headers)
 
 

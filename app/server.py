@@ -21,7 +21,7 @@ from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.middleware import BodyLimit, Observe
 from app.replies import register_errors
-from app.routes import encode, health, mine, search
+from app.routes import encode, health, mine, openai, rerank, search, text_embeddings
 from app.routes import jobs as jobs_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
@@ -78,7 +78,7 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
     about = {"title": "hone", "version": code_version(), "description": DESCRIPTION}
     app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    for routes in (search, encode, mine, jobs_routes, health):
+    for routes in (search, encode, mine, openai, rerank, text_embeddings, jobs_routes, health):
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)

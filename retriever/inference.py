@@ -80,6 +80,11 @@ class ModelEncoder:
         return length
 
     @property
+    def pooling(self) -> str:
+        """How token vectors become one."""
+        return self._model.passage.pooling
+
+    @property
     def alike(self) -> bool:
         """Whether both sides have the same weights and prompt."""
         config = self._model.config

@@ -71,6 +71,16 @@ class TokenEncoder(Encoder, Protocol):
     """
 
     @property
+    def pooling(self) -> str:
+        """How token vectors become one: cls, mean or last."""
+        ...
+
+    @property
+    def computed_by(self) -> str:
+        """Engine and number format of passages."""
+        ...
+
+    @property
     def alike(self) -> bool:
         """Whether a text has the same vector on both sides."""
         ...

@@ -28,6 +28,7 @@ class HashEncoder:
         self.encoded_passages = 0
         self.computed_by = "hashing"
         self.alike = True
+        self.pooling = "mean"
         self._ids: dict[str, int] = {}
         self._vocabulary: list[str] = []
         name = f"hash-{dimensions}-{seed}"
