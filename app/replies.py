@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.jobs import TooLateError, UnknownJobError
 from app.models import NoRankerError
+from app.searching import NoLexicalIndexError
 from retriever.errors import HoneError, InputError, StoreError
 
 OPENAI_ROUTE = "/v1/embeddings"
@@ -61,6 +62,7 @@ MEANINGS = {
 STATUSES: dict[type[HoneError], int] = {
     UnknownJobError: 404,
     NoRankerError: 409,
+    NoLexicalIndexError: 409,
     TooLateError: 409,
     TooManyTokensError: 413,
     InputError: 422,

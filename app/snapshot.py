@@ -13,6 +13,8 @@ from structlog.typing import FilteringBoundLogger
 
 from app.models import Models
 from indexer.gate import is_partial
+from indexer.lexical import LexicalIndex, open_lexical
+from indexer.passage_fields import PassageFields
 from indexer.searcher import IndexSearcher, open_searcher
 from indexer.shards import Vectors, open_vectors
 from retriever.artifacts import SERVED, Artifact
@@ -49,6 +51,8 @@ class Snapshot:
     models: Models
     searcher: IndexSearcher
     vectors: Vectors
+    lexical: LexicalIndex | None
+    fields: PassageFields
 
     @property
     def space(self) -> str:
@@ -82,12 +86,15 @@ def load_snapshot(
             f"{generation.path}: partial, to be mined from alone, since most of its vectors are not its model's; "
             "name a full generation"
         )
+    corpus = _corpus(store, generation.parents["corpus"], served)
     snapshot = Snapshot(
         generation,
-        _corpus(store, generation.parents["corpus"], served),
+        corpus,
         _models(openers, generation, served),
         open_searcher(generation),
         open_vectors(generation.path / "vectors"),
+        open_lexical(generation.path / "lexical", generation.facts["rows"]),
+        served.fields if served is not None and served.corpus is corpus else PassageFields(corpus),
     )
     _check(snapshot)
     _warm_up(snapshot, known=served is not None and snapshot.models is served.models)

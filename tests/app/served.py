@@ -19,6 +19,7 @@ from app.jobs import Jobs
 from app.server import ServerConfig, create_app
 from app.snapshot import Openers
 from indexer.faiss_index import build_index, write_index
+from indexer.lexical import write_lexical
 from indexer.shards import open_vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
@@ -39,9 +40,18 @@ TEXTS = {
 """p4 is p0 again but for case and white space."""
 
 
+FIELDS: Mapping[str, Mapping[str, object]] = {
+    "p0": {"year": 1999, "tags": ["old", "greek"]},
+    "p1": {"year": 2005.5, "open": True},
+    "p2": {"year": 2020, "open": False, "tags": []},
+    "p3": {"year": "2020"},
+}
+
+
 def add_corpus(store: Store, folder: Path, texts: Mapping[str, str]) -> Corpus:
     folder.mkdir(parents=True)
-    write_json_lines(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for key, text in texts.items()])
+    lines = [{"_id": key, "title": "", "text": text, "metadata": FIELDS.get(key)} for key, text in texts.items()]
+    write_json_lines(folder / "corpus.jsonl", lines)
     return Corpus(ingest_corpus(store, folder))
 
 
@@ -57,6 +67,7 @@ def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bo
         (draft.path / "vectors").mkdir()
         np.save(draft.path / "vectors" / "00000.npy", encoder.encode_passages(corpus.texts(range(len(corpus)))))
         write_index(build_index("Flat", open_vectors(draft.path / "vectors"), seed=1), draft.path / "index.faiss")
+        write_lexical(corpus, draft.path / "lexical", None)
         draft.facts.update(encoder.fingerprints.as_facts(), seed=seed, step=10 * seed, factory="Flat", search={})
         draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
     if serve:
