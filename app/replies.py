@@ -69,6 +69,7 @@ STATUSES: dict[type[HoneError], int] = {
     OverloadedError: 429,
     ComputeError: 500,
     NotComputedError: 503,
+    StoreError: 503,  # an artifact went away or was altered under the snapshot; another one will come
 }
 """What an error becomes; of two that fit, the first."""
 
@@ -161,13 +162,21 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _on_hone_error(request: Request, error: Exception) -> Response:
-    for kind, status in STATUSES.items():
-        if isinstance(error, kind):
-            refusal = _later(status, str(error)) if status in (429, 503) else Refusal(status, str(error))
-            return await _on_refusal(request, refusal)
-    if isinstance(error, StoreError):  # an artifact went away or was altered under the snapshot; another one will come
-        return await _on_refusal(request, not_ready(str(error)))
-    raise error
+    assert isinstance(error, HoneError)
+    status = _status(error)
+    if status is None:
+        raise error
+    refusal = _later(status, str(error)) if status in (429, 503) else Refusal(status, str(error))
+    return await _on_refusal(request, refusal)
+
+
+def _status(error: HoneError) -> int | None:
+    return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
+
+
+def told(error: HoneError) -> dict[str, Any]:
+    """Return the body of ``error`` for where no status can be sent any more."""
+    return {"error": str(error), "error_type": ERROR_TYPES[_status(error) or 500]}
 
 
 async def _on_lost_database(request: Request, error: Exception) -> Response:

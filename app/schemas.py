@@ -20,7 +20,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.jobs import Job
-from miner.samplers import SAMPLERS
 
 MAX_INPUTS = 2048
 MAX_CHARACTERS = 65_536
@@ -172,13 +171,14 @@ class SearchRequest(Body):
         if self.queries is None and (self.mode != "dense" or self.rerank):
             raise ValueError("lexical and hybrid search and rerank read the queries' texts: give queries, not vectors")
         count = len(self.queries or self.vectors or ())
-        _limit("queries × top_k", count * self.top_k, MAX_HITS)
+        limit("queries × top_k", count * self.top_k, MAX_HITS)
         if self.rerank:
-            _limit("queries × rerank_depth", count * max(self.top_k, self.rerank_depth), MAX_PAIRS)
+            limit("queries × rerank_depth", count * max(self.top_k, self.rerank_depth), MAX_PAIRS)
         return self
 
 
-def _limit(what: str, count: int, most: int) -> None:
+def limit(what: str, count: int, most: int) -> None:
+    """Raise what becomes 413 if ``count`` of ``what`` is above ``most``."""
     if count > most:
         raise PydanticCustomError("too_long", f"{what} is {count}, the limit is {most} a request")
 
@@ -198,91 +198,6 @@ class SearchReply(BaseModel):
     generation: int
     space: str
     results: list[list[Hit]]
-
-
-class MineQuery(Body):
-    """A query to mine negatives for."""
-
-    id: str = Field(min_length=1, description="Names the query in the reply and in the draw: keep it to repeat a draw.")
-    text: Text
-    positives: list[PassageId] = Field(
-        max_length=MAX_TOP_K, description="Relevant passages: neither they nor copies of their texts come back."
-    )
-
-
-class MineSampler(Body):
-    """How negatives are drawn from the candidates that remain."""
-
-    name: str = Field(
-        default="uniform", description=f"One of {', '.join(SAMPLERS)}.", json_schema_extra={"enum": [*SAMPLERS]}
-    )
-
-
-class MineRequest(Body):
-    """Queries with their positives, and which of their nearest passages may be negatives."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "queries": [{"id": "q1", "text": "read a file line by line", "positives": []}],
-                    "num_negatives": 3,
-                    "depth": 50,
-                    "relative_margin": 0.05,
-                }
-            ]
-        }
-    )
-
-    queries: list[MineQuery] = Field(min_length=1, max_length=MAX_INPUTS)
-    num_negatives: int = Field(
-        default=8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain."
-    )
-    sampler: MineSampler = MineSampler(name="uniform")
-    depth: int = Field(
-        default=100, ge=1, le=MAX_TOP_K, description="Candidates for each query; at most the whole corpus."
-    )
-    range_min: int = Field(default=0, ge=0, description="The first rank that may be a negative, from 0.")
-    range_max: int | None = Field(default=None, ge=1, description="The first rank that may no longer be one.")
-    absolute_margin: FiniteFloat | None = Field(
-        default=None, description="m: refuse scores above s⁺ − m, s⁺ being the lowest score of the positives; 0 is off."
-    )
-    relative_margin: FiniteFloat | None = Field(
-        default=None, description="m: refuse scores above s⁺ − m·|s⁺|; 0 is off."
-    )
-    max_score: FiniteFloat | None = Field(default=None, description="Refuse scores above it.")
-    seed: int = Field(default=13, description="The same seed and generation give the same negatives.")
-
-    @model_validator(mode="after")
-    def _is_answerable(self) -> Self:
-        if self.num_negatives > self.depth:
-            raise ValueError(f"num_negatives = {self.num_negatives} is larger than depth = {self.depth}")
-        _limit("queries × depth", len(self.queries) * self.depth, MAX_HITS)
-        return self
-
-
-class MinedNegative(BaseModel):
-    """A candidate that was drawn as a negative."""
-
-    id: str
-    score: float = Field(description="Similarity to the query.")
-    rank: int = Field(description="Its rank among the candidates, from 1.")
-    source: str = Field(description="The source that found it.")
-    verdict: str = Field(description="Why it may be a negative.")
-
-
-class Mined(BaseModel):
-    """The negatives of one query in the order in which they were drawn."""
-
-    id: str
-    negatives: list[MinedNegative]
-
-
-class MineReply(BaseModel):
-    """Negatives for each query, in the order of the queries."""
-
-    generation: int
-    results: list[Mined]
 
 
 class JobReply(BaseModel):

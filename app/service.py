@@ -3,8 +3,9 @@
 Does not know the routes.
 """
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -28,6 +29,8 @@ class Service:
     processes: JobProcesses
     telemetry: Telemetry
     admission: Admission
+    mining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Held while a chunk of queries is mined."""
 
     async def encode(
         self, snapshot: Snapshot, side: Side, texts: Sequence[str], *, patient: bool | None = None
