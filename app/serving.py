@@ -3,6 +3,7 @@
 Does not know routes or snapshots.
 """
 
+import gc
 import socket
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def serve_store(root: Path, host: str, port: int, *, insecure: bool = False, ran
     _check_free(host, port)
     jobs = Jobs(database_url(root))
     try:
+        gc.collect()
+        gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
         app = create_app(ServerConfig(), store, openers(ranker), jobs)
         uvicorn.run(app, host=host, port=port, log_config=None, timeout_graceful_shutdown=DRAIN_SECONDS)
     finally:
