@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from app.indexing import index_data
-from app.opening import encoder_opener, open_generation_encoder
+from app.opening import encoder_opener, openers
 from app.options import warn
 from app.progress import Report
 from app.snapshot import Snapshot, load_snapshot
@@ -115,7 +115,7 @@ def evaluate_split(
 
     Raises InputError if the generation holds another corpus than ``data``.
     """
-    snapshot = load_snapshot(store, open_generation_encoder, warn, number=number)
+    snapshot = load_snapshot(store, openers(), warn, number=number)
     _check_same_corpus(store, snapshot, data)
     queries = load_query_set(data, split, snapshot.corpus, skip_missing=skip_missing, warn=warn)
     evaluation = evaluate_snapshot(snapshot, queries, exact=exact)
@@ -155,7 +155,7 @@ def _check_same_corpus(store: Store, snapshot: Snapshot, data: Path) -> None:
 
 def first_hits(store: Store, query: str, top_k: int) -> list[tuple[str, float, str]]:
     """Return (id, score, text) of the first hits of ``query`` on the served generation."""
-    snapshot = load_snapshot(store, open_generation_encoder, warn)
+    snapshot = load_snapshot(store, openers(), warn)
     rows, scores = snapshot.searcher.search(snapshot.encoder.encode_queries([query]), top_k)
     found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
     return [(snapshot.corpus.id(row), score, snapshot.corpus.text(row)) for row, score in found if row >= 0]

@@ -4,17 +4,21 @@ Does not know what they are opened for.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.progress import Report
+from app.snapshot import Openers
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
+from retriever.ranker import RankerConfig, load_ranker
+from retriever.scoring import TorchRanker
 
 CALIBRATION_PASSAGES = 128
 TEXTS = {"query": "queries", "passage": "passages"}
@@ -59,6 +63,20 @@ def calibration_texts(corpus: Corpus) -> list[str]:
     """Return at most 128 passages, evenly spread over ``corpus``, so that the same corpus always gives the same."""
     count = min(CALIBRATION_PASSAGES, len(corpus))
     return corpus.texts(np.linspace(0, len(corpus) - 1, count).astype(np.int32))
+
+
+def openers(ranker: Path | None = None) -> Openers:
+    """Return how a generation's models are opened: its own encoder, and its own ranker or else that of ``ranker``.
+
+    ``ranker`` is the folder of a sequence classifier, loaded now. Raises InputError if it cannot be.
+    """
+    given = None if ranker is None else TorchRanker(load_ranker(RankerConfig(str(ranker))), "auto")
+
+    def open_ranker(generation: Artifact) -> TorchRanker | None:
+        own = generation.path / "ranker"
+        return TorchRanker(load_ranker(RankerConfig(str(own))), "auto") if own.is_dir() else given
+
+    return Openers(open_generation_encoder, open_ranker)
 
 
 def open_generation_encoder(generation: Artifact) -> ModelEncoder:

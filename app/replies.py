@@ -15,33 +15,63 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.jobs import TooLateError, UnknownJobError
+from app.models import NoRankerError
+from app.searching import NoLexicalIndexError
 from retriever.errors import HoneError, InputError, StoreError
 
+OPENAI_ROUTE = "/v1/embeddings"
 SHOWN_PROBLEMS = 10
 RETRY_AFTER_SECONDS = 2
+BODY = (400, 413, 415, 422)
+"""Statuses of a route that reads a body."""
+MODEL = (429, 503)
+"""Statuses of a route that a model answers."""
 
 ERROR_TYPES = {
     400: "malformed",
+    401: "unauthenticated",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     409: "conflict",
     413: "too_large",
     415: "not_json",
     422: "invalid",
+    424: "not_computed",
+    429: "overloaded",
     500: "internal",
     503: "unavailable",
 }
 MEANINGS = {
     400: "The body is not JSON.",
+    401: "The request names no key, or one that is not known.",
+    403: "The key does not reach this far.",
     404: "There is no such thing.",
     409: "The request does not fit the state that it met.",
     413: "Too many or too large; the message names the limit.",
     415: "The body was not sent as application/json.",
     422: "A field is invalid; `detail` names it.",
+    424: "The model failed on an input.",
+    429: "Too much at once; try again after `Retry-After` seconds.",
     500: "An error of the server; its log names it under the request's id.",
-    503: "What the answer comes from (snapshot, database) is not there; try again after `Retry-After` seconds.",
+    503: "What the answer comes from (snapshot, model, database) is not there; try again after `Retry-After` seconds.",
 }
+
+STATUSES: dict[type[HoneError], int] = {
+    UnknownJobError: 404,
+    NoRankerError: 409,
+    NoLexicalIndexError: 409,
+    TooLateError: 409,
+    TooManyTokensError: 413,
+    InputError: 422,
+    OverloadedError: 429,
+    ComputeError: 500,
+    NotComputedError: 503,
+    StoreError: 503,  # an artifact went away or was altered under the snapshot; another one will come
+}
+"""What an error becomes; of two that fit, the first."""
 
 
 class ErrorBody(BaseModel):
@@ -63,17 +93,37 @@ class Refusal(HTTPException):
 
 def not_ready(message: str) -> Refusal:
     """Return the refusal of a server that has nothing to answer from yet."""
-    return Refusal(503, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return _later(503, message)
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _later(status: int, message: str) -> Refusal:
+    return Refusal(status, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+class OpenAIError(BaseModel):
+    """What is wrong, as OpenAI's API says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(BaseModel):
+    """The body of every error on OpenAI's route."""
+
+    error: OpenAIError
+
+
+def errors(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return what the OpenAPI document says of the errors that a route can give; 500 is among them."""
+    model = OpenAIErrorBody if openai else ErrorBody
     documented: dict[int | str, dict[str, Any]] = {}
     for status in sorted({*statuses, 500}):
-        documented[status] = {"model": ErrorBody, "description": MEANINGS[status]}
-    if 503 in documented:
-        seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
-        documented[503]["headers"] = {"Retry-After": seconds}
+        documented[status] = {"model": model, "description": MEANINGS[status]}
+    seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
+    for status in {429, 503} & documented.keys():
+        documented[status]["headers"] = {"Retry-After": seconds}
     return documented
 
 
@@ -86,13 +136,15 @@ def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 def error_reply(
     request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return the one error body."""
-    body = {
-        "error": message,
-        "error_type": ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_")),
-        "detail": detail,
-        "request_id": request.state.request_id,
-    }
+    """Return the one error body, or on OpenAI's route that of its clients."""
+    kind = ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    if request.scope["path"] == OPENAI_ROUTE:
+        field = message.partition(":")[0].removeprefix("body.").partition(".")[0]
+        error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
+        return reply(
+            {"error": {**error, "param": field if field.isidentifier() else None, "code": kind}}, status, headers
+        )
+    body = {"error": message, "error_type": kind, "detail": detail, "request_id": request.state.request_id}
     return reply(body, status, headers)
 
 
@@ -110,12 +162,21 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _on_hone_error(request: Request, error: Exception) -> Response:
-    for kind, status in {UnknownJobError: 404, TooLateError: 409, InputError: 422}.items():
-        if isinstance(error, kind):
-            return error_reply(request, status, str(error))
-    if isinstance(error, StoreError):  # an artifact went away or was altered under the snapshot; another one will come
-        return await _on_refusal(request, not_ready(str(error)))
-    raise error
+    assert isinstance(error, HoneError)
+    status = _status(error)
+    if status is None:
+        raise error
+    refusal = _later(status, str(error)) if status in (429, 503) else Refusal(status, str(error))
+    return await _on_refusal(request, refusal)
+
+
+def _status(error: HoneError) -> int | None:
+    return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
+
+
+def told(error: HoneError) -> dict[str, Any]:
+    """Return the body of ``error`` for where no status can be sent any more."""
+    return {"error": str(error), "error_type": ERROR_TYPES[_status(error) or 500]}
 
 
 async def _on_lost_database(request: Request, error: Exception) -> Response:

@@ -6,11 +6,20 @@ Does not know how a reply is found.
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.jobs import Job
-from miner.samplers import SAMPLERS
 
 MAX_INPUTS = 2048
 MAX_CHARACTERS = 65_536
@@ -18,6 +27,9 @@ MAX_TOP_K = 1000
 MAX_HITS = 200_000
 MAX_IDS = 10_000
 MAX_DIMENSIONS = 65_536
+MAX_PAIRS = 10_000
+MAX_CONDITIONS = 32
+MAX_VALUES = 1000
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
 PassageId = Annotated[str, StringConstraints(min_length=1)]
@@ -44,6 +56,44 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Scalar = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | bool | int | FiniteFloat
+Bound = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | int | FiniteFloat
+
+
+class Range(Body):
+    """Bounds of the same type, number or string, all of which must hold."""
+
+    gt: Bound | None = None
+    gte: Bound | None = None
+    lt: Bound | None = None
+    lte: Bound | None = None
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        if not self.bounds():
+            raise ValueError("give at least one of gt, gte, lt, lte")
+        return self
+
+    def bounds(self) -> dict[str, str | int | float]:
+        """Return the bounds that were given."""
+        return {name: bound for name in type(self).model_fields if (bound := getattr(self, name)) is not None}
+
+
+def _form(condition: Any) -> str:
+    if isinstance(condition, dict | Range):
+        return "bounds"
+    return "values" if isinstance(condition, list) else "value"
+
+
+Condition = Annotated[
+    Annotated[Scalar | None, Tag("value")]
+    | Annotated[list[Scalar | None], Field(min_length=1, max_length=MAX_VALUES), Tag("values")]
+    | Annotated[Range, Tag("bounds")],
+    Discriminator(_form),
+]
+
+
 class EncodeRequest(Body):
     """Texts to encode with one of the two towers."""
 
@@ -63,6 +113,7 @@ class EncodeReply(BaseModel):
     generation: int
     space: str = Field(description="Fingerprint of what makes vectors comparable; /v1/search asks for it.")
     dimensions: int
+    cut_inputs: int = Field(description="Inputs longer than the model reads; the rest of them was not read.")
     embeddings: list[list[float]] | list[str]
 
 
@@ -88,8 +139,27 @@ class SearchRequest(Body):
         max_length=MAX_IDS,
         description="Passages that no query gets; ids that the corpus lacks change nothing.",
     )
-    mode: Literal["dense"] = Field(default="dense", description="How to search.")
+    filter: dict[FieldName, Condition] = Field(
+        default={},
+        max_length=MAX_CONDITIONS,
+        description="Conditions on fields of passages (their metadata), all of which must hold: a value, a list of "
+        "values of which one must hold, or bounds. A field that holds a list meets one if one of its values does.",
+    )
+    mode: Literal["dense", "lexical", "hybrid"] = Field(
+        default="dense", description="By vectors, by shared words (BM25), or by both; the last two need queries."
+    )
+    fusion: Literal["rrf", "weights"] = Field(
+        default="rrf",
+        description="How hybrid adds up: reciprocal ranks, or scores that are normalised to 0 … 1 for each query.",
+    )
+    dense_weight: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the vectors in hybrid; the rest is that of the words."
+    )
     exact: bool = Field(default=False, description="Compare with every passage instead of asking the index.")
+    rerank: bool = Field(default=False, description="Let the ranker order the best hits; 409 where none is loaded.")
+    rerank_depth: int = Field(
+        default=50, ge=1, le=MAX_TOP_K, description="Hits that the ranker reads for each query, at least top_k."
+    )
     with_text: bool = Field(default=False, description="Give each hit its title and text.")
 
     @model_validator(mode="after")
@@ -98,18 +168,26 @@ class SearchRequest(Body):
             raise ValueError("give either queries or vectors")
         if self.vectors is not None and self.space is None:
             raise ValueError("vectors need their space, as /v1/encode gave it")
-        hits = len(self.queries or self.vectors or ()) * self.top_k
-        if hits > MAX_HITS:
-            message = f"queries × top_k is {hits}, the limit is {MAX_HITS} hits a request"
-            raise PydanticCustomError("too_long", message)
+        if self.queries is None and (self.mode != "dense" or self.rerank):
+            raise ValueError("lexical and hybrid search and rerank read the queries' texts: give queries, not vectors")
+        count = len(self.queries or self.vectors or ())
+        limit("queries × top_k", count * self.top_k, MAX_HITS)
+        if self.rerank:
+            limit("queries × rerank_depth", count * max(self.top_k, self.rerank_depth), MAX_PAIRS)
         return self
+
+
+def limit(what: str, count: int, most: int) -> None:
+    """Raise what becomes 413 if ``count`` of ``what`` is above ``most``."""
+    if count > most:
+        raise PydanticCustomError("too_long", f"{what} is {count}, the limit is {most} a request")
 
 
 class Hit(BaseModel):
     """A passage found."""
 
     id: str
-    score: float
+    score: float = Field(description="Similarity, or the score of BM25, of their fusion or of the ranker.")
     rank: int = Field(description="From 1.")
     text: str | None = Field(default=None, description="Title and text; only where with_text is true.")
 
@@ -120,93 +198,6 @@ class SearchReply(BaseModel):
     generation: int
     space: str
     results: list[list[Hit]]
-
-
-class MineQuery(Body):
-    """A query to mine negatives for."""
-
-    id: str = Field(min_length=1, description="Names the query in the reply and in the draw: keep it to repeat a draw.")
-    text: Text
-    positives: list[PassageId] = Field(
-        max_length=MAX_TOP_K, description="Relevant passages: neither they nor copies of their texts come back."
-    )
-
-
-class MineSampler(Body):
-    """How negatives are drawn from the candidates that remain."""
-
-    name: str = Field(
-        default="uniform", description=f"One of {', '.join(SAMPLERS)}.", json_schema_extra={"enum": [*SAMPLERS]}
-    )
-
-
-class MineRequest(Body):
-    """Queries with their positives, and which of their nearest passages may be negatives."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "queries": [{"id": "q1", "text": "read a file line by line", "positives": []}],
-                    "num_negatives": 3,
-                    "depth": 50,
-                    "relative_margin": 0.05,
-                }
-            ]
-        }
-    )
-
-    queries: list[MineQuery] = Field(min_length=1, max_length=MAX_INPUTS)
-    num_negatives: int = Field(
-        default=8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain."
-    )
-    sampler: MineSampler = MineSampler(name="uniform")
-    depth: int = Field(
-        default=100, ge=1, le=MAX_TOP_K, description="Candidates for each query; at most the whole corpus."
-    )
-    range_min: int = Field(default=0, ge=0, description="The first rank that may be a negative, from 0.")
-    range_max: int | None = Field(default=None, ge=1, description="The first rank that may no longer be one.")
-    absolute_margin: FiniteFloat | None = Field(
-        default=None, description="m: refuse scores above s⁺ − m, s⁺ being the lowest score of the positives; 0 is off."
-    )
-    relative_margin: FiniteFloat | None = Field(
-        default=None, description="m: refuse scores above s⁺ − m·|s⁺|; 0 is off."
-    )
-    max_score: FiniteFloat | None = Field(default=None, description="Refuse scores above it.")
-    seed: int = Field(default=13, description="The same seed and generation give the same negatives.")
-
-    @model_validator(mode="after")
-    def _is_answerable(self) -> Self:
-        if self.num_negatives > self.depth:
-            raise ValueError(f"num_negatives = {self.num_negatives} is larger than depth = {self.depth}")
-        if len(self.queries) * self.depth > MAX_HITS:
-            message = f"queries × depth is {len(self.queries) * self.depth}, the limit is {MAX_HITS} a request"
-            raise PydanticCustomError("too_long", message)
-        return self
-
-
-class MinedNegative(BaseModel):
-    """A candidate that was drawn as a negative."""
-
-    id: str
-    score: float = Field(description="Similarity to the query.")
-    rank: int = Field(description="Its rank among the candidates, from 1.")
-    source: str = Field(description="The source that found it.")
-    verdict: str = Field(description="Why it may be a negative.")
-
-
-class Mined(BaseModel):
-    """The negatives of one query in the order in which they were drawn."""
-
-    id: str
-    negatives: list[MinedNegative]
-
-
-class MineReply(BaseModel):
-    """Negatives for each query, in the order of the queries."""
-
-    generation: int
-    results: list[Mined]
 
 
 class JobReply(BaseModel):

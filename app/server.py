@@ -7,7 +7,7 @@ import ipaddress
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import TextIO
@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import draining
+from app.admission import Admission, AdmissionConfig
 from app.authorization import Authorize, document_keys
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
@@ -24,10 +25,10 @@ from app.keys import Keys
 from app.middleware import BodyLimit, Observe
 from app.recall_meter import RecallMeter
 from app.replies import register_errors
-from app.routes import encode, generations, health, mine, search
+from app.routes import encode, generations, health, mine, openai, rerank, search, text_embeddings
 from app.routes import jobs as jobs_routes
 from app.service import Service
-from app.snapshot import POLL_SECONDS, OpenEncoder, Serving
+from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
 from app.telemetry import Telemetry
 from retriever.errors import StoreError
 from retriever.store import Store, code_version
@@ -47,25 +48,32 @@ class ServerConfig:
     """
 
     max_body_bytes: int = 32 << 20
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     poll_seconds: float = POLL_SECONDS
     job_command: tuple[str, ...] | None = None
     log_stream: TextIO | None = None
     keys: Keys | None = None
 
 
-def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jobs: Jobs) -> FastAPI:
+def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
     """Return the server over ``store``; it begins to load what SERVED names when it is started."""
     telemetry = Telemetry(config.log_stream)
-    serving = Serving(store, open_encoder, telemetry.log, telemetry.count_swap, config.poll_seconds)
+    admission = Admission(config.admission, telemetry.log, telemetry.count_batch)
+
+    def check(snapshot: Snapshot) -> None:
+        config.admission.check_longest(snapshot.models.longest)
+
+    serving = Serving(store, openers, telemetry.log, telemetry.count_swap, config.poll_seconds, check)
     command = config.job_command or rebuild_command(store.root)
     processes = JobProcesses(jobs, command, telemetry.log, takes=store.is_writable())
-    service = Service(serving, jobs, processes, telemetry, RecallMeter(telemetry))
+    service = Service(serving, jobs, processes, telemetry, admission, RecallMeter(telemetry))
     _watch(telemetry, store, service)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         stop = Event()
         reaper = Thread(target=_reap, args=(service, stop), name="reap-jobs", daemon=True)
+        admission.start()
         serving.start()
         reaper.start()
         service.recall.start()
@@ -74,6 +82,7 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
         reaper.join()
         service.recall.stop()
         serving.stop()
+        admission.stop()
         processes.release()
 
     # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
@@ -81,7 +90,7 @@ def create_app(config: ServerConfig, store: Store, open_encoder: OpenEncoder, jo
     app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
     app.state.service, app.state.store = service, store
     draining.set_up(app)
-    for routes in (search, encode, mine, generations, jobs_routes, health):
+    for routes in (search, encode, mine, openai, rerank, text_embeddings, generations, jobs_routes, health):
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
@@ -143,6 +152,9 @@ def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:
         served = service.serving.number
         return math.nan if served is None else float(served)
 
+    telemetry.watch(
+        "hone_queue_tokens", "Tokens that wait for the model.", lambda: service.admission.queued_tokens, over="sum"
+    )
     telemetry.watch("hone_generation_number", "Number of the generation that is served.", number)
     telemetry.watch("hone_generation_age_seconds", "Seconds since it was published.", age_seconds)
     telemetry.watch("hone_staleness_steps", "Training steps from it to the newest checkpoint.", staleness_steps)

@@ -3,17 +3,22 @@
 Does not know the routes.
 """
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.admission import Admission
 from app.job_processes import JobProcesses
 from app.jobs import Jobs
+from app.models import Computed
 from app.recall_meter import RecallMeter
 from app.replies import not_ready
 from app.snapshot import Serving, Snapshot
 from app.telemetry import Telemetry
+from retriever.protocols import Side
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,22 @@ class Service:
     jobs: Jobs
     processes: JobProcesses
     telemetry: Telemetry
+    admission: Admission
     recall: RecallMeter
+    mining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Held while a chunk of queries is mined."""
+
+    async def encode(
+        self, snapshot: Snapshot, side: Side, texts: Sequence[str], *, patient: bool | None = None
+    ) -> Computed:
+        """Return vectors float32 [len(texts), dimensions] of ``snapshot``; raises what ``Models.encode`` does."""
+        done = await snapshot.models.encode(self.admission, side, texts, patient=patient)
+        self.telemetry.encoded.labels(side).inc(len(texts))
+        return done
+
+    async def score(self, snapshot: Snapshot, query: str, passages: Sequence[str]) -> Computed:
+        """Return scores float32 [len(passages)] by the ranker; raises what ``Models.score`` does."""
+        return await snapshot.models.score(self.admission, query, passages)
 
 
 async def _service(request: Request) -> Service:

@@ -3,6 +3,7 @@
 Does not know routes or snapshots.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from fastapi import FastAPI
 from app.draining import start_draining
 from app.jobs import Jobs
 from app.keys import Keys
-from app.opening import open_generation_encoder
+from app.opening import openers
 from app.server import ServerConfig, create_app, is_loopback
 from app.settings import database_url
 from app.telemetry import MULTIPROCESS, json_log, worker_is_gone
@@ -41,13 +42,15 @@ class ServeOptions:
     """How a store is served.
 
     ``insecure`` asks for no keys wherever it listens, ``require_keys`` also on loopback. For ``drain_seconds`` after
-    SIGTERM the server still answers though it is not ready any more, so that others send it nothing new.
+    SIGTERM the server still answers though it is not ready any more, so that others send it nothing new. ``ranker`` is
+    the folder of a ranker for generations that hold none.
     """
 
     insecure: bool = False
     require_keys: bool = False
     workers: int = 1
     drain_seconds: float = 5.0
+    ranker: Path | None = None
 
 
 def serve_store(root: Path, host: str, port: int, options: ServeOptions | None = None) -> None:
@@ -127,7 +130,9 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
     jobs = Jobs(database_url(root))
     keys = Keys(database_url(root)) if _asks_for_keys(host, options) else None
     try:
-        app = create_app(ServerConfig(keys=keys), Store(root), open_generation_encoder, jobs)
+        gc.collect()
+        gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
+        app = create_app(ServerConfig(keys=keys), Store(root), openers(options.ranker), jobs)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
         DrainingServer(config, app, options.drain_seconds).run(sockets=[listener])
     finally:

@@ -1,4 +1,4 @@
-"""Where things are, from the environment: HONE_STORE, HONE_HOST, HONE_PORT, DATABASE_URL. Never what a run does.
+"""Where things are, from the environment: HONE_STORE, _HOST, _PORT, _RANKER, DATABASE_URL. Never what a run does.
 
 Does not know the command line, which comes first.
 """
@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     store: Path = Path("store")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    ranker: Path | None = None
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "HONE_DATABASE_URL"))
 
     def __init__(self) -> None:

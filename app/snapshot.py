@@ -4,21 +4,23 @@ Does not know HTTP, nor who moves SERVED.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 
+import numpy as np
 from structlog.typing import FilteringBoundLogger
 
+from app.models import Models
 from indexer.gate import is_partial
+from indexer.lexical import LexicalIndex, open_lexical
+from indexer.passage_fields import PassageFields
 from indexer.searcher import IndexSearcher, open_searcher
 from indexer.shards import Vectors, open_vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError
-from retriever.protocols import Encoder, Fingerprints, FloatArray, Progress, silent
-from retriever.query_cache import QueryCache
+from retriever.protocols import TokenEncoder, TokenRanker
 from retriever.store import Store
 
 POLL_SECONDS = 0.5
@@ -27,33 +29,17 @@ STOP_SECONDS = 2.0
 UNREADABLE = -1
 WARM_UP_TEXT = "which passage answers this query?"
 
-OpenEncoder = Callable[[Artifact], Encoder]
+
+def _no_ranker(generation: Artifact) -> None:
+    return None
 
 
-class OneAtATime:
-    """An encoder for many threads: each call waits for its turn, so one call's error is that call's alone.
+@dataclass(frozen=True)
+class Openers:
+    """How the models of a generation are opened; ``ranker`` gives None where there is none."""
 
-    A query that was asked lately is not encoded again.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        """Guard ``encoder``, whose tokenizer and weights serve one call at a time."""
-        self.guarded = encoder
-        self._turn = Lock()
-        self._cache = QueryCache()
-        self.dimensions = encoder.dimensions
-        self.fingerprints: Fingerprints = encoder.fingerprints
-        self.computed_by = encoder.computed_by
-
-    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
-        """Return float32 [len(texts), dimensions] from the query tower."""
-        with self._turn:
-            return self._cache.encode(texts, partial(self.guarded.encode_queries, progress=progress))
-
-    def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
-        """Return float32 [len(texts), dimensions] from the passage tower."""
-        with self._turn:
-            return self.guarded.encode_passages(texts, progress)
+    encoder: Callable[[Artifact], TokenEncoder]
+    ranker: Callable[[Artifact], TokenRanker | None] = _no_ranker
 
 
 @dataclass(frozen=True)
@@ -62,19 +48,26 @@ class Snapshot:
 
     generation: Artifact
     corpus: Corpus
-    encoder: OneAtATime
+    models: Models
     searcher: IndexSearcher
     vectors: Vectors
+    lexical: LexicalIndex | None
+    fields: PassageFields
 
     @property
     def space(self) -> str:
         """Fingerprint of the vectors that may be compared with this generation's."""
         return self.encoder.fingerprints.space
 
+    @property
+    def encoder(self) -> TokenEncoder:
+        """The encoder, for one thread at a time: many callers share it through ``models``."""
+        return self.models.encoder
+
 
 def load_snapshot(
     store: Store,
-    open_encoder: OpenEncoder,
+    openers: Openers,
     warn: Callable[[str], None],
     *,
     number: int | None = None,
@@ -93,15 +86,18 @@ def load_snapshot(
             f"{generation.path}: partial, to be mined from alone, since most of its vectors are not its model's; "
             "name a full generation"
         )
+    corpus = _corpus(store, generation.parents["corpus"], served)
     snapshot = Snapshot(
         generation,
-        _corpus(store, generation.parents["corpus"], served),
-        _in_turns(open_encoder(generation), served),
+        corpus,
+        _models(openers, generation, served),
         open_searcher(generation),
         open_vectors(generation.path / "vectors"),
+        open_lexical(generation.path / "lexical", generation.facts["rows"]),
+        served.fields if served is not None and served.corpus is corpus else PassageFields(corpus),
     )
     _check(snapshot)
-    _warm_up(snapshot)
+    _warm_up(snapshot, known=served is not None and snapshot.models is served.models)
     return snapshot
 
 
@@ -124,11 +120,12 @@ def _corpus(store: Store, number: int, served: Snapshot | None) -> Corpus:
     return Corpus(artifact)
 
 
-def _in_turns(encoder: Encoder, served: Snapshot | None) -> OneAtATime:
-    """Guard ``encoder`` by the lock that guards it already, if the opener has handed out the same one again."""
-    if served is not None and served.encoder.guarded is encoder:
-        return served.encoder
-    return OneAtATime(encoder)
+def _models(openers: Openers, generation: Artifact, served: Snapshot | None) -> Models:
+    """Open the models of ``generation``, or take those of ``served`` if the openers have handed them out again."""
+    encoder, ranker = openers.encoder(generation), openers.ranker(generation)
+    if served is not None and served.models.encoder is encoder and served.models.ranker is ranker:
+        return served.models
+    return Models(encoder, ranker)
 
 
 def _check(snapshot: Snapshot) -> None:
@@ -141,10 +138,13 @@ def _check(snapshot: Snapshot) -> None:
         raise CorruptError(f"{name}: its encoder is not the one that made its vectors; build it again")
 
 
-def _warm_up(snapshot: Snapshot) -> None:
-    """Make the first request as quick as the next: run each part once."""
-    vectors = snapshot.encoder.encode_queries([WARM_UP_TEXT])
-    rows, _ = snapshot.searcher.search(vectors, min(10, snapshot.searcher.rows))
+def _warm_up(snapshot: Snapshot, known: bool) -> None:
+    """Make the first request as quick as the next: run each part once, the models unless they are ``known``."""
+    if not known:
+        snapshot.encoder.encode_queries([WARM_UP_TEXT])
+        if snapshot.models.ranker is not None:
+            snapshot.models.ranker.score([WARM_UP_TEXT], [WARM_UP_TEXT])
+    rows, _ = snapshot.searcher.search(snapshot.vectors.gather(np.zeros(1, np.int32)), min(10, snapshot.searcher.rows))
     snapshot.corpus.row_of(snapshot.corpus.id(max(0, int(rows[0, 0]))))
 
 
@@ -158,19 +158,21 @@ class Serving:
     def __init__(
         self,
         store: Store,
-        open_encoder: OpenEncoder,
+        openers: Openers,
         logger: FilteringBoundLogger,
         swapped: Callable[[str], None],
         poll_seconds: float = POLL_SECONDS,
+        check: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
-        """``swapped`` is told "loaded" or "failed" after each attempt."""
+        """``swapped`` is told "loaded" or "failed" after each attempt; what ``check`` raises makes it fail."""
         self.snapshot: Snapshot | None = None
         self.problem = ""
         self._store = store
-        self._open_encoder = open_encoder
+        self._openers = openers
         self._logger = logger
         self._swapped = swapped
         self._poll_seconds = poll_seconds
+        self._check = check
         self._failed: int | None = None
         self._retry_at = 0.0
         self._stop = Event()
@@ -200,7 +202,9 @@ class Serving:
             wanted = self._store.generations.pointed(SERVED)
             if wanted is None or self._is_settled(wanted):
                 return
-            self.snapshot = self._load(wanted)
+            loaded = self._load(wanted)
+            self._check(loaded)
+            self.snapshot = loaded
         except Exception as error:
             if not self._is_settled(wanted):
                 self._failed, self._retry_at, self.problem = wanted, time.monotonic() + RETRY_SECONDS, str(error)
@@ -223,8 +227,8 @@ class Serving:
     def _load(self, number: int) -> Snapshot:
         served = self.snapshot
         if served is None:
-            return load_snapshot(self._store, self._open_encoder, self._warn)
-        return load_snapshot(self._store, self._open_encoder, self._warn, number=number, served=served)
+            return load_snapshot(self._store, self._openers, self._warn)
+        return load_snapshot(self._store, self._openers, self._warn, number=number, served=served)
 
     def _warn(self, message: str) -> None:
         self._logger.warning("artifact_skipped", reason=message)

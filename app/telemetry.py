@@ -21,6 +21,7 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 Over = Literal["mostrecent", "sum"]
 """How the values of several processes become one: the last that was set, or their sum."""
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 
 
 def json_log(stream: TextIO) -> FilteringBoundLogger:
@@ -63,6 +64,12 @@ class Telemetry:
         )
         self.encoded = Counter("hone_encoded_texts", "Texts encoded.", ["input_type"], registry=self.registry)
         self.mined = Counter("hone_mined_negatives", "Negatives returned by mining.", registry=self.registry)
+        self.batch_tokens = Histogram(
+            "hone_batch_tokens", "Tokens of a batch of the model.", buckets=TOKEN_BUCKETS, registry=self.registry
+        )
+        self.batch_seconds = Histogram(
+            "hone_batch_seconds", "Time to compute a batch.", buckets=SECONDS_BUCKETS, registry=self.registry
+        )
         self.recall = Gauge(
             "hone_recall_at_k",
             "Share of the true first k that the index finds, over the last sampled queries.",
@@ -78,6 +85,11 @@ class Telemetry:
     def count_swap(self, result: str) -> None:
         """Count an attempt to swap the snapshot that was "loaded" or "failed"."""
         self.swaps.labels(result).inc()
+
+    def count_batch(self, tokens: int, seconds: float) -> None:
+        """Count a batch that the model computed."""
+        self.batch_tokens.observe(tokens)
+        self.batch_seconds.observe(seconds)
 
     def watch(self, name: str, text: str, read: Callable[[], float], over: Over = "mostrecent") -> None:
         """Show a gauge whose value is read at each scrape; NaN stands for what is not known.

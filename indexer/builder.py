@@ -22,6 +22,7 @@ from indexer.factory import check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
 from indexer.faiss_index import read_index, write_index
 from indexer.gate import METRIC
+from indexer.lexical import ANALYSIS, write_lexical
 from indexer.partial import Partial as Partial
 from indexer.partial import encode_partially
 from indexer.promotion import judge_draft
@@ -30,10 +31,10 @@ from indexer.quality import check_complete, check_self_retrieval, recall_at, rec
 from indexer.searcher import IndexSearcher
 from indexer.shards import Vectors, link_vectors
 from indexer.tuning import SERVED_DEPTH
-from retriever.artifacts import Artifact
+from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import link_tree
-from retriever.errors import CorruptError
+from retriever.errors import CorruptError, StoreError
 from retriever.protocols import Encoder, FloatArray, Progress
 from retriever.store import Store
 
@@ -105,6 +106,10 @@ def build_generation(
             judge_draft(store, draft)
             link_vectors(vectors, draft.path / "vectors")
             link_tree(checkpoint.path / "model", draft.path / "model")
+            if config.lexical and inputs.partial is None:
+                with _timed(seconds, "lexical"):
+                    write_lexical(corpus, draft.path / "lexical", _earlier_lexical(store, corpus))
+                draft.facts["lexical"] = ANALYSIS
             progress("publish", 1, 1)
         generation = store.generations.at(draft.number)
         promote_if_good(store, generation)
@@ -151,6 +156,19 @@ def _earlier(store: Store, inputs: BuildInputs, warn: Callable[[str], None]) -> 
     if previous is None:
         return None
     return earlier_choice(previous.facts, inputs.config, inputs.corpus.sha256)
+
+
+def _earlier_lexical(store: Store, corpus: Corpus) -> Path | None:
+    """Return the BM25 index of the served generation, if that is of the same corpus and intact."""
+    try:
+        served = store.generations.get(SERVED)
+        made_of = ("corpus_sha256", "lexical")
+        if served is None or tuple(map(served.facts.get, made_of)) != (corpus.sha256, ANALYSIS):
+            return None
+        served.verify("lexical/")
+    except StoreError:  # its readers report it
+        return None
+    return served.path / "lexical"
 
 
 def _origin(checkpoint: Artifact, encoder: Encoder, inputs: BuildInputs) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Does not know artifacts on disk, encoders or judgements.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.faiss_auto import Choice, Probes, choose_index, fitting, make_probe, pick, tune, tune_deep
@@ -28,7 +28,8 @@ class IndexConfig:
     fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured);
     ``max_memory_mb`` is the most that the index may take, in millions of bytes (None: no limit); ``seed`` is
     that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
-    what is fastest on this hardware among those that are as good as float32). Raises InputError naming the key that is
+    what is fastest on this hardware among those that are as good as float32); ``lexical`` adds an index of the words,
+    by which a server can search too. Raises InputError naming the key that is
     out of range.
     """
 
@@ -39,6 +40,7 @@ class IndexConfig:
     seed: int = 13
     engine: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    lexical: bool = True
 
     def __post_init__(self) -> None:
         if not self.factory.strip():
@@ -75,7 +77,8 @@ def earlier_choice(facts: Mapping[str, Any], config: IndexConfig, corpus_sha256:
 
     Kept, a choice makes the next generations repeatable: measured speed is not.
     """
-    if facts.get("index_config") != asdict(config) or facts.get("corpus_sha256") != corpus_sha256:
+    made = facts.get("index_config")
+    if made is None or IndexConfig(**made) != config or facts.get("corpus_sha256") != corpus_sha256:
         return None
     return Choice(facts["factory"], facts["search"], facts["front"], facts.get("search_deep"))
 

@@ -4,7 +4,7 @@ Does not know FAISS, texts or which generation is served.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from indexer.faiss_index import is_exact, read_index, search_index
 from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
-from retriever.protocols import FloatArray, IntArray
+from retriever.protocols import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from indexer.faiss_index import Index
@@ -60,33 +60,34 @@ class IndexSearcher:
         share = math.log(depth / SERVED_DEPTH) / math.log(self._deep["depth"] / SERVED_DEPTH)
         return interpolate(self.parameters, self._deep["parameters"], share)
 
-    def search_excluding(
-        self, queries: FloatArray, depth: int, excluded: Sequence[set[int]]
-    ) -> tuple[IntArray, FloatArray]:
-        """Search like ``search``, leaving out the rows ``excluded[i]`` for query i.
+    def search_allowed(self, queries: FloatArray, depth: int, allowed: BoolArray) -> tuple[IntArray, FloatArray]:
+        """Search like ``search`` among the rows that ``allowed`` bool [rows] holds.
 
-        Fetches deeper, twice as deep each time, for those queries that too many hits were taken from, until each has
-        ``depth`` or the index gives no more.
+        Fetches deeper, at least twice as deep each time, for those queries that too many hits were taken from, until
+        each has ``depth`` or the index gives no more.
         """
         rows = np.full((len(queries), depth), -1, np.int32)
         scores = np.full((len(queries), depth), -np.inf, np.float32)
         waiting = np.arange(len(queries))
-        fetch = depth + max((min(depth, len(rows_out)) for rows_out in excluded), default=0)
+        fetch = self.fetch(depth, int(allowed.sum()))
         while len(waiting):
-            found, found_scores = self.search(queries[waiting], min(fetch, self.rows))
-            unfinished = []
-            for query, hits, hit_scores in zip(waiting.tolist(), found, found_scores, strict=True):
-                kept = [place for place, row in enumerate(hits.tolist()) if row >= 0 and row not in excluded[query]]
-                exhausted = fetch >= self.rows or hits[-1] < 0
-                if len(kept) < depth and not exhausted:
-                    unfinished.append(query)
-                    continue
-                kept = kept[:depth]
-                rows[query, : len(kept)] = hits[kept]
-                scores[query, : len(kept)] = hit_scores[kept]
-            waiting = np.array(unfinished, np.int64)
-            fetch *= 2
+            found, of_found = self.search(queries[waiting], fetch)
+            kept = (found >= 0) & allowed[found]
+            done = (kept.sum(axis=1) >= depth) | (found[:, -1] < 0) | (fetch >= self.rows)
+            front = np.argsort(~kept, axis=1, kind="stable")[:, :depth]
+            width = front.shape[1]
+            kept = np.take_along_axis(kept, front, axis=1)
+            into = waiting[done]
+            rows[into, :width] = np.where(kept, np.take_along_axis(found, front, axis=1), np.int32(-1))[done]
+            scores[into, :width] = np.where(kept, np.take_along_axis(of_found, front, axis=1), -np.inf)[done]
+            waiting = waiting[~done]
+            fetch = min(2 * fetch, self.rows)
         return rows, scores
+
+    def fetch(self, depth: int, allowed: int) -> int:
+        """Return how deep to search at first for ``depth`` of ``allowed`` rows: all that is excluded may come first."""
+        spread = math.ceil(1.5 * depth * self.rows / max(1, allowed))
+        return min(self.rows, depth + self.rows - allowed, max(depth, spread))
 
 
 def open_searcher(generation: Artifact) -> IndexSearcher:

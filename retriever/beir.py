@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,42 @@ def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str
     return text
 
 
+@dataclass(frozen=True)
+class PassageLine:
+    """One line of corpus.jsonl; ``metadata`` is the JSON object that it has under that name, as text, or empty."""
+
+    number: int
+    id: str
+    title: str
+    text: str
+    metadata: str
+
+
 def read_passages(folder: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (line number, id, title, text) of the corpus. Raises InputError for a missing field or an empty text."""
+    """Yield (line number, id, title, text) of the corpus. Raises InputError like ``read_corpus``."""
+    for line in read_corpus(folder):
+        yield line.number, line.id, line.title, line.text
+
+
+def read_corpus(folder: Path) -> Iterator[PassageLine]:
+    """Yield the lines of the corpus.
+
+    Raises InputError for a missing field, an empty text, and metadata that is no object.
+    """
     path = find_file(folder, "corpus.jsonl")
     for number, record in read_json_lines(path):
         passage_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
         title = _field(path, number, record, "title") if record.get("title") else ""
         if not (title.strip() or text.strip()):
             raise InputError(f"{path}:{number}: passage {passage_id!r} has an empty text; remove it or fill it")
-        yield number, passage_id, title, text
+        yield PassageLine(number, passage_id, title, text, _metadata(path, number, record))
+
+
+def _metadata(path: Path, number: int, record: Mapping[str, Any]) -> str:
+    metadata = record.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InputError(f'{path}:{number}: field "metadata" must be an object, not {type(metadata).__name__}')
+    return json.dumps(metadata, sort_keys=True) if metadata else ""
 
 
 def read_queries(folder: Path) -> Iterator[tuple[int, str, str]]:

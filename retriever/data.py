@@ -4,9 +4,11 @@ Does not know file formats of data sets, encoders or indexes.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +94,16 @@ class Corpus:
             batch = self._reader.get_batch(block)
             titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
             yield block * BLOCK_ROWS, [passage_text(a, b) for a, b in zip(titles, texts, strict=True)]
+
+    def metadata(self) -> Iterator[dict[str, Any]]:
+        """Yield the fields of each passage beside title and text, in row order: the "metadata" of its line."""
+        for block in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(block)
+            if "metadata" not in batch.schema.names:  # ingested before fields were kept
+                yield from ({} for _ in range(batch.num_rows))
+                continue
+            for written in batch.column("metadata").to_pylist():
+                yield json.loads(written) if written else {}
 
     def row_of(self, passage_id: str) -> int | None:
         """Return the row of ``passage_id``, None if the corpus has no such passage."""

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from retriever.durable import sha256_json
 from retriever.engines.fast_training import TOKENS, FastTraining, why_not_fast
 from retriever.errors import CorruptError, InputError
-from retriever.protocols import Fingerprints
+from retriever.protocols import Fingerprints, Side
 from retriever.streams import most_streams
 from retriever.token_batches import bucketed, token_batches
 from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
 
-Side = Literal["query", "passage"]
 PACKAGED_MODEL = "minilm"
 SETTINGS = "hone.json"
 CHUNK = 4

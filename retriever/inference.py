@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from retriever.device import pick_device
 from retriever.durable import sha256_json
-from retriever.encoder import DualEncoder, Side
+from retriever.encoder import DualEncoder
 from retriever.engines.choice import Choice, Engine, choose, open_engine
-from retriever.protocols import Fingerprints, FloatArray, Progress, silent
+from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
 from retriever.token_batches import mixed, pad, token_batches
 from retriever.tower import Tower
@@ -23,7 +23,7 @@ CALIBRATION_BATCH = 8
 
 
 class ModelEncoder:
-    """Implements retriever.protocols.Encoder over a DualEncoder.
+    """Implements retriever.protocols.TokenEncoder over a DualEncoder.
 
     ``cut_texts`` counts the texts of each side that were longer than the model reads.
     ``choice`` tells which engine computes passages, and why. Queries are never computed in int8: there are few of
@@ -79,6 +79,17 @@ class ModelEncoder:
         length: int = getattr(self._model.config, f"{side}_max_length")
         return length
 
+    @property
+    def pooling(self) -> str:
+        """How token vectors become one."""
+        return self._model.passage.pooling
+
+    @property
+    def alike(self) -> bool:
+        """Whether both sides have the same weights and prompt."""
+        config = self._model.config
+        return self._model.query is self._model.passage and config.query_prompt == config.passage_prompt
+
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
         return self._encode("query", texts, progress)
@@ -88,11 +99,19 @@ class ModelEncoder:
         return self._encode("passage", texts, progress)
 
     def _encode(self, side: Side, texts: Sequence[str], progress: Progress) -> FloatArray:
-        vectors = np.empty((len(texts), self.dimensions), np.float32)
-        if not texts:
-            return vectors
-        token_ids, cut = self._model.tokenize(side, texts)
+        token_ids, cut = self.tokenize(side, texts)
         self.cut_texts[side] += cut
+        return self.encode_tokens(side, token_ids, progress)
+
+    def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return the token ids of each text, cut to the maximum length, and how many texts were cut."""
+        return self._model.tokenize(side, texts)
+
+    def encode_tokens(self, side: Side, token_ids: Sequence[Sequence[int]], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(token_ids), dimensions]."""
+        vectors = np.empty((len(token_ids), self.dimensions), np.float32)
+        if not len(token_ids):
+            return vectors
         engine, pad_id = self._engines[side], getattr(self._model, side).pad_id
         batches = mixed(token_batches(np.array([len(ids) for ids in token_ids]), TOKEN_BUDGETS[self._device.type]))
 
@@ -104,5 +123,5 @@ class ModelEncoder:
         with streams(min(self.streams, len(batches)), self._device) as run:
             for finished in run(encode, batches):
                 done += finished
-                progress(done, len(texts))
+                progress(done, len(token_ids))
         return vectors

@@ -4,7 +4,7 @@ Does not know encoders, indexes or training.
 """
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retriever.artifacts import Artifact, Draft
-from retriever.beir import find_file, read_passages, read_queries
+from retriever.beir import PassageLine, find_file, read_corpus, read_queries
 from retriever.carving import places
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
 from retriever.durable import sha256_file
@@ -21,7 +21,7 @@ from retriever.errors import InputError, StoreError
 from retriever.store import Store
 from retriever.trec import read_qrels
 
-SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "title", "text", "metadata")])
 SHOWN_UNKNOWN = 5
 
 
@@ -66,13 +66,13 @@ def _ingested(store: Store, source: str) -> Artifact | None:
 
 def _write_passages(draft: Draft, folder: Path) -> int:
     id_hash, text_hash, lines = array("Q"), array("Q"), array("Q")
-    block: list[tuple[str, str, str]] = []
+    block: list[PassageLine] = []
     with pa.OSFile(str(draft.path / "passages.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for line, passage_id, title, text in read_passages(folder):
-            id_hash.append(hash64(passage_id))
-            text_hash.append(duplicate_hash(passage_text(title, text)))
-            lines.append(line)
-            block.append((passage_id, title, text))
+        for line in read_corpus(folder):
+            id_hash.append(hash64(line.id))
+            text_hash.append(duplicate_hash(passage_text(line.title, line.text)))
+            lines.append(line.number)
+            block.append(line)
             if len(block) == BLOCK_ROWS:
                 writer.write_batch(_record_batch(block))
                 block.clear()
@@ -87,8 +87,9 @@ def _write_passages(draft: Draft, folder: Path) -> int:
     return len(lines)
 
 
-def _record_batch(block: Iterable[tuple[str, str, str]]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(column, pa.string()) for column in zip(*block, strict=True)], schema=SCHEMA)
+def _record_batch(block: Sequence[PassageLine]) -> pa.RecordBatch:
+    columns = [[getattr(line, name) for line in block] for name in SCHEMA.names]
+    return pa.record_batch([pa.array(column, pa.string()) for column in columns], schema=SCHEMA)
 
 
 def _refuse_duplicates(folder: Path, ids: NDArray[np.uint64], lines: NDArray[np.uint64]) -> None:
@@ -98,12 +99,12 @@ def _refuse_duplicates(folder: Path, ids: NDArray[np.uint64], lines: NDArray[np.
         return
     suspects = set(np.unique(ids[order][twice]).tolist())
     seen: dict[str, int] = {}
-    for line, passage_id, _, _ in read_passages(folder):
-        if hash64(passage_id) in suspects:
-            if passage_id in seen:
+    for line in read_corpus(folder):
+        if hash64(line.id) in suspects:
+            if line.id in seen:
                 path = find_file(folder, "corpus.jsonl")
-                raise InputError(f"{path}:{line}: duplicate id {passage_id!r}, first on line {seen[passage_id]}")
-            seen[passage_id] = line
+                raise InputError(f"{path}:{line.number}: duplicate id {line.id!r}, first on line {seen[line.id]}")
+            seen[line.id] = line.number
 
 
 def load_query_set(

@@ -80,6 +80,14 @@ def create_negative_set(folder: Path, queries: int, depth: int, positives: int) 
     return NegativeSet(**arrays)
 
 
+def empty_negative_set(queries: int, depth: int, positives: int) -> NegativeSet:
+    """Return an empty negative set in memory, writable."""
+    layout = _layout(queries, depth, positives)
+    arrays: dict[str, Any] = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in layout.items()}
+    arrays["queries"][:] = np.arange(queries, dtype=np.int32)
+    return NegativeSet(**arrays)
+
+
 def _write_filled(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fill: Any) -> None:
     """Write every byte before the file is mapped: a full disk is then an error, where the map would end the process."""
     line = np.full(shape[1:], fill, dtype).tobytes()

@@ -5,7 +5,7 @@ Numpy in, numpy out; does not know torch, FAISS or any implementation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
+Side = Literal["query", "passage"]
 
 Progress = Callable[[int, int], None]
 """Called with (units done, units in all); raises to cancel the work."""
@@ -62,6 +63,41 @@ class Encoder(Protocol):
         ...
 
 
+class TokenEncoder(Encoder, Protocol):
+    """An encoder whose two steps may be taken apart, so that texts of many callers can be computed together.
+
+    ``alike``: both sides have the same weights and prompt, so that they differ at most in how much of a text they read.
+    Neither step is for several threads at once.
+    """
+
+    @property
+    def pooling(self) -> str:
+        """How token vectors become one: cls, mean or last."""
+        ...
+
+    @property
+    def computed_by(self) -> str:
+        """Engine and number format of passages."""
+        ...
+
+    @property
+    def alike(self) -> bool:
+        """Whether a text has the same vector on both sides."""
+        ...
+
+    def max_length(self, side: Side) -> int:
+        """Return how many tokens of a text of ``side`` are read, prompt included."""
+        ...
+
+    def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return the token ids of each text, cut to the maximum length, and how many texts were cut."""
+        ...
+
+    def encode_tokens(self, side: Side, token_ids: Sequence[Sequence[int]], progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(token_ids), dimensions]."""
+        ...
+
+
 class Ranker(Protocol):
     """Scores a query and a passage read together; a pair's score does not depend on its neighbours beyond rounding."""
 
@@ -75,6 +111,26 @@ class Ranker(Protocol):
 
         Raises ValueError if there are not as many passages as queries.
         """
+        ...
+
+
+class TokenRanker(Ranker, Protocol):
+    """A ranker whose two steps may be taken apart, like a TokenEncoder's.
+
+    ``probable``: a score is a probability; else it is its log-odds.
+    """
+
+    @property
+    def probable(self) -> bool:
+        """Whether scores lie between 0 and 1."""
+        ...
+
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Any], list[int], int]:
+        """Return each pair as ``score_tokens`` takes it, how many tokens it has, and how many pairs were cut."""
+        ...
+
+    def score_tokens(self, pairs: Sequence[Any]) -> FloatArray:
+        """Return float32 [len(pairs)] of pairs that ``tokenize`` returned."""
         ...
 
 

@@ -1,12 +1,11 @@
 """The vectors of the latest queries of one encoder, so that a query which is asked again is not encoded again.
 
-Does not know encoders: it is handed the function that encodes, and lives and dies with the encoder behind it.
+Does not know encoders: it lives and dies with the encoder that its vectors come from.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping
+from threading import Lock
 
 from retriever.protocols import FloatArray
 
@@ -16,28 +15,27 @@ LONGEST = 1000
 
 
 class QueryCache:
-    """Keeps the ``size`` queries that were asked last; for one thread at a time."""
+    """Keeps the ``size`` queries that were asked last; for many threads."""
 
     def __init__(self, size: int = SIZE) -> None:
         self._size = size
         self._kept: OrderedDict[str, FloatArray] = OrderedDict()
+        self._turn = Lock()
 
-    def encode(self, texts: Sequence[str], encode: Callable[[Sequence[str]], FloatArray]) -> FloatArray:
-        """Return float32 [len(texts), dim]: what is kept, and what ``encode`` makes of the others, each text once."""
-        known = {text: self._kept[text] for text in dict.fromkeys(texts) if text in self._kept}
-        missing = [text for text in dict.fromkeys(texts) if text not in known]
-        if len(missing) == len(texts):
-            vectors = encode(texts)
-            self._keep(dict(zip(missing, vectors, strict=True)))
-            return vectors
-        fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
-        self._keep({**known, **fresh})
-        return np.stack([known[text] if text in known else fresh[text] for text in texts])
-
-    def _keep(self, vectors: dict[str, FloatArray]) -> None:
-        for text, vector in vectors.items():
-            if len(text) < LONGEST:
-                self._kept[text] = vector.copy()
+    def known(self, texts: Iterable[str]) -> dict[str, FloatArray]:
+        """Return the vectors float32 [dim] of those ``texts`` that are kept; they now count as asked last."""
+        with self._turn:
+            found = {text: self._kept[text] for text in texts if text in self._kept}
+            for text in found:
                 self._kept.move_to_end(text)
-        while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+        return found
+
+    def keep(self, vectors: Mapping[str, FloatArray]) -> None:
+        """Keep ``vectors`` by text, copied, in place of those that were asked longest ago."""
+        with self._turn:
+            for text, vector in vectors.items():
+                if len(text) < LONGEST:
+                    self._kept[text] = vector.copy()
+                    self._kept.move_to_end(text)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)

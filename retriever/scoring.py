@@ -16,7 +16,7 @@ from retriever.engines.fast_ranker import fast_logits
 from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import FloatArray, Progress, silent
-from retriever.ranker import PairClassifier
+from retriever.ranker import Pair, PairClassifier
 from retriever.streams import Map, most_streams, streams
 from retriever.token_batches import mixed, token_batches
 
@@ -27,7 +27,7 @@ LEAST_BUDGET = 256
 
 
 class TorchRanker:
-    """Implements retriever.protocols.Ranker over a PairClassifier; counts the pairs that it had to cut."""
+    """Implements retriever.protocols.TokenRanker over a PairClassifier; counts the pairs that it had to cut."""
 
     def __init__(self, model: PairClassifier, precision: str = "fp32", device: str = "auto") -> None:
         """``precision`` is "auto" or a key of DTYPES; ``model`` must not be trained further.
@@ -43,6 +43,7 @@ class TorchRanker:
             self._fast = fast_logits(model.classifier, self._dtype) if model.pads_on_the_right else None
         self._streams = most_streams(self._device)
         self.cut_pairs = 0
+        self.probable = model.config.activation == "sigmoid"
 
     def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [n], higher is more relevant: of ``passages[i]`` for ``queries[i]``.
@@ -57,26 +58,43 @@ class TorchRanker:
             done = 0
             for start in range(0, len(queries), BLOCK_PAIRS):
                 block = slice(start, start + BLOCK_PAIRS)
-                for finished in self._score_block(queries[block], passages[block], scores[block], run):
+                pairs, lengths, cut = self.tokenize(queries[block], passages[block])
+                self.cut_pairs += cut
+                for finished in self._score_block(pairs, lengths, scores[block], run):
                     done += finished
                     progress(done, len(queries))
         return scores
 
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Pair], list[int], int]:
+        """Return each pair's tokens, how many they are, and how many pairs were cut.
+
+        Raises InputError for a pair without a token.
+        """
+        pairs, cut = self._model.tokenize(queries, passages)
+        lengths = [len(pair["input_ids"]) for pair in pairs]
+        if not all(lengths):
+            raise InputError("a query and its passage are both empty: this model cannot read that; leave the pair out")
+        return pairs, lengths, cut
+
+    def score_tokens(self, pairs: Sequence[Pair]) -> FloatArray:
+        """Return float32 [len(pairs)] of pairs that ``tokenize`` returned."""
+        scores = np.empty(len(pairs), np.float32)
+        lengths = [len(pair["input_ids"]) for pair in pairs]
+        with streams(self._streams if sum(lengths) > LEAST_BUDGET else 1, self._device) as run:
+            for _ in self._score_block(pairs, lengths, scores, run):
+                pass
+        return scores
+
     def _score_block(
-        self, queries: Sequence[str], passages: Sequence[str], scores: FloatArray, run: Map
+        self, pairs: Sequence[Pair], lengths: Sequence[int], scores: FloatArray, run: Map
     ) -> Iterator[int]:
         """Fill ``scores``; yield the number of pairs of each batch that is done."""
-        pairs, cut = self._model.tokenize(queries, passages)
-        self.cut_pairs += cut
-        lengths = np.array([len(pair["input_ids"]) for pair in pairs])
-        if not lengths.all():
-            raise InputError("a query and its passage are both empty: this model cannot read that; leave the pair out")
 
         def score(batch: NDArray[np.int64]) -> int:
             scores[batch] = self._scores(self._model.pad([pairs[i] for i in batch]))
             return len(batch)
 
-        yield from run(score, mixed(token_batches(lengths, self._budget(int(lengths.sum())))))
+        yield from run(score, mixed(token_batches(np.array(lengths), self._budget(sum(lengths)))))
 
     def _budget(self, tokens: int) -> int:
         """Return the tokens of one batch: fewer where a few pairs would leave a stream without work."""

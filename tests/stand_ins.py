@@ -10,7 +10,7 @@ import numpy as np
 
 from retriever.data import Corpus
 from retriever.ingest import ingest_corpus
-from retriever.protocols import Fingerprints, FloatArray, Progress, silent
+from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.store import Store
 
 WORDS = [a + b for a in "ba be bi bo bu da de di do du".split() for b in "ka ke ki ko ku la le li lo lu".split()]
@@ -27,6 +27,10 @@ class HashEncoder:
         self.seed = seed
         self.encoded_passages = 0
         self.computed_by = "hashing"
+        self.alike = True
+        self.pooling = "mean"
+        self._ids: dict[str, int] = {}
+        self._vocabulary: list[str] = []
         name = f"hash-{dimensions}-{seed}"
         self.fingerprints = Fingerprints(f"{name}-passage", f"{name}-query", name)
 
@@ -34,6 +38,26 @@ class HashEncoder:
         digest = hashlib.blake2b(f"{self.seed}:{word}".encode(), digest_size=8).digest()
         generator = np.random.default_rng(int.from_bytes(digest, "little"))
         return generator.standard_normal(self.dimensions).astype(np.float32)
+
+    def max_length(self, side: Side) -> int:
+        """Return how many words of a text are read when it comes as tokens."""
+        return 512
+
+    def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return a number for each word, and how many texts were longer than 512 words."""
+        read = [[self._id(word) for word in text.lower().split()] for text in texts]
+        return [ids[:512] for ids in read], sum(len(ids) > 512 for ids in read)
+
+    def _id(self, word: str) -> int:
+        if word not in self._ids:
+            self._ids[word] = len(self._vocabulary)
+            self._vocabulary.append(word)
+        return self._ids[word]
+
+    def encode_tokens(self, side: Side, token_ids: Sequence[Sequence[int]], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n, dimensions]."""
+        texts = [" ".join(self._vocabulary[one] for one in ids) for ids in token_ids]
+        return self.encode_passages(texts, progress) if side == "passage" else self.encode_queries(texts, progress)
 
     def _encode(self, texts: Sequence[str], progress: Progress) -> FloatArray:
         vectors = np.zeros((len(texts), self.dimensions), np.float32)
@@ -53,6 +77,31 @@ class HashEncoder:
         """Return float32 [n, dimensions]."""
         self.encoded_passages += len(texts)
         return self._encode(texts, progress)
+
+
+class OverlapRanker:
+    """Scores a pair by the words that it shares, as log-odds."""
+
+    def __init__(self) -> None:
+        self.fingerprint = "overlap"
+        self.probable = False
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n]."""
+        scores = self.score_tokens(self.tokenize(queries, passages)[0])
+        progress(len(queries), len(queries))
+        return scores
+
+    def tokenize(
+        self, queries: Sequence[str], passages: Sequence[str]
+    ) -> tuple[list[tuple[list[str], list[str]]], list[int], int]:
+        """Return the words of both texts and how many they are; none is cut."""
+        pairs = [(a.lower().split(), b.lower().split()) for a, b in zip(queries, passages, strict=True)]
+        return pairs, [len(a) + len(b) for a, b in pairs], 0
+
+    def score_tokens(self, pairs: Sequence[tuple[list[str], list[str]]]) -> FloatArray:
+        """Return float32 [n]."""
+        return np.array([len({*a} & {*b}) - len({*b}) / 100 for a, b in pairs], np.float32)
 
 
 def write_tiny_data(folder: Path, passages: int = 60, queries: int = 40, seed: int = 7) -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from app.evaluating import Evaluated, evaluate_split, indexed_model, scored_run
 from app.live import progress_view
-from app.opening import open_generation_encoder
+from app.opening import openers
 from app.options import JsonOption, Precision, SkipMissing, StoreOption, print_json, store_path, warn
 from app.serving import ServeOptions, serve_store
 from app.settings import Settings
@@ -34,7 +34,7 @@ def search(
     """Search the served generation of a store, without a server."""
     if not query.strip():
         raise InputError("the query is empty; write what you look for")
-    snapshot = load_snapshot(Store(store_path(store)), open_generation_encoder, warn)
+    snapshot = load_snapshot(Store(store_path(store)), openers(), warn)
     if top_k > len(snapshot.corpus):
         raise InputError(f"--top-k {top_k}: the corpus has {len(snapshot.corpus)} passages")
     vectors = snapshot.encoder.encode_queries([query])
@@ -126,6 +126,9 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option("--drain-seconds", min=0, help="After SIGTERM, answer this long though not ready.")
     ] = 5.0,
+    ranker: Annotated[
+        Path | None, typer.Option("--ranker", help="Folder of a ranker; default: $HONE_RANKER, else the generation's.")
+    ] = None,
 ) -> None:
     """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
     settings = Settings()
@@ -133,4 +136,5 @@ def serve(
     address = host or settings.host
     port = settings.port if port is None else port
     print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
-    serve_store(root, address, port, ServeOptions(insecure, require_keys, workers, drain_seconds))
+    options = ServeOptions(insecure, require_keys, workers, drain_seconds, ranker or settings.ranker)
+    serve_store(root, address, port, options)

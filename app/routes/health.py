@@ -38,10 +38,12 @@ async def live() -> Response:
 
 
 @router.get("/readyz", response_model=ReadyReply, responses=errors(503))
-async def ready(snapshot: SnapshotOf, request: Request) -> Response:
-    """Tell that a snapshot is loaded, so that requests are answered, and will be for a while."""
+async def ready(snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
+    """Tell that a snapshot is loaded and the model computes, so that requests are answered, and will be for a while."""
     if is_draining(request.app):
         raise not_ready("the server is about to end; ask another one")
+    if service.admission.health:
+        raise not_ready(service.admission.health)
     return reply({"status": "ready", "generation": snapshot.generation.number})
 
 

@@ -3,101 +3,71 @@
 Does not know how candidates are found, judged or drawn: that is the miner's.
 """
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import orjson
 from fastapi import APIRouter
-from fastapi.responses import Response
-from numpy.typing import NDArray
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
 
-from app.replies import Refusal, errors, reply
-from app.schemas import MineReply, MineRequest
-from app.service import ServiceOf, SnapshotOf
+from app.mine_schemas import MineReply, MineRequest
+from app.mining import Asked, check_positives, mined
+from app.replies import BODY, MODEL, errors, reply, told
+from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
-from miner.counter_hash import gumbel
-from miner.filters import FilterConfig, judge
-from miner.mining import positive_scores
-from miner.samplers import SAMPLERS, SamplerConfig, draw
-from miner.sources import ann_candidates
-from retriever.data import duplicate_hash, hash64
-from retriever.negatives import Verdict
-from retriever.protocols import BoolArray, FloatArray, IntArray
+from retriever.errors import HoneError
 
-SHOWN_UNKNOWN = 5
+CHUNK_QUERIES = 32
+"""Queries that are mined at a time: between two chunks whoever searches has the cores."""
+LINES = "application/x-ndjson"
+LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 router = APIRouter(tags=["mining"])
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What was found for each query: rows int32 [q, D], best first with −1 pads, scores and verdicts [q, D]."""
+@router.post(
+    "/v1/mine",
+    response_model=MineReply,
+    responses={
+        200: {"content": {LINES: {"schema": {"type": "string"}}}, "description": "The negatives of each query."},
+        **errors(*BODY, *MODEL),
+    },
+)
+async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Mine negatives for each query: the same (generation, seed) always gives the same ones, byte for byte.
 
-    rows: IntArray
-    scores: FloatArray
-    verdicts: NDArray[np.uint8]
-
-
-@router.post("/v1/mine", response_model=MineReply, responses=errors(400, 413, 415, 422, 503))
-def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Mine negatives for each query: the same (generation, seed) always gives the same ones."""
-    candidates = _candidates(body, snapshot)
-    columns, mask = _drawn(body, snapshot.generation.number, candidates)
-    service.telemetry.encoded.labels("query").inc(len(body.queries))
-    service.telemetry.mined.inc(int(mask.sum()))
-    results = [
-        {"id": query.id, "negatives": [_negative(snapshot, candidates, line, column) for column in drawn[kept]]}
-        for line, (query, drawn, kept) in enumerate(zip(body.queries, columns, mask, strict=True))
-    ]
+    With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
+    """
+    queries = [Asked(query.id, query.text, query.positives) for query in body.queries]
+    await run_in_threadpool(check_positives, snapshot, queries)
+    chunks = _mined(body, queries, snapshot, service)
+    if body.stream:
+        return StreamingResponse(_lines(chunks), media_type=LINES)
+    results = [one async for chunk in chunks for one in chunk]
     return reply({"generation": snapshot.generation.number, "results": results})
 
 
-def _candidates(body: MineRequest, snapshot: Snapshot) -> Candidates:
-    limits = FilterConfig(body.range_min, body.range_max, body.absolute_margin, body.relative_margin, body.max_score)
-    positives = _positive_rows(body, snapshot)
-    texts = [query.text for query in body.queries]
-    vectors = snapshot.encoder.encode_queries(texts)
-    rows, scores = ann_candidates(snapshot.searcher, vectors, min(body.depth, snapshot.searcher.rows))
-    of_positives = positive_scores(vectors, positives, snapshot.vectors.gather)
-    query_hash = np.array([duplicate_hash(text) for text in texts], np.uint64)
-    verdicts = judge(rows, scores, positives, of_positives, query_hash, snapshot.corpus.text_hash, limits)
-    return Candidates(rows, scores, verdicts)
+async def _mined(
+    body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service
+) -> AsyncIterator[list[dict[str, Any]]]:
+    config = body.config()
+    config = replace(config, depth=min(config.depth, len(snapshot.corpus)))
+    for start in range(0, len(queries), CHUNK_QUERIES):
+        chunk = queries[start : start + CHUNK_QUERIES]
+        vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values
+        async with service.mining:
+            found = await run_in_threadpool(mined, snapshot, chunk, vectors, config, body.num_negatives, body.seed)
+        service.telemetry.mined.inc(sum(len(one["negatives"]) for one in found))
+        yield found
 
 
-def _positive_rows(body: MineRequest, snapshot: Snapshot) -> IntArray:
-    """Return the rows of the positives int32 [q, P], −1 pads. Raises Refusal naming the ids that are unknown."""
-    padded = np.full((len(body.queries), max(1, *(len(query.positives) for query in body.queries))), -1, np.int32)
-    unknown: list[str] = []
-    for line, query in zip(padded, body.queries, strict=True):
-        for column, passage_id in enumerate(query.positives):
-            row = snapshot.corpus.row_of(passage_id)
-            if row is None:
-                unknown.append(passage_id)
-            else:
-                line[column] = row
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:SHOWN_UNKNOWN])) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
-        corpus = f"the corpus of generation {snapshot.generation.number}"
-        raise Refusal(422, f"queries.positives: {len(unknown)} ids are not in {corpus}: {shown}")
-    return padded
-
-
-def _drawn(body: MineRequest, generation: int, candidates: Candidates) -> tuple[NDArray[np.intp], BoolArray]:
-    """Draw columns of the eligible candidates; a query's draw depends on its own id, not on its neighbours."""
-    sampler = SAMPLERS[SamplerConfig(body.sampler.name).name]
-    noise: NDArray[np.float64] | float = 0.0
-    if sampler.random:
-        query_keys = np.array([hash64(query.id) for query in body.queries], np.uint64)
-        noise = gumbel("mine", body.seed, generation, query_keys[:, None], candidates.rows)
-    weights = sampler.log_weights(candidates.scores, candidates.verdicts == Verdict.ELIGIBLE)
-    return draw(weights, body.num_negatives, noise)
-
-
-def _negative(snapshot: Snapshot, candidates: Candidates, line: int, column: int) -> dict[str, Any]:
-    return {
-        "id": snapshot.corpus.id(candidates.rows[line, column]),
-        "score": candidates.scores[line, column],
-        "rank": int(column) + 1,
-        "source": "ann",
-        "verdict": Verdict(candidates.verdicts[line, column]).name.lower(),
-    }
+async def _lines(chunks: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield b"".join(
+                orjson.dumps(one, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE) for one in chunk
+            )
+    except HoneError as error:  # the status is sent already
+        yield orjson.dumps(told(error), option=LINE)

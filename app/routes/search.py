@@ -1,39 +1,42 @@
-"""POST /v1/search: the passages nearest to queries.
+"""POST /v1/search: the best passages for queries.
 
-Does not know how an index finds them.
+Does not know how passages are found.
 """
 
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from app.replies import Refusal, errors, reply
-from app.schemas import SearchReply, SearchRequest
+from app.replies import BODY, MODEL, Refusal, errors, reply
+from app.schemas import Range, SearchReply, SearchRequest
+from app.searching import Manner, Query, Ranked, allowed_rows, search
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
-from indexer.exact import exact_search
-from retriever.protocols import FloatArray, IntArray
+from retriever.protocols import FloatArray
 
 router = APIRouter(tags=["search"])
 
 
-@router.post("/v1/search", response_model=SearchReply, responses=errors(400, 409, 413, 415, 422, 503))
-def search(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Find the passages nearest to each query in the served generation."""
-    vectors = _query_vectors(body, snapshot, service)
-    rows, scores = _search(body, snapshot, vectors)
-    if not body.exact:
+@router.post("/v1/search", response_model=SearchReply, responses=errors(*BODY, 409, *MODEL))
+async def search_passages(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Find the best passages for each query in the served generation."""
+    vectors = None if body.mode == "lexical" else await _query_vectors(body, snapshot, service)
+    query = Query(body.queries, vectors)
+    rows, scores = await run_in_threadpool(_found, body, snapshot, query)
+    if vectors is not None and not body.exact:
         service.recall.offer(snapshot, vectors)
-    results = [_hits(snapshot, found, of_found, body.with_text) for found, of_found in zip(rows, scores, strict=True)]
+    if body.rerank:
+        rows, scores = await _reranked(body, snapshot, service, rows)
+    results = await run_in_threadpool(_hits, snapshot, rows, scores, body.with_text)
     return reply({"generation": snapshot.generation.number, "space": snapshot.space, "results": results})
 
 
-def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> FloatArray:
+async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> FloatArray:
     if body.queries is not None:
-        service.telemetry.encoded.labels("query").inc(len(body.queries))
-        return snapshot.encoder.encode_queries(body.queries)
+        return (await service.encode(snapshot, "query", body.queries)).values
     if body.space != snapshot.space:
         raise Refusal(
             409,
@@ -52,25 +55,37 @@ def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) ->
     return vectors
 
 
-def _search(body: SearchRequest, snapshot: Snapshot, vectors: FloatArray) -> tuple[IntArray, FloatArray]:
-    depth = min(body.top_k, len(snapshot.corpus))
-    found = (snapshot.corpus.row_of(passage_id) for passage_id in body.exclude_ids)
-    excluded = {row for row in found if row is not None}
-    if body.exact:
-        allowed = np.ones(len(snapshot.corpus), np.bool_)
-        allowed[list(excluded)] = False
-        return exact_search(vectors, snapshot.vectors, depth, allowed)
-    if excluded:
-        return snapshot.searcher.search_excluding(vectors, depth, [excluded] * len(vectors))
-    return snapshot.searcher.search(vectors, depth)
+def _found(body: SearchRequest, snapshot: Snapshot, query: Query) -> Ranked:
+    conditions = {name: one.bounds() if isinstance(one, Range) else one for name, one in body.filter.items()}
+    allowed = allowed_rows(snapshot, body.exclude_ids, conditions)
+    depth = min(max(body.top_k, body.rerank_depth) if body.rerank else body.top_k, len(snapshot.corpus))
+    manner = Manner(body.mode, body.exact, body.fusion, body.dense_weight)
+    return search(snapshot, query, manner, depth, allowed)
 
 
-def _hits(snapshot: Snapshot, rows: IntArray, scores: FloatArray, with_text: bool) -> list[dict[str, Any]]:
-    hits: list[dict[str, Any]] = []
-    for row, score in zip(rows.tolist(), scores, strict=True):
-        if row < 0:
-            break
-        hits.append({"id": snapshot.corpus.id(row), "score": score, "rank": len(hits) + 1})
-        if with_text:
-            hits[-1]["text"] = snapshot.corpus.text(row)
-    return hits
+async def _reranked(body: SearchRequest, snapshot: Snapshot, service: Service, rows: Any) -> Ranked:
+    """Return the best ``top_k`` of ``rows`` int32 [q, depth] by the ranker; equal scores stay in their order."""
+    assert body.queries is not None  # the schema asks for them
+    depth = min(body.top_k, rows.shape[1])
+    best, scores = np.full((len(rows), depth), -1, np.int32), np.full((len(rows), depth), -np.inf, np.float32)
+    for place, (query, found) in enumerate(zip(body.queries, rows, strict=True)):
+        found = found[found >= 0]
+        texts = await run_in_threadpool(snapshot.corpus.texts, found)
+        scored = (await service.score(snapshot, query, texts)).values
+        order = np.argsort(-scored, kind="stable")[:depth]
+        best[place, : len(order)], scores[place, : len(order)] = found[order], scored[order]
+    return best, scores
+
+
+def _hits(snapshot: Snapshot, rows: Any, scores: FloatArray, with_text: bool) -> list[list[dict[str, Any]]]:
+    results: list[list[dict[str, Any]]] = []
+    for found, of_found in zip(rows.tolist(), scores, strict=True):
+        hits: list[dict[str, Any]] = []
+        for row, score in zip(found, of_found, strict=True):
+            if row < 0:
+                break
+            hits.append({"id": snapshot.corpus.id(row), "score": score, "rank": len(hits) + 1})
+            if with_text:
+                hits[-1]["text"] = snapshot.corpus.text(row)
+        results.append(hits)
+    return results

@@ -43,7 +43,7 @@ def empty_server(tmp_path: Path) -> Iterator[Server]:
 def hone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hone:
     """Calls the command line in this process, from ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_DATABASE_URL", "DATABASE_URL"):
+    for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_RANKER", "HONE_DATABASE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name in ("OMP_WAIT_POLICY", "HF_HUB_DISABLE_PROGRESS_BARS"):  # set by main, so put back afterwards
         monkeypatch.setenv(name, "1")

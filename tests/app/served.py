@@ -17,13 +17,15 @@ from fastapi.testclient import TestClient
 
 from app.jobs import Jobs
 from app.server import ServerConfig, create_app
+from app.snapshot import Openers
 from indexer.faiss_index import build_index, write_index
+from indexer.lexical import write_lexical
 from indexer.shards import open_vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.ingest import ingest_corpus
 from retriever.store import Store
-from tests.stand_ins import HashEncoder, write_json_lines
+from tests.stand_ins import HashEncoder, OverlapRanker, write_json_lines
 
 TEXTS = {
     "p0": "alpha beta gamma",
@@ -38,9 +40,18 @@ TEXTS = {
 """p4 is p0 again but for case and white space."""
 
 
+FIELDS: Mapping[str, Mapping[str, object]] = {
+    "p0": {"year": 1999, "tags": ["old", "greek"]},
+    "p1": {"year": 2005.5, "open": True},
+    "p2": {"year": 2020, "open": False, "tags": []},
+    "p3": {"year": "2020"},
+}
+
+
 def add_corpus(store: Store, folder: Path, texts: Mapping[str, str]) -> Corpus:
     folder.mkdir(parents=True)
-    write_json_lines(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for key, text in texts.items()])
+    lines = [{"_id": key, "title": "", "text": text, "metadata": FIELDS.get(key)} for key, text in texts.items()]
+    write_json_lines(folder / "corpus.jsonl", lines)
     return Corpus(ingest_corpus(store, folder))
 
 
@@ -56,6 +67,7 @@ def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bo
         (draft.path / "vectors").mkdir()
         np.save(draft.path / "vectors" / "00000.npy", encoder.encode_passages(corpus.texts(range(len(corpus)))))
         write_index(build_index("Flat", open_vectors(draft.path / "vectors"), seed=1), draft.path / "index.faiss")
+        write_lexical(corpus, draft.path / "lexical", None)
         draft.facts.update(encoder.fingerprints.as_facts(), seed=seed, step=10 * seed, factory="Flat", search={})
         draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
     if serve:
@@ -65,6 +77,11 @@ def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bo
 
 def open_encoder(generation: Artifact) -> HashEncoder:
     return HashEncoder(seed=generation.facts["seed"])
+
+
+OPENERS = Openers(open_encoder)
+RANKER = OverlapRanker()
+WITH_RANKER = Openers(open_encoder, lambda generation: RANKER)
 
 
 def damage(path: Path) -> None:
@@ -115,11 +132,11 @@ class Server:
 
 
 @contextmanager
-def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server]:
+def serving(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[Server]:
     """Start a server over ``store``; it serves at once what SERVED names, if anything."""
     log, jobs = io.StringIO(), Jobs(f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=log)
-    app = create_app(config, store, open_encoder, jobs)
+    app = create_app(config, store, openers, jobs)
     try:
         with TestClient(app) as client:
             server = Server(store, app, client, log)
@@ -132,11 +149,11 @@ def serving(store: Store, config: ServerConfig | None = None) -> Iterator[Server
 
 
 @contextmanager
-def listening(store: Store, config: ServerConfig | None = None) -> Iterator[int]:
+def listening(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[int]:
     """Serve ``store`` with uvicorn on a free port of this machine, and give the port."""
     jobs = Jobs(f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=io.StringIO())
-    app = create_app(config, store, open_encoder, jobs)
+    app = create_app(config, store, openers, jobs)
     server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -12,7 +12,7 @@ from app.recall_meter import RecallMeter
 from app.snapshot import Snapshot, load_snapshot
 from app.telemetry import Telemetry
 from retriever.protocols import FloatArray
-from tests.app.served import Server, new_store, open_encoder, publish_generation, wait_for
+from tests.app.served import OPENERS, Server, new_store, publish_generation, wait_for
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def snapshots(tmp_path: Path) -> list[Snapshot]:
     """Two generations of eight passages, by exact indexes."""
     store, corpus = new_store(tmp_path)
     made = [publish_generation(store, corpus, seed).number for seed in range(2)]
-    return [load_snapshot(store, open_encoder, print, number=number) for number in made]
+    return [load_snapshot(store, OPENERS, print, number=number) for number in made]
 
 
 @pytest.fixture

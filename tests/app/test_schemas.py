@@ -3,10 +3,22 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app import schemas
-from app.schemas import Body, EncodeRequest, MineRequest, SearchRequest
+from app import mine_schemas, schemas
+from app.mine_schemas import MineRequest
+from app.routes import openai, rerank, text_embeddings
+from app.schemas import Body, EncodeRequest, SearchRequest
 
-REQUESTS = [EncodeRequest, SearchRequest, MineRequest]
+REQUESTS: list[type[BaseModel]] = [
+    EncodeRequest,
+    SearchRequest,
+    MineRequest,
+    openai.EmbeddingsRequest,
+    rerank.RerankRequest,
+    rerank.RerankRequestV1,
+    text_embeddings.EmbedRequest,
+    text_embeddings.RankRequest,
+]
+MODULES = [schemas, mine_schemas, openai, rerank, text_embeddings]
 
 
 @pytest.mark.parametrize("request_model", REQUESTS)
@@ -34,9 +46,9 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def test_requests_are_all_of_the_strict_kind() -> None:
-    named = [model for name, model in vars(schemas).items() if name.endswith("Request")]
-    assert sorted(model.__name__ for model in named) == sorted(model.__name__ for model in REQUESTS)
-    for model in [*named, schemas.MineQuery, schemas.MineSampler]:
+    named = {model for module in MODULES for name, model in vars(module).items() if "Request" in name}
+    assert named == {*REQUESTS}
+    for model in [*named, mine_schemas.MineQuery, schemas.Range, rerank.TextObject]:
         assert issubclass(model, Body)
         assert (model.model_config["extra"], model.model_config["strict"]) == ("forbid", True)
 

@@ -8,9 +8,17 @@ from app.server import is_loopback
 from tests.app.served import Server, new_store, publish_generation, serving
 
 ROUTES = {
-    ("post", "/v1/encode"): {200, 400, 413, 415, 422, 500, 503},
-    ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 500, 503},
-    ("post", "/v1/mine"): {200, 400, 413, 415, 422, 500, 503},
+    ("post", "/v1/encode"): {200, 400, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/mine"): {200, 400, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/embeddings"): {200, 400, 404, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/rerank"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
+    ("post", "/v2/rerank"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
+    ("post", "/"): {200, 400, 413, 415, 422, 424, 429, 500, 503},
+    ("post", "/embed"): {200, 400, 413, 415, 422, 424, 429, 500, 503},
+    ("post", "/rerank"): {200, 400, 409, 413, 415, 422, 424, 429, 500, 503},
+    ("get", "/info"): {200, 500, 503},
+    ("get", "/health"): {200, 500, 503},
     ("post", "/v1/index/rebuild"): {200, 202, 500, 503},
     ("get", "/v1/jobs"): {200, 422, 500, 503},
     ("get", "/v1/jobs/{job_id}"): {200, 404, 422, 500, 503},
@@ -36,13 +44,14 @@ def test_the_document_lists_every_route_with_its_statuses(server: Server) -> Non
         for method, route in methods.items()
     }
     assert found == ROUTES
-    for methods in document["paths"].values():
+    for path, methods in document["paths"].items():
+        body = "OpenAIErrorBody" if path == "/v1/embeddings" else "ErrorBody"
         for route in methods.values():
             assert route["description"]
             for status, response in route["responses"].items():
                 if int(status) >= 400:
                     (content,) = response["content"].values()
-                    assert content["schema"]["$ref"].endswith("/ErrorBody")
+                    assert content["schema"]["$ref"].endswith(f"/{body}")
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 

@@ -8,7 +8,7 @@ from retriever.errors import InputError
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_DATABASE_URL", "DATABASE_URL"):
+    for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_RANKER", "HONE_DATABASE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -2,22 +2,20 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.snapshot import OneAtATime, Serving, load_snapshot
+from app.snapshot import Openers, Serving, load_snapshot
 from app.telemetry import json_log
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.durable import link_tree
 from retriever.errors import CorruptError, InputError, StoreError
-from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
-from tests.app.served import add_corpus, damage, new_store, open_encoder, publish_generation, wait_for
+from tests.app.served import OPENERS, add_corpus, damage, new_store, open_encoder, publish_generation, wait_for
 from tests.stand_ins import HashEncoder
 
 
@@ -36,7 +34,7 @@ class Follower:
     def __init__(self, store: Store, opener: Callable[[Artifact], Any] = open_encoder) -> None:
         self.results: list[str] = []
         self._stream = io.StringIO()
-        self.serving = Serving(store, opener, json_log(self._stream), self.results.append)
+        self.serving = Serving(store, Openers(opener), json_log(self._stream), self.results.append)
 
     def step(self) -> int | None:
         self.serving.catch_up()
@@ -49,33 +47,33 @@ class Follower:
 def test_a_snapshot_holds_what_served_names(made: tuple[Store, Corpus]) -> None:
     publish_generation(*made, seed=1)
     publish_generation(*made, seed=2, serve=False)
-    snapshot = load_snapshot(made[0], open_encoder, fail)
+    snapshot = load_snapshot(made[0], OPENERS, fail)
     assert (snapshot.generation.number, snapshot.space) == (0, "hash-32-1")
     assert snapshot.corpus.sha256 == made[1].sha256
     rows, scores = snapshot.searcher.search(snapshot.encoder.encode_queries(["eta theta iota"]), 1)
     assert (rows[0, 0], scores[0, 0]) == (3, pytest.approx(1))
-    assert load_snapshot(made[0], open_encoder, fail, number=1).space == "hash-32-2"
+    assert load_snapshot(made[0], OPENERS, fail, number=1).space == "hash-32-2"
 
 
 def test_nothing_served_says_what_to_do(made: tuple[Store, Corpus]) -> None:
     with pytest.raises(InputError, match="hone index"):
-        load_snapshot(made[0], open_encoder, fail)
+        load_snapshot(made[0], OPENERS, fail)
 
 
 def test_a_damaged_generation_is_said_and_the_one_before_it_taken(made: tuple[Store, Corpus]) -> None:
     publish_generation(*made, seed=1)
     damage(publish_generation(*made, seed=2).path / "vectors" / "00000.npy")
     warnings: list[str] = []
-    assert load_snapshot(made[0], open_encoder, warnings.append).generation.number == 0
+    assert load_snapshot(made[0], OPENERS, warnings.append).generation.number == 0
     assert len(warnings) == 1 and "vectors/00000.npy" in warnings[0]
     with pytest.raises(CorruptError):
-        load_snapshot(made[0], open_encoder, fail, number=1)
+        load_snapshot(made[0], OPENERS, fail, number=1)
 
 
 def test_parts_that_do_not_belong_together_are_refused(made: tuple[Store, Corpus]) -> None:
     publish_generation(*made, seed=1)
     with pytest.raises(CorruptError, match="encoder is not the one"):
-        load_snapshot(made[0], lambda _: HashEncoder(seed=2), fail)
+        load_snapshot(made[0], Openers(lambda _: HashEncoder(seed=2)), fail)
 
 
 def test_a_generation_of_another_corpus_s_rows_is_refused(tmp_path: Path, made: tuple[Store, Corpus]) -> None:
@@ -84,62 +82,25 @@ def test_a_generation_of_another_corpus_s_rows_is_refused(tmp_path: Path, made: 
     shorter.number = corpus.number
     publish_generation(store, shorter)
     with pytest.raises(CorruptError, match="number of rows"):
-        load_snapshot(store, open_encoder, fail)
+        load_snapshot(store, OPENERS, fail)
 
 
 def test_a_damaged_corpus_is_refused(made: tuple[Store, Corpus]) -> None:
     publish_generation(*made)
     damage(made[0].corpora.at(0).path / "passages.arrow")
     with pytest.raises(CorruptError, match=r"passages\.arrow"):
-        load_snapshot(made[0], open_encoder, fail)
+        load_snapshot(made[0], OPENERS, fail)
 
 
 def test_unchanged_parts_are_used_again(made: tuple[Store, Corpus]) -> None:
     publish_generation(*made)
     publish_generation(*made, serve=False)
     same = HashEncoder()
-    first = load_snapshot(made[0], lambda _: same, fail)
-    second = load_snapshot(made[0], lambda _: same, fail, number=1, served=first)
+    first = load_snapshot(made[0], Openers(lambda _: same), fail)
+    second = load_snapshot(made[0], Openers(lambda _: same), fail, number=1, served=first)
     assert second.corpus is first.corpus
-    assert second.encoder is first.encoder  # one lock for one encoder
-    assert load_snapshot(made[0], open_encoder, fail, number=1, served=first).encoder is not first.encoder
-
-
-class Sensitive(HashEncoder):
-    """An encoder that notices a second call before the first has ended, and refuses one word."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside = 0
-        self.overlaps = 0
-
-    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
-        self.inside += 1
-        self.overlaps += self.inside > 1
-        try:
-            time.sleep(0.001)
-            if "poison" in texts:
-                raise RuntimeError("poison")
-            return super().encode_queries(texts, progress)
-        finally:
-            self.inside -= 1
-
-
-def test_calls_take_turns_and_an_error_is_its_caller_s_alone() -> None:
-    inner = Sensitive()
-    encoder = OneAtATime(inner)
-
-    def call(number: int) -> bool:
-        try:
-            encoder.encode_queries(["poison" if number % 3 == 0 else "a"])
-        except RuntimeError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(call, range(60))) == [number % 3 != 0 for number in range(60)]
-    assert inner.overlaps == 0
-    assert encoder.encode_passages(["a"]).shape == (1, encoder.dimensions)
+    assert second.models is first.models  # one lock and one cache for one encoder
+    assert load_snapshot(made[0], OPENERS, fail, number=1, served=first).encoder is not first.encoder
 
 
 def test_served_is_followed_forwards_and_backwards(made: tuple[Store, Corpus]) -> None:
@@ -226,7 +187,7 @@ def test_a_generation_that_was_removed_is_said(made: tuple[Store, Corpus]) -> No
     assert follower.step() == 0
     assert "no such artifact" in follower.serving.problem
     with pytest.raises(StoreError):
-        load_snapshot(made[0], open_encoder, fail, number=1)
+        load_snapshot(made[0], OPENERS, fail, number=1)
 
 
 @pytest.fixture
@@ -237,7 +198,7 @@ def threads() -> Iterator[set[threading.Thread]]:
 
 
 def test_the_thread_follows_until_it_is_stopped(made: tuple[Store, Corpus], threads: set[threading.Thread]) -> None:
-    serving = Serving(made[0], open_encoder, json_log(io.StringIO()), lambda _: None, poll_seconds=0.005)
+    serving = Serving(made[0], OPENERS, json_log(io.StringIO()), lambda _: None, poll_seconds=0.005)
     serving.start()
     publish_generation(*made, seed=1)
     wait_for(lambda: serving.number == 0)
@@ -260,15 +221,15 @@ def publish_partial(store: Store, corpus: Corpus) -> Artifact:
 def test_a_partial_generation_is_not_answered_from(made: tuple[Store, Corpus]) -> None:
     number = publish_partial(*made).number
     with pytest.raises(InputError, match="partial, to be mined from alone"):
-        load_snapshot(made[0], open_encoder, fail, number=number)
+        load_snapshot(made[0], OPENERS, fail, number=number)
     made[0].generations.point(SERVED, number)
     with pytest.raises(InputError, match="name a full generation"):
-        load_snapshot(made[0], open_encoder, fail)
+        load_snapshot(made[0], OPENERS, fail)
 
 
 def test_a_partial_generation_does_not_stand_in_for_a_damaged_one(made: tuple[Store, Corpus]) -> None:
     publish_partial(*made)
     damage(publish_generation(*made, seed=2).path / "index.faiss")
     warnings: list[str] = []
-    assert load_snapshot(made[0], open_encoder, warnings.append).generation.number == 0
+    assert load_snapshot(made[0], OPENERS, warnings.append).generation.number == 0
     assert len(warnings) == 1

@@ -12,6 +12,7 @@ from indexer.builder import BuildInputs, build_generation
 from indexer.evaluation import evaluate
 from indexer.exact import exact_search
 from indexer.factory import IndexConfig, make_index
+from indexer.lexical import ANALYSIS
 from indexer.searcher import open_searcher
 from indexer.shards import drop_unused, open_vectors
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
@@ -29,6 +30,8 @@ from tests.indexer.planted import (
     plant_checkpoint,
 )
 from tests.stand_ins import WORDS
+
+CSC = ("data", "indices", "indptr")
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -60,7 +63,8 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
     checkpoint = plant_checkpoint(store, step=24, weights=5, refresh=True, final=True)
     generation = build(store, checkpoint, build_inputs(tiny_data, corpus))
     generation.verify()
-    kept = {"dev/queries.json", "dev/ndcg10.npy"}
+    lexical = ("params.index.json", "vocab.index.json", *(f"{one}.csc.index.npy" for one in CSC))
+    kept = {"dev/queries.json", "dev/ndcg10.npy", *(f"lexical/{name}" for name in lexical)}
     assert set(generation.manifest["files"]) == {"index.faiss", "vectors/00000.npy", "model/seed.json"} | kept
     assert generation.parents == {"checkpoint": checkpoint.number, "corpus": corpus.number}
     assert (generation.path / "model/seed.json").samefile(checkpoint.path / "model/seed.json")
@@ -70,7 +74,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
     rows, _ = open_searcher(generation).search(queries, 20)
     np.testing.assert_array_equal(rows, exact_search(queries, vectors, 20)[0])
     facts = dict(generation.facts)
-    assert set(facts.pop("seconds")) == {"encode", "index", "check", "evaluate"}
+    assert set(facts.pop("seconds")) == {"encode", "index", "check", "evaluate", "lexical"}
     expected = evaluate(dev, queries, vectors, lambda q, depth: exact_search(q, vectors, depth)).metrics
     assert facts.pop("dev") == pytest.approx(expected) and set(expected) == {"nDCG@10", "RR@10", "R@100", "AUC"}
     assert facts == {
@@ -93,6 +97,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "front": [],
         "recall_at_10": 1.0,
         "recall_at_10_error": 0.0,
+        "lexical": ANALYSIS,
         "recall_at_100": 1.0,
         "recall_queries": {"from": "dev", "count": 10},
         "dev_queries": 10,

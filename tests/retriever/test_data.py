@@ -53,6 +53,24 @@ def test_duplicates_are_told_by_words_alone(words: list[str], data: st.DataObjec
     assert duplicate_hash(" ".join([*words, "more"])) != duplicate_hash(" ".join(words))
 
 
+def test_metadata_comes_in_the_order_of_rows_and_may_be_absent(tmp_path: Path, long_corpus: Corpus) -> None:
+    lines: list[dict[str, object]] = [{"_id": "a", "text": "x", "metadata": {"year": 1}}, {"_id": "b", "text": "y"}]
+    write_json_lines(tmp_path / "corpus.jsonl", lines)
+    assert [*Corpus(ingest_corpus(Store(tmp_path / "store", create=True), tmp_path)).metadata()] == [{"year": 1}, {}]
+    assert sum(fields == {} for fields in long_corpus.metadata()) == ROWS
+
+
+def test_a_corpus_of_before_fields_were_kept_has_none(tmp_path: Path) -> None:
+    _, corpus = tiny_store(tmp_path / "store", write_tiny_data(tmp_path / "data"))
+    path = tmp_path / "store/corpora/000000/passages.arrow"
+    table = pa.ipc.open_file(path).read_all().drop_columns(["metadata"])
+    path.unlink()  # the corpus above still reads it
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    older = Corpus(Store(tmp_path / "store").corpora.at(0))
+    assert [*older.metadata()] == [{}] * 60 and older.text(0) == corpus.text(0)
+
+
 def test_a_row_is_the_place_in_the_file(long_corpus: Corpus) -> None:
     rows = [0, 1, BLOCK_ROWS - 1, BLOCK_ROWS, 2 * BLOCK_ROWS, ROWS - 1, 5, 5]
     assert len(long_corpus) == ROWS

@@ -1,10 +1,13 @@
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.admission import AdmissionConfig
 from app.schemas import EncodeReply
-from tests.app.served import Server
+from app.server import ServerConfig
+from tests.app.served import Server, new_store, publish_generation, serving
 from tests.stand_ins import HashEncoder
 
 
@@ -57,3 +60,21 @@ def test_nothing_is_encoded_before_a_snapshot_is_loaded(empty_server: Server) ->
     response = empty_server.client.post("/v1/encode", json={"inputs": "a"})
     assert (response.status_code, response.json()["error_type"]) == (503, "unavailable")
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_inputs_that_are_cut_are_counted(server: Server) -> None:
+    assert server.post("/v1/encode", {"inputs": ["a " * 513, "b"]})["cut_inputs"] == 1
+
+
+def test_more_tokens_than_can_be_taken_now_or_ever(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    narrow = AdmissionConfig(batch_tokens=100, patient_batch_tokens=100, queue_tokens=512)
+    with serving(store, ServerConfig(admission=narrow)) as server:
+        for inputs in ("a " * 512, ["a " * 256, "b " * 256]):
+            server.post("/v1/encode", {"inputs": inputs})
+        assert "512" in server.post("/v1/encode", {"inputs": ["c " * 256, "d " * 257]}, 413)["error"]
+        server.app.state.service.admission.queued_tokens = 500
+        response = server.client.post("/v1/encode", json={"inputs": "a " * 13})
+        assert (response.status_code, response.json()["error_type"]) == (429, "overloaded")
+        assert int(response.headers["retry-after"]) > 0

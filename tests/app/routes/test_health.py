@@ -1,5 +1,7 @@
 from pathlib import Path
 
+from app.admission import AdmissionConfig
+from app.server import ServerConfig
 from retriever.artifacts import SERVED
 from retriever.data import Corpus
 from tests.app.served import Server, damage, new_store, publish_generation, serving, wait_for
@@ -51,3 +53,23 @@ def test_the_start_page_shows_the_generation_and_links_the_routes(server: Server
     assert '<a href="/docs">' in page.text
     assert "<tr><th>generation</th><td>0</td></tr>" in page.text
     assert "<tr><th>dev nDCG@10</th><td>0.5000</td></tr>" in page.text
+
+
+def test_not_ready_while_the_model_is_away(server: Server) -> None:
+    server.app.state.service.admission.problem = "the model's worker died"
+    response = server.client.get("/readyz")
+    assert (response.status_code, response.json()["error"]) == (503, "the model's worker died")
+    refused = server.client.post("/v1/encode", json={"inputs": "a"})
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+    server.app.state.service.admission.problem = ""
+    assert server.get("/readyz")["generation"] == 0
+
+
+def test_limits_that_the_model_cannot_live_with_keep_it_from_being_served(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus, serve=False)
+    narrow = AdmissionConfig(batch_tokens=100, patient_batch_tokens=100, queue_tokens=500)
+    with serving(store, ServerConfig(admission=narrow)) as server:
+        store.generations.point(SERVED, 0)
+        wait_for(lambda: bool(server.log_lines("swap_failed")))
+        assert "the model reads 512 tokens" in server.get("/readyz", 503)["error"]

@@ -1,10 +1,17 @@
+import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from app.schemas import MineReply
+from app.admission import NotComputedError
+from app.mine_schemas import MineQuery, MineReply, MineRequest
+from miner.mining import MiningConfig
+from miner.samplers import SamplerConfig
 from tests.app.served import Server
 
+NOT_FROM_A_REQUEST = {"verdicts"}
+"""Names of files: no path comes from a request."""
 QUERY = {"id": "q", "text": "alpha beta gamma", "positives": ["p0"]}
 
 
@@ -66,8 +73,13 @@ def test_a_query_without_positives_is_mined(server: Server) -> None:
         ({"num_negatives": 5, "depth": 4}, 422, "depth = 4"),
         ({"sampler": {"name": "best"}}, 422, "choose one of top, uniform"),
         ({"range_min": 5, "range_max": 5}, 422, "range_max"),
-        ({"depth": 1001}, 422, "body.depth"),
-        ({"queries": [QUERY] * 300, "depth": 1000}, 413, "200000"),
+        ({"depth": 1001}, 422, "depth = 1001: at most 1000"),
+        ({"depth": 0}, 422, "depth = 0"),
+        ({"sources": ["sparse"]}, 422, "choose from ann"),
+        ({"sources": "ann"}, 422, "body.sources"),
+        ({"verdicts": "/etc/passwd"}, 422, "body.verdicts"),
+        ({"sampler": {"name": "top", "sharpness": 1}}, 422, "body.sampler.sharpness"),
+        ({"queries": [QUERY] * 300, "num_negatives": 1000, "depth": 1000}, 413, "200000"),
         ({"queries": []}, 422, "body.queries"),
         ({"queries": [{"id": "q", "text": "a"}]}, 422, "positives"),
         ({"relative_margin": "wide"}, 422, "body.relative_margin"),
@@ -82,3 +94,45 @@ def test_invalid_requests_are_refused_by_name(
 def test_negatives_are_counted(server: Server) -> None:
     mined(server, num_negatives=2)
     assert server.metric("hone_mined_negatives_total") == 2
+
+
+def test_a_thousand_queries_come_in_one_reply_or_as_lines(server: Server) -> None:
+    queries = [{"id": f"q{i}", "text": f"alpha {i % 7}", "positives": [f"p{i % 8}"]} for i in range(1000)]
+    body = {"queries": queries, "num_negatives": 3, "sampler": {"name": "uniform"}}
+    whole = server.client.post("/v1/mine", json=body)
+    streamed = server.client.post("/v1/mine", json={**body, "stream": True})
+    assert (whole.status_code, streamed.status_code) == (200, 200)
+    assert streamed.headers["content-type"] == "application/x-ndjson"
+    assert streamed.headers["x-hone-generation"] == "0"
+    assert [json.loads(line) for line in streamed.text.splitlines()] == whole.json()["results"]
+    assert server.client.post("/v1/mine", json=body).content == whole.content, "the same bytes"
+    for query, result in zip(queries, whole.json()["results"], strict=True):
+        assert result["id"] == query["id"] and len(result["negatives"]) == 3
+        known = {*query["positives"]} | ({"p0", "p4"} if {"p0", "p4"} & {*query["positives"]} else set())
+        assert not {one["id"] for one in result["negatives"]} & known
+    assert server.metric("hone_mined_negatives_total") == 9000
+
+
+def test_an_error_midway_is_the_last_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, chunks = server.app.state.service, iter([None, NotComputedError("the worker died")])
+    encode = type(service).encode
+
+    async def failing(self: Any, *arguments: Any, **named: Any) -> Any:
+        error = next(chunks)
+        if error is not None:
+            raise error
+        return await encode(self, *arguments, **named)
+
+    monkeypatch.setattr(type(service), "encode", failing)
+    queries = [{**QUERY, "id": str(i)} for i in range(40)]
+    answer = server.client.post("/v1/mine", json={"queries": queries, "stream": True})
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert len(lines) == 33 and lines[-1] == {"error": "the worker died", "error_type": "unavailable"}
+
+
+def test_everything_that_the_miner_knows_may_be_asked_for() -> None:
+    known = {one.name for one in fields(MiningConfig)} - NOT_FROM_A_REQUEST
+    assert known <= MineRequest.model_fields.keys()
+    sampler = MineRequest.model_fields["sampler"].annotation
+    assert sampler is not None and {one.name for one in fields(SamplerConfig)} == sampler.model_fields.keys()
+    assert MineRequest(queries=[MineQuery(**QUERY)]).config() == MiningConfig()  # type: ignore[arg-type]  # by name

@@ -1,10 +1,14 @@
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from app.schemas import SearchReply
-from tests.app.served import TEXTS, Server
+from retriever.artifacts import SERVED
+from tests.app.served import RANKER, TEXTS, WITH_RANKER, Server, new_store, publish_generation, serving
 from tests.stand_ins import HashEncoder
 
 
@@ -73,12 +77,24 @@ def test_vectors_of_another_space_are_a_conflict(server: Server) -> None:
         ({"vectors": [[1.0] * 31], "space": "hash-32-0"}, 422, "31 numbers where this space has 32"),
         ({"vectors": [[1e300] * 32], "space": "hash-32-0"}, 422, "too large for float32"),
         ({"vectors": [["1"] * 32], "space": "hash-32-0"}, 422, "body.vectors.0.0"),
-        ({"queries": "a", "mode": "hybrid"}, 422, "body.mode"),
+        ({"queries": "a", "mode": "sparse"}, 422, "body.mode"),
+        ({"vectors": [[1.0] * 32], "space": "hash-32-0", "mode": "hybrid"}, 422, "give queries, not vectors"),
+        ({"vectors": [[1.0] * 32], "space": "hash-32-0", "rerank": True}, 422, "give queries, not vectors"),
+        ({"queries": ["a"] * 201, "rerank": True}, 413, "10000"),
+        (
+            {"queries": "a", "filter": {"yaer": 1}},
+            422,
+            "filter.yaer: no passage has this field; there are: open, tags",
+        ),
+        ({"queries": "a", "filter": {"year": {}}}, 422, "at least one of gt"),
+        ({"queries": "a", "filter": {"year": {"above": 3}}}, 422, "above"),
+        ({"queries": "a", "filter": {"year": []}}, 422, "body.filter.year"),
+        ({"queries": "a", "dense_weight": 1.5}, 422, "body.dense_weight"),
         ({"queries": "a", "top_k": 0}, 422, "body.top_k"),
         ({"queries": "a", "top_k": 1001}, 422, "body.top_k"),
         ({"queries": "a", "top_k": "3"}, 422, "body.top_k"),
         ({"queries": "a", "top_k": True}, 422, "body.top_k"),
-        ({"queries": ["a"] * 2048, "top_k": 1000}, 413, "200000 hits"),
+        ({"queries": ["a"] * 2048, "top_k": 1000}, 413, "200000"),
     ],
 )
 def test_invalid_requests_are_refused_by_name(server: Server, body: object, status: int, named: str) -> None:
@@ -90,3 +106,86 @@ def test_not_a_number_is_no_number(server: Server) -> None:
     response = server.client.post("/v1/search", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 422
     assert "finite" in response.json()["error"]
+
+
+def test_words_are_searched(server: Server) -> None:
+    answer = server.post("/v1/search", {"queries": ["alpha epsilon", "theta", "nothing"], "mode": "lexical"})
+    SearchReply.model_validate(answer)
+    first, second, third = ids(answer)
+    assert first[0] == "p2" and {*first} == {"p0", "p1", "p2", "p4", "p6"}
+    assert (second, third) == (["p3"], [])
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "weights"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_hybrid_adds_both_up(server: Server, fusion: str, exact: bool) -> None:
+    body = {"queries": ["alpha epsilon"], "mode": "hybrid", "fusion": fusion, "top_k": 8, "exact": exact}
+    dense = server.post("/v1/search", {**body, "mode": "dense"})["results"][0]
+    lexical = server.post("/v1/search", {**body, "mode": "lexical"})["results"][0]
+    for weight in (0.0, 0.3, 1.0):
+        fused = server.post("/v1/search", {**body, "dense_weight": weight})["results"][0]
+        if fusion == "rrf":
+            of = [{hit["id"]: 1 / (60 + hit["rank"]) for hit in hits} for hits in (dense, lexical)]
+        else:
+            of = [{hit["id"]: hit["score"] for hit in hits} for hits in (dense, lexical)]
+            of[1] = {key: of[1].get(key, 0.0) for key in of[0]}
+            spans = [(min(one.values()), max(one.values())) for one in of]
+            of = [
+                {k: (v - low) / (high - low) for k, v in one.items()}
+                for one, (low, high) in zip(of, spans, strict=True)
+            ]
+        expected = {key: weight * of[0][key] + (1 - weight) * of[1].get(key, 0.0) for key in of[0]}
+        assert {hit["id"]: hit["score"] for hit in fused} == pytest.approx(expected, abs=1e-5)
+        assert [hit["score"] for hit in fused] == sorted((hit["score"] for hit in fused), reverse=True)
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_filters_and_exclusions_hold_in_every_mode(server: Server, mode: str) -> None:
+    body = {"queries": "alpha beta gamma", "mode": mode, "top_k": 8}
+
+    def found(**fields: object) -> list[str]:
+        return sorted(ids(server.post("/v1/search", {**body, **fields}))[0])
+
+    assert found(filter={"year": {"gte": 1999, "lt": 2020}}) == ["p0", "p1"]
+    assert found(filter={"year": [2020, "2020"], "open": False}) == ["p2"]
+    assert found(filter={"tags": "greek"}) == ["p0"]
+    assert found(filter={"tags": "greek"}, exclude_ids=["p0"]) == []
+    assert "p4" in found(filter={"year": None}) and "p0" not in found(filter={"year": None})
+
+
+def test_a_broad_filter_asks_the_index(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"queries": "alpha beta gamma", "top_k": 3, "filter": {"year": None}}
+    exact = server.post("/v1/search", body)
+    monkeypatch.setattr("app.searching.EXACT_ROWS", 0)
+    monkeypatch.setattr("app.searching.exact_search", None)
+    assert server.post("/v1/search", body) == exact
+
+
+def test_a_generation_without_words_says_so(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    generation = publish_generation(store, corpus, serve=False)
+    shutil.rmtree(generation.path / "lexical")
+    manifest = json.loads((generation.path / "manifest.json").read_text())
+    manifest["files"] = {name: file for name, file in manifest["files"].items() if not name.startswith("lexical/")}
+    (generation.path / "manifest.json").write_text(json.dumps(manifest))
+    store.generations.point(SERVED, 0)
+    with serving(store) as server:
+        for mode in ("lexical", "hybrid"):
+            assert "lexical = true" in server.post("/v1/search", {"queries": "alpha", "mode": mode}, 409)["error"]
+        server.post("/v1/search", {"queries": "alpha"})
+
+
+def test_the_ranker_orders_the_best(tmp_path: Path, server: Server) -> None:
+    queries = ["alpha beta", "eta"]
+    body = {"queries": queries, "top_k": 2, "rerank": True, "rerank_depth": 5, "with_text": True}
+    assert "--ranker" in server.post("/v1/search", body, 409)["error"]
+    store, corpus = new_store(tmp_path / "other")
+    publish_generation(store, corpus)
+    with serving(store, openers=WITH_RANKER) as ranked:
+        for asked in (body, {**body, "mode": "lexical"}):
+            first, second = ranked.post("/v1/search", asked)["results"]
+            for query, hits in zip(queries, (first, second), strict=True):
+                scores = RANKER.score([query] * len(hits), [hit["text"] for hit in hits])
+                assert [hit["score"] for hit in hits] == pytest.approx(scores.tolist())
+                assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+            assert {hit["id"] for hit in first} <= {"p0", "p1", "p4", "p6"} and second[0]["id"] == "p3"

@@ -1,0 +1,148 @@
+"""The models of one snapshot behind the admission: texts in, vectors and scores out.
+
+Does not know HTTP, corpora or indexes.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from app.admission import Admission, Done, Lane
+from retriever.errors import HoneError
+from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
+from retriever.query_cache import QueryCache
+
+SLICE_TEXTS = 64
+INLINE_CHARACTERS = 16_384
+"""Up to this much text is tokenised at once, where a thread would cost more than it spares."""
+ENDINGS: dict[str, Side] = {"query": "query", "passage": "passage", "document": "passage"}
+LEAST = 1e-7
+"""Distance to 0 and 1 from which a float32 probability says no more of its log-odds."""
+
+
+class NoRankerError(HoneError):
+    """Scores were asked for where no ranker is loaded."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What became of a request: values, tokens that were read, inputs that were cut, seconds."""
+
+    values: FloatArray
+    tokens: int
+    cut: int
+    queue_seconds: float
+    compute_seconds: float
+
+
+@dataclass
+class _Tokenised:
+    items: list[Any]
+    tokens: list[int]
+    cut: int
+
+
+class Models:
+    """An encoder and perhaps a ranker, for many callers: tokenised here, computed by the admission's thread.
+
+    A query that was asked lately is not computed again.
+    """
+
+    def __init__(self, encoder: TokenEncoder, ranker: TokenRanker | None = None) -> None:
+        self.encoder = encoder
+        self.ranker = ranker
+        sides: tuple[Side, Side] = ("query", "passage")
+        self._towers = {side: Lane(partial(encoder.encode_tokens, side)) for side in sides}
+        self._pairs = None if ranker is None else Lane(ranker.score_tokens)
+        self._cache = QueryCache()
+        self._turn = Lock()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the encoder reads."""
+        return max(self.encoder.max_length("query"), self.encoder.max_length("passage"))
+
+    def side_of(self, name: str | None) -> Side | None:
+        """Return the side that ``name``, of a model or prompt, ends in; None if it says neither and they differ."""
+        for ending, side in ENDINGS.items():
+            if name is not None and name.lower().endswith(ending):
+                return side
+        return "passage" if self.encoder.alike else None
+
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Return the ranker's ``scores`` float32 [n] as numbers from 0 to 1."""
+        assert self.ranker is not None
+        return scores if self.ranker.probable else (0.5 * (1 + np.tanh(0.5 * scores))).astype(np.float32)
+
+    def log_odds(self, scores: FloatArray) -> FloatArray:
+        """Return the ranker's ``scores`` float32 [n] as log-odds."""
+        assert self.ranker is not None
+        if not self.ranker.probable:
+            return scores
+        within = np.clip(scores.astype(np.float64), LEAST, 1 - LEAST)
+        return (np.log(within) - np.log1p(-within)).astype(np.float32)
+
+    async def encode(
+        self, admission: Admission, side: Side, texts: Sequence[str], *, patient: bool | None = None
+    ) -> Computed:
+        """Return vectors float32 [len(texts), dimensions]; raises what ``Admission.compute`` does.
+
+        ``patient`` None: whatever is more than one batch is.
+        """
+        read = await _tokenised(texts, partial(self._tokenise, side))
+        places = {text: place for place, text in reversed([*enumerate(texts)])}
+        found = self._cache.known(places) if side == "query" else {}
+        missing = [text for text in places if text not in found]
+        items = [read.items[places[text]] for text in missing]
+        tokens = [read.tokens[places[text]] for text in missing]
+        if patient is None:
+            patient = sum(tokens) > admission.config.batch_tokens
+        done = await admission.compute(self._towers[side], items, tokens, patient)
+        fresh = dict(zip(missing, done.results, strict=True))
+        if side == "query":
+            self._cache.keep(fresh)
+        found |= fresh
+        return _computed(np.stack([found[text] for text in texts]), read, done)
+
+    async def score(self, admission: Admission, query: str, passages: Sequence[str]) -> Computed:
+        """Return scores float32 [len(passages)] of the ranker, which must be there; raises what compute does."""
+        if self.ranker is None or self._pairs is None:
+            raise NoRankerError("no ranker is loaded; serve one with `hone serve --ranker FOLDER`")
+        read = await _tokenised(passages, partial(self._tokenise_pairs, query))
+        patient = sum(read.tokens) > 8 * admission.config.batch_tokens
+        done = await admission.compute(self._pairs, read.items, read.tokens, patient)
+        return _computed(np.array(done.results, np.float32), read, done)
+
+    def _tokenise(self, side: Side, texts: Sequence[str]) -> _Tokenised:
+        with self._turn:
+            ids, cut = self.encoder.tokenize(side, texts)
+        return _Tokenised([*ids], [len(one) for one in ids], cut)
+
+    def _tokenise_pairs(self, query: str, passages: Sequence[str]) -> _Tokenised:
+        assert self.ranker is not None
+        with self._turn:
+            return _Tokenised(*self.ranker.tokenize([query] * len(passages), passages))
+
+
+async def _tokenised(texts: Sequence[str], tokenise: Callable[[Sequence[str]], _Tokenised]) -> _Tokenised:
+    """Tokenise a slice at a time, so that nobody waits long for the tokenizer; off the loop where there is much."""
+
+    def in_slices() -> _Tokenised:
+        whole = _Tokenised([], [], 0)
+        for start in range(0, len(texts), SLICE_TEXTS):
+            part = tokenise(texts[start : start + SLICE_TEXTS])
+            whole.items.extend(part.items)
+            whole.tokens.extend(part.tokens)
+            whole.cut += part.cut
+        return whole
+
+    return in_slices() if sum(map(len, texts)) <= INLINE_CHARACTERS else await asyncio.to_thread(in_slices)
+
+
+def _computed(values: FloatArray, read: _Tokenised, done: Done) -> Computed:
+    return Computed(values, sum(read.tokens), read.cut, done.queue_seconds, done.compute_seconds)

@@ -1,0 +1,91 @@
+"""POST /v1/embeddings as OpenAI's clients speak it.
+
+Does not know how texts are encoded.
+"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from app.replies import BODY, MODEL, OPENAI_ROUTE, Refusal, errors, reply
+from app.routes.encode import packed
+from app.schemas import MAX_DIMENSIONS, MAX_INPUTS, Body, Text, Texts
+from app.service import ServiceOf, SnapshotOf
+
+router = APIRouter(tags=["faces"])
+
+
+def _refuse_token_ids(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise PydanticCustomError(
+            "token_ids",
+            "token ids are another tokenizer's: send texts (in langchain, check_embedding_ctx_length=False)",
+        )
+    return value
+
+
+class EmbeddingsRequest(Body):
+    """Texts to encode, as OpenAI's API has them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "passage", "input": ["read a file line by line"]}]}
+    )
+
+    input: Annotated[Texts, BeforeValidator(_refuse_token_ids, json_schema_input_type=Text | list[Text])] = Field(
+        description=f"One text or at most {MAX_INPUTS}."
+    )
+    model: str = Field(
+        min_length=1,
+        max_length=256,
+        description="A name that ends in query or passage says the side; any other will do where both sides are alike.",
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="Numbers, or base64 of little-endian float32."
+    )
+    dimensions: int | None = Field(
+        default=None, ge=1, le=MAX_DIMENSIONS, description="Must be those of the model: vectors are not cut."
+    )
+    user: str | None = Field(default=None, max_length=1024, description="Not used.")
+
+
+class Embedding(BaseModel):
+    """One input's vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(BaseModel):
+    """Vectors in the order of the inputs; the generation is named in the header x-hone-generation."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+@router.post(OPENAI_ROUTE, response_model=EmbeddingsReply, responses=errors(*BODY, 404, *MODEL, openai=True))
+async def embeddings(body: EmbeddingsRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Encode texts; errors have OpenAI's shape here."""
+    side = snapshot.models.side_of(body.model)
+    if side is None:
+        raise Refusal(404, f"model: {body.model!r} has two sides that differ; ask for 'query' or 'passage'")
+    dimensions = snapshot.encoder.dimensions
+    if body.dimensions not in (None, dimensions):
+        raise Refusal(422, f"dimensions: this model gives {dimensions}, and its vectors cannot be cut")
+    done = await service.encode(snapshot, side, body.input)
+    vectors = done.values if body.encoding_format == "float" else packed(done.values)
+    data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
+    return reply({"object": "list", "data": data, "model": body.model, "usage": usage})

@@ -1,0 +1,103 @@
+"""POST /v1/rerank and /v2/rerank as Cohere's and Jina's clients speak them.
+
+Does not know how pairs are scored.
+"""
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from app.replies import BODY, MODEL, errors, reply
+from app.schemas import MAX_INPUTS, Body, Text
+from app.service import Service, ServiceOf, SnapshotOf
+from app.snapshot import Snapshot
+
+router = APIRouter(tags=["faces"])
+
+
+class TextObject(Body):
+    """A text by its name, as Cohere's first version has it."""
+
+    text: Text
+
+
+Documents = Annotated[list[Text | TextObject], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class RerankRequest(Body):
+    """A query and the texts to put in order for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "read a file", "documents": ["open() gives a file", "a list"]}]}
+    )
+
+    query: Text
+    documents: Documents = Field(description=f"At most {MAX_INPUTS} texts.")
+    model: str | None = Field(default=None, max_length=256, description="Not used: there is one ranker.")
+    top_n: int | None = Field(
+        default=None,
+        ge=1,
+        validation_alias=AliasChoices("top_n", "top_k"),
+        description="How many of the best to return; all without it. top_k is another name.",
+    )
+
+
+class RerankRequestV1(RerankRequest):
+    """As in the first version, which can return the texts."""
+
+    return_documents: bool = Field(default=False, description="Give each result its text.")
+
+
+class Ranked(BaseModel):
+    """One text's place among those of the request, and how likely it is relevant."""
+
+    index: int
+    relevance_score: float = Field(description="From 0 to 1.")
+    document: TextObject | None = None
+
+
+class RankUsage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class RerankReply(BaseModel):
+    """The texts, best first; the generation is named in the header x-hone-generation."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: RankUsage
+
+
+ERRORS = errors(*BODY, 409, *MODEL)
+
+
+@router.post("/v1/rerank", response_model=RerankReply, responses=ERRORS)
+async def rerank_v1(body: RerankRequestV1, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Put texts in order of relevance to a query; 409 where no ranker is loaded."""
+    return await _reranked(body, snapshot, service, body.return_documents)
+
+
+@router.post("/v2/rerank", response_model=RerankReply, responses=ERRORS)
+async def rerank_v2(body: RerankRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+    """Put texts in order of relevance to a query; 409 where no ranker is loaded."""
+    return await _reranked(body, snapshot, service, with_text=False)
+
+
+async def _reranked(body: RerankRequest, snapshot: Snapshot, service: Service, with_text: bool) -> Response:
+    texts = [one if isinstance(one, str) else one.text for one in body.documents]
+    done = await service.score(snapshot, body.query, texts)
+    probabilities = snapshot.models.probabilities(done.values)
+    best = (-done.values).argsort(kind="stable")[: body.top_n].tolist()
+    results: list[dict[str, Any]] = [{"index": one, "relevance_score": probabilities[one]} for one in best]
+    if with_text:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
+    return reply({"id": uuid.uuid4().hex, "model": body.model or "ranker", "results": results, "usage": usage})

@@ -1,0 +1,139 @@
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+
+from app.client import ApiError, AsyncClient, Client, MiningQuery
+from app.server import REAP_SECONDS, ServerConfig
+from tests.app.served import WITH_RANKER, listening, new_store, publish_generation, wait_for
+from tests.stand_ins import HashEncoder
+
+ROOT = Path(__file__).parents[2]
+QUERY: MiningQuery = {"id": "q", "text": "alpha beta", "positives": ["p0"]}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    store, corpus = new_store(tmp_path_factory.mktemp("client"))
+    publish_generation(store, corpus)
+    job = (sys.executable, "-c", "pass")
+    with listening(store, ServerConfig(job_command=job), WITH_RANKER) as port:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200)
+        yield url
+        time.sleep(2 * REAP_SECONDS)  # so that no process is left behind
+
+
+def test_every_call_is_answered(url: str) -> None:
+    with Client(url) as client:
+        assert client.ready().generation == 0
+        encoded = client.encode(["alpha beta", "nu"], "passage")
+        np.testing.assert_array_equal(encoded.vectors, HashEncoder(seed=0).encode_passages(["alpha beta", "nu"]))
+        by_text = client.search(["alpha beta", "nu"], top_k=2, filter={"year": None}, with_text=True)
+        assert [hit.id for hit in by_text.results[0]] == ["p6", "p4"] or by_text.results[0][0].text
+        by_vector = client.search_vectors(encoded.vectors, encoded.space, top_k=8)
+        assert by_vector == client.search(("alpha beta", "nu"), top_k=8)
+        one = client.search_vectors(encoded.vectors[0], encoded.space, top_k=8)
+        assert one.results == by_vector.results[:1]
+        mined = client.mine([QUERY], num_negatives=3, sampler={"name": "top"})
+        assert [*client.mine_lines([QUERY], num_negatives=3, sampler={"name": "top"})] == mined.results
+        assert client.rerank("alpha", ["nu", "alpha"], top_n=1).results[0].index == 1
+        job = client.rebuild()
+        assert client.job(job.id).id == job.id
+        assert client.cancel(job.id).outcome in ("CANCELLED", "CANCELLING", "NO_OP")
+
+
+def test_every_call_may_be_awaited(url: str) -> None:
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            assert (await client.ready()).generation == 0
+            encoded = await client.encode("alpha beta")
+            assert encoded.vectors.shape == (1, 32)
+            found = await asyncio.gather(*(client.search("alpha beta", top_k=3) for _ in range(20)))
+            assert all(one == found[0] for one in found)
+            assert await client.search_vectors(encoded.vectors, encoded.space, top_k=3) == found[0]
+            mined = await client.mine([QUERY])
+            assert [one async for one in client.mine_lines([QUERY])] == mined.results
+            assert (await client.rerank("alpha", ["nu", "alpha"])).results[0].index == 1
+            job = await client.rebuild()
+            assert (await client.job(job.id)).id == job.id
+            await client.cancel(job.id)
+
+    asyncio.run(ask())
+
+
+def test_a_refusal_says_what_the_server_said(url: str) -> None:
+    with Client(url) as client, pytest.raises(ApiError, match=r"413 too_large: .*2048.*request") as caught:
+        client.encode(["a"] * 2049)
+    assert (caught.value.status, caught.value.kind) == (413, "too_large") and caught.value.request_id
+    with Client(url) as client, pytest.raises(ApiError, match="positives"):
+        [*client.mine_lines([{**QUERY, "positives": ["gone"]}])]
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            with pytest.raises(ApiError, match="409 conflict"):
+                await client.search_vectors(np.zeros((1, 32), np.float32), "another")
+            with pytest.raises(ApiError, match="positives"):
+                [one async for one in client.mine_lines([{**QUERY, "positives": ["gone"]}])]
+
+    asyncio.run(ask())
+
+
+class Flaky(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
+    """Answers 503 some times, then a reply that is no JSON."""
+
+    def __init__(self, refusals: int) -> None:
+        self.left = refusals
+        self.asked = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked += 1
+        if self.asked <= self.left:
+            body = {"error": "full", "error_type": "unavailable", "request_id": "r"}
+            return httpx2.Response(503, headers={"retry-after": "0"}, json=body)
+        return httpx2.Response(200, json={"status": "ready", "generation": 4})
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return self.handle_request(request)
+
+
+@pytest.mark.parametrize(("refusals", "retries", "asked"), [(2, 2, 3), (0, 2, 1)])
+def test_what_may_be_tried_again_is(refusals: int, retries: int, asked: int) -> None:
+    for_sync, for_async = Flaky(refusals), Flaky(refusals)
+    client = Client("http://none", retries=retries)
+    client._http = httpx2.Client(transport=for_sync, base_url="http://none")
+    assert client.ready().generation == 4 and for_sync.asked == asked
+
+    async def ask() -> int:
+        client = AsyncClient("http://none", retries=retries)
+        client._http = httpx2.AsyncClient(transport=for_async, base_url="http://none")
+        return (await client.ready()).generation
+
+    assert asyncio.run(ask()) == 4 and for_async.asked == asked
+
+
+def test_after_the_last_try_the_refusal_is_raised() -> None:
+    client = Client("http://none", retries=1)
+    client._http = httpx2.Client(transport=Flaky(2), base_url="http://none")
+    with pytest.raises(ApiError, match=r"503 unavailable: full \(request r\)"):
+        client.ready()
+
+
+def test_a_key_is_sent(url: str) -> None:
+    with Client(url, api_key="secret") as client:
+        assert client._http.headers["authorization"] == "Bearer secret"
+
+
+def test_the_example_runs(url: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "http_client.py"), "alpha beta", url]
+    run = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "generation 0: vectors of 32 numbers" in run.stdout
+    for heading in ("dense", "lexical", "hybrid", "hard negatives, if p"):
+        assert heading in run.stdout
