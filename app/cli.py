@@ -22,7 +22,7 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, build, compare, data, demo, export, run
+    from app.commands import ask, build, compare, data, demo, export, keys, promotion, run
 
     app = typer.Typer(
         name="hone",
@@ -34,6 +34,7 @@ def build_app() -> typer.Typer:
     )
     app.add_typer(data.app, name="dataset")
     app.add_typer(export.app, name="export")
+    app.add_typer(keys.app, name="keys")
     for command in (
         run.init,
         run.train,
@@ -43,6 +44,9 @@ def build_app() -> typer.Typer:
         build.index,
         build.mine,
         build.pin,
+        promotion.promote,
+        promotion.rollback,
+        promotion.diff,
         ask.search,
         ask.evaluate,
         ask.serve,

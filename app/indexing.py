@@ -9,6 +9,7 @@ from pathlib import Path
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_generation
+from indexer.dev_record import read_record
 from indexer.factory import check_config
 from indexer.gate import is_partial
 from retriever.artifacts import CURRENT, SERVED, Artifact
@@ -71,8 +72,7 @@ def rebuild(
 ) -> Artifact:
     """Publish a new generation over the store's newest corpus, of the checkpoint that is served (else the newest).
 
-    Without ``config`` the served generation's choices are kept. A store holds no dev queries: the gate compares what
-    was measured of the same weights before.
+    Without ``config`` the served generation's choices are kept. Dev queries are those that the served generation keeps.
     """
 
     def warn(message: str) -> None:
@@ -86,11 +86,12 @@ def rebuild(
     corpus = store.corpora.intact(CURRENT, warn)
     if checkpoint is None or corpus is None:
         raise InputError(f"{store.root}: nothing to rebuild; begin with `hone index DATA` or `hone train run.toml`")
-    facts = None if served is None else served.facts
     if config is None:
-        config = IndexConfig() if facts is None else IndexConfig(**facts["index_config"])
+        config = IndexConfig() if served is None else IndexConfig(**served.facts["index_config"])
     opened = Corpus(corpus)
-    inputs = BuildInputs(encoder_opener(config, opened, report), opened, None, config, facts)
+    kept = None if served is None else read_record(served)
+    dev = None if kept is None else kept.query_set(opened, warn)
+    inputs = BuildInputs(encoder_opener(config, opened, report), opened, dev, config)
     return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
 
 

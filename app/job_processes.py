@@ -1,4 +1,4 @@
-"""Starts a process for each job and notices the ones that end without saying how.
+"""Takes the jobs that wait, starts a process for each, and notices the ones that end without saying how.
 
 Does not know what the process does; a crash of it never reaches this one.
 """
@@ -10,46 +10,70 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import IO
+from threading import Event, Lock, Thread
+from typing import IO, Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
-from app.jobs import Job, Jobs
+from app.jobs import ACTIVE, Job, Jobs
+from app.settings import database_url
+from app.telemetry import json_log
+from retriever.store import Store
 
 START_SECONDS = 60.0
 LEASE_SECONDS = 60.0
+ATTEMPTS = 3
+"""How often a job is begun before it has failed: a process that was killed is started again."""
 SHOWN_OUTPUT = 2000
+TEND_SECONDS = 0.5
 
 
 def rebuild_command(store_root: Path) -> tuple[str, ...]:
-    """Return the command of a rebuild; the job's id follows as its last argument."""
+    """Return the command of a job over a store; the job's id follows as its last argument."""
     return (sys.executable, "-m", "app.cli", "index", "--store", str(store_root), "--job")
 
 
 class JobProcesses:
     """The jobs of this host: a child process each, which outlives a restart of this one."""
 
-    def __init__(self, jobs: Jobs, command: Sequence[str], log: FilteringBoundLogger) -> None:
-        """``command`` runs one job when its id is appended; it finds the table through DATABASE_URL."""
+    def __init__(self, jobs: Jobs, command: Sequence[str], log: FilteringBoundLogger, *, takes: bool = True) -> None:
+        """``command`` runs one job when its id is appended; it finds the table through DATABASE_URL.
+
+        Without ``takes`` jobs are queued for another host's process: this one may not write to the store.
+        """
         self.jobs = jobs
+        self.takes = takes
         self._command = tuple(command)
         self._log = log
         self.host = socket.gethostname()
         self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._lock = Lock()
 
-    def start(self, kind: str) -> tuple[Job, bool]:
-        """Start a job and return it with True, or the one of this ``kind`` that already runs with False."""
+    def start(self, kind: str, params: dict[str, Any] | None = None) -> tuple[Job, bool]:
+        """Queue a job, start it if it may run here, and return it with True.
+
+        The one of this ``kind`` that is queued or running already is returned with False.
+        """
         self.reap()
-        job, new = self.jobs.create(kind, self.host)
+        job, new = self.jobs.create(kind, params)
         if new:
-            with self._lock:
-                self._spawn(job)
-            self._log.info("job_started", job=job.id, kind=kind)
+            self._take()
         return self.jobs.get(job.id), new
+
+    def tend(self) -> None:
+        """Take what waits and give up what is lost; to be called again and again."""
+        self.reap()
+        self._take()
+
+    def _take(self) -> None:
+        with self._lock:
+            while self.takes and (job := self.jobs.take(self.host)) is not None:
+                self._spawn(job)
+                self._log.info("job_started", job=job.id, kind=job.kind, attempt=job.attempts)
 
     def _spawn(self, job: Job) -> None:
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed once the child has ended and its output is read
@@ -84,12 +108,12 @@ class JobProcesses:
             self._children.clear()
 
     def reap(self) -> None:
-        """Mark the jobs as failed whose process is gone though they never ended."""
+        """Find the jobs whose process is gone though they never ended: killed ones wait again, others have failed."""
         with self._lock:
             self._reap_children()
             for job in self.jobs.active():
                 if job.id not in self._children and (reason := self._lost(job)):
-                    self._fail(job.id, reason)
+                    self._give_up(job, reason, again=True)
 
     def _reap_children(self) -> None:
         for job_id, (child, output) in list(self._children.items()):
@@ -101,15 +125,26 @@ class JobProcesses:
                 size = output.seek(0, os.SEEK_END)
                 output.seek(max(0, size - SHOWN_OUTPUT))
                 tail = output.read().decode(errors="replace").strip()
-            self._fail(job_id, f"its process ended with {_ending(code)} before the job did; it last said: {tail!r}")
+            reason = f"its process ended with {_ending(code)} before the job did; it last said: {tail!r}"
+            self._give_up(self.jobs.get(job_id), reason, again=code < 0)
 
-    def _fail(self, job_id: str, reason: str) -> None:
-        if self.jobs.fail(job_id, reason):
-            self._log.error("job_lost", job=job_id, reason=reason)
+    def _give_up(self, job: Job, reason: str, *, again: bool) -> None:
+        """Let a lost job wait for its next attempt, or end it."""
+        if job.state not in ACTIVE:
+            return
+        if job.cancel_requested:
+            self.jobs.stopped(job.id)
+        elif again and job.attempts < ATTEMPTS:
+            if self.jobs.give_back(job):
+                self._log.warning("job_waits_again", job=job.id, reason=reason, attempt=job.attempts)
+        elif self.jobs.fail(job.id, reason):
+            self._log.error("job_lost", job=job.id, reason=reason)
 
     def _lost(self, job: Job) -> str:
         """Say why ``job`` can no longer end by itself; empty if it may."""
         silent = time.time() - job.updated
+        if not job.host:
+            return ""  # it waits to be taken
         if job.pid is None:
             return "its process was never started" if silent > START_SECONDS else ""
         if job.host != self.host:
@@ -134,3 +169,30 @@ def _is_alive(pid: int, job_id: str) -> bool:
 
 def _ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event) -> None:
+    """Work on whatever is queued until ``stop`` is set; what still runs then goes on."""
+    while not stop.is_set():
+        try:
+            processes.tend()
+        except (OSError, SQLAlchemyError) as error:  # a database that is away for a moment must not end the watch
+            log.error("jobs_unreadable", reason=str(error))
+        stop.wait(TEND_SECONDS)
+    processes.release()
+
+
+@contextmanager
+def following_jobs(store_root: Path, stop: Event) -> Iterator[None]:
+    """Work on the queued jobs of a store in a thread until the block ends, which sets ``stop``; log on stderr."""
+    Store(store_root)
+    jobs, log = Jobs(database_url(store_root)), json_log(sys.stderr)
+    processes = JobProcesses(jobs, rebuild_command(store_root), log)
+    thread = Thread(target=follow_jobs, args=(processes, log, stop), name="follow-jobs")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        jobs.close()

@@ -1,35 +1,21 @@
-"""Jobs as rows of one SQL table: what was asked for, how far it is, how it ended.
+"""Jobs as rows of one SQL table: what was asked for, who does it, how far it is, how it ended.
 
 Does not know what a job does, nor how its process is started.
 """
 
-import sqlite3
 import time
 import uuid
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    ColumnElement,
-    Index,
-    String,
-    Text,
-    create_engine,
-    event,
-    func,
-    literal_column,
-    select,
-    update,
-)
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import JSON, ColumnElement, Index, String, Text, func, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
-from retriever.errors import HoneError, InputError
+from app.database import Row, open_database
+from retriever.errors import HoneError
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ACTIVE = (QUEUED, RUNNING)
-LOCK_WAIT_MS = 30_000
 
 _is_active: ColumnElement[bool] = literal_column(f"state IN {ACTIVE}")
 
@@ -46,12 +32,12 @@ class TooLateError(HoneError):
     """The job is done: there is nothing left to cancel."""
 
 
-class Table(DeclarativeBase):
-    """Root of the tables, as SQLAlchemy asks for."""
+class Job(Row):
+    """One job; times are seconds since 1970 in UTC, ``done`` and ``total`` count the units of its ``phase``.
 
-
-class Job(Table):
-    """One job; times are seconds since 1970 in UTC, ``done`` and ``total`` count the units of its ``phase``."""
+    A queued job without a ``host`` waits for whoever may write to the store. ``attempts`` counts who took it; ``token``
+    rises whenever it changes hands, and only the process that began with the last one may write (a fencing token).
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -72,10 +58,13 @@ class Job(Table):
     updated: Mapped[float]
     started: Mapped[float | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    host: Mapped[str] = mapped_column(String(255))
+    host: Mapped[str] = mapped_column(String(255), default="", server_default="")
     pid: Mapped[int | None]
     phase_started: Mapped[float] = mapped_column(default=0.0)
     phase_offset: Mapped[int] = mapped_column(default=0)
+    params: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict, server_default="{}")
+    token: Mapped[int] = mapped_column(default=0, server_default="0")
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
 
     def advance(self, phase: str, done: int, total: int) -> None:
         """Set progress, rate and remaining seconds; what a phase re-used before its first report is not its rate."""
@@ -97,28 +86,19 @@ class Jobs:
     def __init__(self, url: str) -> None:
         """Connect and create the table if it is not there. Raises InputError naming DATABASE_URL if that fails."""
         self.url = url
-        try:
-            self._engine = create_engine(make_url(url), pool_pre_ping=True)
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _configure_sqlite)
-            Table.metadata.create_all(self._engine)
-        except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
-            shown = str(error).splitlines()[0]
-            raise InputError(
-                f"the database of jobs cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
-                "for example sqlite:////var/lib/hone/jobs.db"
-            ) from error
+        self._engine = open_database(url)
         self._session: sessionmaker[Session] = sessionmaker(self._engine, expire_on_commit=False)
+        self._held: dict[str, int] = {}
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
-    def create(self, kind: str, host: str) -> tuple[Job, bool]:
+    def create(self, kind: str, params: dict[str, Any] | None = None) -> tuple[Job, bool]:
         """Return a new queued job and True, or the one of this ``kind`` that is queued or running and False."""
         while True:
             now = time.time()
-            job = Job(id=uuid.uuid4().hex, kind=kind, host=host, created=now, updated=now)
+            job = Job(id=uuid.uuid4().hex, kind=kind, params=params or {}, created=now, updated=now)
             try:
                 with self._session.begin() as session:
                     session.add(job)
@@ -165,10 +145,36 @@ class Jobs:
             raise TooLateError(f"job {job_id} is done: too late to cancel it")
         return False
 
+    def take(self, host: str) -> Job | None:
+        """Return the oldest queued job that nobody has taken, now taken by ``host``; None if there is none."""
+        waiting = (Job.state == QUEUED, Job.host == "")
+        oldest = select(Job.id).where(*waiting).order_by(Job.created, Job.id).limit(1).scalar_subquery()
+        taken = {"host": host, "pid": None, "attempts": Job.attempts + 1, "updated": time.time()}
+        with self._session.begin() as session:
+            change = update(Job).where(Job.id == oldest, *waiting).values(taken).returning(Job)
+            return session.execute(change).scalar_one_or_none()
+
+    def give_back(self, job: Job) -> bool:
+        """Let an active job wait for somebody else, who goes on; False if ``job`` is not how it stands any more.
+
+        Whoever had it can write no more.
+        """
+        counts = {"phase": "", "done": 0, "total": 0, "phase_offset": 0, "rate": None, "eta_seconds": None}
+        again = {"state": QUEUED, "host": "", "pid": None, "token": job.token + 1, **counts}
+        return self._change(job.id, ACTIVE, Job.token == job.token, Job.host == job.host, **again)
+
     def begin(self, job_id: str, pid: int) -> None:
-        """Mark a queued job as running in process ``pid``. Raises Cancelled if it no longer waits."""
-        if not self._change(job_id, (QUEUED,), state=RUNNING, pid=pid, started=time.time()):
+        """Mark a queued job as running in process ``pid``. Raises Cancelled if it no longer waits.
+
+        From then on this object writes to it only for as long as nobody else has been given the job.
+        """
+        now = {"state": RUNNING, "pid": pid, "token": Job.token + 1, "started": time.time(), "updated": time.time()}
+        change = update(Job).where(Job.id == job_id, Job.state == QUEUED).values(now).returning(Job.token)
+        with self._session.begin() as session:
+            token = session.execute(change).scalar_one_or_none()
+        if token is None:
             raise Cancelled(f"job {job_id} is {self.get(job_id).state} and will not run")
+        self._held[job_id] = token
 
     def assign(self, job_id: str, pid: int) -> None:
         """Note the process of a job that was just started."""
@@ -182,7 +188,8 @@ class Jobs:
         """Note how far a running job is. Raises Cancelled if it is to stop."""
         with self._session.begin() as session:
             job = session.get(Job, job_id, with_for_update=True)
-            if job is None or job.state != RUNNING or job.cancel_requested:
+            stopped = job is None or job.state != RUNNING or job.cancel_requested
+            if job is None or stopped or job.token != self._held.get(job_id, job.token):
                 raise Cancelled(f"job {job_id} was told to stop")
             job.advance(phase, done, total)
 
@@ -198,13 +205,9 @@ class Jobs:
         """Mark an active job as cancelled; False if it had already ended."""
         return self._change(job_id, ACTIVE, state=CANCELLED, eta_seconds=None)
 
-    def _change(self, job_id: str, states: tuple[str, ...], **values: Any) -> bool:
-        change = update(Job).where(Job.id == job_id, Job.state.in_(states)).values(updated=time.time(), **values)
+    def _change(self, job_id: str, states: tuple[str, ...], *also: ColumnElement[bool], **values: Any) -> bool:
+        held = [Job.token == self._held[job_id]] if job_id in self._held else []
+        where = (Job.id == job_id, Job.state.in_(states), *held, *also)
+        change = update(Job).where(*where).values(updated=time.time(), **values)
         with self._session.begin() as session:
             return session.execute(change.returning(Job.id)).first() is not None
-
-
-def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.draining import is_draining
 from app.replies import Refusal, error_reply
 from app.telemetry import Telemetry
 
@@ -43,6 +44,8 @@ class Observe:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
+                if is_draining(scope["app"]):
+                    headers["connection"] = "close"  # the client asks another server next
                 if "generation" in state:
                     headers["x-hone-generation"] = str(state["generation"])
             await send(message)
@@ -72,6 +75,7 @@ class Observe:
             status=status,
             seconds=round(seconds, 6),
             generation=scope["state"].get("generation"),
+            key=scope["state"].get("key"),
         )
 
 

@@ -12,11 +12,12 @@ from app.progress import Meter, Report
 from indexer.builder import BuildInputs, Partial, build_generation
 from miner.loop import refresh
 from miner.publish import passages_of, publish_negative_set, set_before
-from retriever.artifacts import Artifact
-from retriever.errors import CorruptError
+from retriever.artifacts import CURRENT, Artifact
+from retriever.errors import BusyError, CorruptError
 from retriever.negatives import open_negative_set
 from retriever.refresh_policy import partial_turn
 
+FOLLOW_SECONDS = 1.0
 BASELINE = "BASELINE"
 """Pointer to the generation of checkpoint 0: what the model could do before training."""
 
@@ -105,6 +106,23 @@ def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
     """Be the refresher of ``run`` until its final checkpoint is done or ``stop`` is set."""
     steps = RefreshSteps(run, report)
     refresh(run.store, steps.build, steps.mine, stop, run.config.refresh.adopt, report)
+
+
+def follow_runs(run: Run, report: Report, stop: Event) -> None:
+    """Be the refresher of ``run`` until ``stop`` is set: after a final checkpoint, wait for a training that goes on.
+
+    While it waits others may write to the store; where one does, it comes later.
+    """
+    done: int | None = None
+    while not stop.is_set():
+        newest = run.store.checkpoints.pointed(CURRENT)
+        if newest != done:
+            try:
+                follow_checkpoints(run, report, stop)
+                done = newest
+            except BusyError as error:
+                report("warning", message=f"{error}; waiting")
+        stop.wait(FOLLOW_SECONDS)
 
 
 class InlineRefresher:

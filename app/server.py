@@ -16,17 +16,21 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import draining
 from app.admission import Admission, AdmissionConfig
+from app.authorization import Authorize, document_keys
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
+from app.keys import Keys
 from app.middleware import BodyLimit, Observe
+from app.recall_meter import RecallMeter
 from app.replies import register_errors
-from app.routes import encode, health, mine, openai, rerank, search, text_embeddings
+from app.routes import encode, generations, health, mine, openai, rerank, search, text_embeddings
 from app.routes import jobs as jobs_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
 from app.telemetry import Telemetry
-from retriever.errors import InputError, StoreError
+from retriever.errors import StoreError
 from retriever.store import Store, code_version
 
 REAP_SECONDS = 0.5
@@ -38,13 +42,17 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`)."""
+    """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`).
+
+    Where there are ``keys``, each request must bring one.
+    """
 
     max_body_bytes: int = 32 << 20
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     poll_seconds: float = POLL_SECONDS
     job_command: tuple[str, ...] | None = None
     log_stream: TextIO | None = None
+    keys: Keys | None = None
 
 
 def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
@@ -56,8 +64,9 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         config.admission.check_longest(snapshot.models.longest)
 
     serving = Serving(store, openers, telemetry.log, telemetry.count_swap, config.poll_seconds, check)
-    processes = JobProcesses(jobs, config.job_command or rebuild_command(store.root), telemetry.log)
-    service = Service(serving, jobs, processes, telemetry, admission)
+    command = config.job_command or rebuild_command(store.root)
+    processes = JobProcesses(jobs, command, telemetry.log, takes=store.is_writable())
+    service = Service(serving, jobs, processes, telemetry, admission, RecallMeter(telemetry))
     _watch(telemetry, store, service)
 
     @asynccontextmanager
@@ -67,9 +76,11 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         admission.start()
         serving.start()
         reaper.start()
+        service.recall.start()
         yield
         stop.set()
         reaper.join()
+        service.recall.stop()
         serving.stop()
         admission.stop()
         processes.release()
@@ -77,34 +88,34 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
     # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
     about = {"title": "hone", "version": code_version(), "description": DESCRIPTION}
     app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
-    app.state.service = service
-    for routes in (search, encode, mine, openai, rerank, text_embeddings, jobs_routes, health):
+    app.state.service, app.state.store = service, store
+    draining.set_up(app)
+    for routes in (search, encode, mine, openai, rerank, text_embeddings, generations, jobs_routes, health):
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)
+    if config.keys is not None:
+        app.add_middleware(Authorize, keys=config.keys)
+        document_keys(app)
     app.add_middleware(Observe, telemetry=telemetry)
     return app
 
 
-def check_bind(host: str, insecure: bool) -> None:
-    """Raise InputError for an address that others can reach, unless ``insecure`` says that they may."""
-    if insecure or host == "localhost":
-        return
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` is an address that no other machine reaches; a name may stand for any."""
+    if host == "localhost":
+        return True
     try:
-        if ipaddress.ip_address(host).is_loopback:
-            return
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        pass  # a name, which may stand for any address
-    raise InputError(
-        f"host {host!r} can be reached from other machines and this server asks for no keys; "
-        "use 127.0.0.1, or say --insecure if something in front of it asks for them"
-    )
+        return False
 
 
 def _reap(service: Service, stop: Event) -> None:
     while not stop.wait(REAP_SECONDS):
+        service.telemetry.refresh()
         try:
-            service.processes.reap()
+            service.processes.tend()
         except SQLAlchemyError as error:  # a database that is away for a moment must not end the watch
             service.telemetry.log.error("jobs_unreadable", reason=str(error))
 
@@ -141,7 +152,9 @@ def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:
         served = service.serving.number
         return math.nan if served is None else float(served)
 
-    telemetry.watch("hone_queue_tokens", "Tokens that wait for the model.", lambda: service.admission.queued_tokens)
+    telemetry.watch(
+        "hone_queue_tokens", "Tokens that wait for the model.", lambda: service.admission.queued_tokens, over="sum"
+    )
     telemetry.watch("hone_generation_number", "Number of the generation that is served.", number)
     telemetry.watch("hone_generation_age_seconds", "Seconds since it was published.", age_seconds)
     telemetry.watch("hone_staleness_steps", "Training steps from it to the newest checkpoint.", staleness_steps)

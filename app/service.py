@@ -14,6 +14,7 @@ from app.admission import Admission
 from app.job_processes import JobProcesses
 from app.jobs import Jobs
 from app.models import Computed
+from app.recall_meter import RecallMeter
 from app.replies import not_ready
 from app.snapshot import Serving, Snapshot
 from app.telemetry import Telemetry
@@ -29,6 +30,7 @@ class Service:
     processes: JobProcesses
     telemetry: Telemetry
     admission: Admission
+    recall: RecallMeter
     mining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Held while a chunk of queries is mined."""
 

@@ -1,52 +1,187 @@
-"""Puts the server over a store on a port.
+"""Puts the server over a store on a port: one process or several, ended without losing a request.
 
 Does not know routes or snapshots.
 """
 
 import gc
+import multiprocessing
+import os
+import signal
 import socket
+import sys
+import tempfile
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Event, Thread, Timer
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
+from app.draining import start_draining
 from app.jobs import Jobs
+from app.keys import Keys
 from app.opening import openers
-from app.server import ServerConfig, check_bind, create_app
+from app.server import ServerConfig, create_app, is_loopback
 from app.settings import database_url
+from app.telemetry import MULTIPROCESS, json_log, worker_is_gone
 from retriever.errors import InputError
 from retriever.store import Store
 
-DRAIN_SECONDS = 30
+FINISH_SECONDS = 30
+"""How long requests in flight may take to end once no new one is let in."""
+WATCH_SECONDS = 0.5
+RESTART_SECONDS = 1.0
 
 
-def serve_store(root: Path, host: str, port: int, *, insecure: bool = False, ranker: Path | None = None) -> None:
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a store is served.
+
+    ``insecure`` asks for no keys wherever it listens, ``require_keys`` also on loopback. For ``drain_seconds`` after
+    SIGTERM the server still answers though it is not ready any more, so that others send it nothing new. ``ranker`` is
+    the folder of a ranker for generations that hold none.
+    """
+
+    insecure: bool = False
+    require_keys: bool = False
+    workers: int = 1
+    drain_seconds: float = 5.0
+    ranker: Path | None = None
+
+
+def serve_store(root: Path, host: str, port: int, options: ServeOptions | None = None) -> None:
     """Serve the store at ``root`` until a signal; requests in flight are finished first.
 
-    ``ranker`` is the folder of a ranker for generations that hold none.
-
-    Raises InputError for a folder that is no store, for an address that others can reach unless ``insecure``, and for
-    one that cannot be listened on.
+    Raises InputError for a folder that is no store, for an address that others can reach where there are no keys to
+    ask for, and for one that cannot be listened on.
     """
-    check_bind(host, insecure)
-    store = Store(root)
-    _check_free(host, port)
+    options = options or ServeOptions()
+    Store(root)
+    with closing(_listen(host, port)) as listener:
+        _check_keys(root, host, options)
+        if options.workers == 1:
+            _run(root, host, options, listener)
+        else:
+            _run_workers(root, host, options, listener)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    with ExitStack() as undo:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = undo.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"
+            ) from error
+        undo.pop_all()
+    return listener
+
+
+def _asks_for_keys(host: str, options: ServeOptions) -> bool:
+    return options.require_keys or not (options.insecure or is_loopback(host))
+
+
+def _check_keys(root: Path, host: str, options: ServeOptions) -> None:
+    """Raise InputError where keys are asked for and there is none."""
+    if not _asks_for_keys(host, options):
+        return
+    with closing(Keys(database_url(root))) as keys:
+        if not keys.any_valid():
+            raise InputError(
+                f"host {host!r} can be reached from other machines and there is no key to ask for; make one with `hone "
+                "keys create`, use 127.0.0.1, or say --insecure if something in front of it asks for keys"
+            )
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that, told to end by SIGTERM, is not ready for a while before it lets nothing in any more."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float) -> None:
+        """``app`` is told that it drains."""
+        super().__init__(config)
+        self._served = app
+        self._drain_seconds = drain_seconds
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal, or Ctrl-C, ends the wait."""
+        start_draining(self._served)
+        if sig != signal.SIGTERM or self._draining or not self._drain_seconds:
+            super().handle_exit(sig, frame)
+            return
+        self._draining = True
+        timer = Timer(self._drain_seconds, self._stop)
+        timer.daemon = True
+        timer.start()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
+    """Serve in this process."""
     jobs = Jobs(database_url(root))
+    keys = Keys(database_url(root)) if _asks_for_keys(host, options) else None
     try:
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
-        app = create_app(ServerConfig(), store, openers(ranker), jobs)
-        uvicorn.run(app, host=host, port=port, log_config=None, timeout_graceful_shutdown=DRAIN_SECONDS)
+        app = create_app(ServerConfig(keys=keys), Store(root), openers(options.ranker), jobs)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
+        DrainingServer(config, app, options.drain_seconds).run(sockets=[listener])
     finally:
         jobs.close()
+        if keys is not None:
+            keys.close()
 
 
-def _check_free(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"
-        ) from error
+def _run_as_worker(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
+    """Serve in a process of several, which ends if its parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, name="parent-watch", daemon=True).start()
+    _run(root, host, options, listener)
+
+
+def _run_workers(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
+    """Serve in several processes behind one socket; one that dies is started again.
+
+    They share the cores: each computes with its part of them. They share the index: each maps the same file.
+    """
+    Jobs(database_url(root)).close()  # what is wrong with it is said once, not by each worker
+    log, stop = json_log(sys.stderr), Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    spawn = multiprocessing.get_context("spawn")
+
+    def start() -> BaseProcess:
+        worker = spawn.Process(target=_run_as_worker, args=(root, host, options, listener))
+        worker.start()
+        return worker
+
+    with tempfile.TemporaryDirectory(prefix="hone-metrics-") as metrics:
+        threads = str(max(1, (os.cpu_count() or 1) // options.workers))
+        os.environ.update({MULTIPROCESS: metrics, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
+        workers = [start() for _ in range(options.workers)]
+        while not stop.wait(WATCH_SECONDS):
+            for place, worker in enumerate(workers):
+                if not worker.is_alive():
+                    log.error("worker_died", pid=worker.pid, exit_code=worker.exitcode)
+                    worker_is_gone(worker.pid or 0)
+                    stop.wait(RESTART_SECONDS)
+                    workers[place] = start()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()

@@ -1,18 +1,25 @@
 """What the server tells of itself: Prometheus metrics in a registry of its own and log lines in JSON.
 
+Of several processes behind one port each can tell for all: they share a folder, as prometheus_client has it.
 Does not know routes, nor where its numbers come from.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+from typing import Literal, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from structlog.typing import FilteringBoundLogger
 
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable, read as prometheus_client is imported: the folder that processes behind one port share."""
+Over = Literal["mostrecent", "sum"]
+"""How the values of several processes become one: the last that was set, or their sum."""
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 
@@ -40,7 +47,11 @@ class Telemetry:
         """Log to ``stream``, by default to standard error."""
         self.log = json_log(stream or sys.stderr)
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self._shared = MULTIPROCESS in os.environ
+        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
+        self._tables: list[_Table] = []
+        if not self._shared:
+            ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "hone_requests", "Requests answered.", ["route", "method", "status"], registry=self.registry
         )
@@ -59,6 +70,14 @@ class Telemetry:
         self.batch_seconds = Histogram(
             "hone_batch_seconds", "Time to compute a batch.", buckets=SECONDS_BUCKETS, registry=self.registry
         )
+        self.recall = Gauge(
+            "hone_recall_at_k",
+            "Share of the true first k that the index finds, over the last sampled queries.",
+            ["k"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.recall_samples = Counter("hone_recall_samples", "Queries sampled for recall.", registry=self.registry)
         self.swaps = Counter("hone_swaps", "Attempts to swap the snapshot.", ["result"], registry=self.registry)
         for result in ("loaded", "failed"):
             self.swaps.labels(result)
@@ -72,17 +91,42 @@ class Telemetry:
         self.batch_tokens.observe(tokens)
         self.batch_seconds.observe(seconds)
 
-    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Show a gauge whose value is read at each scrape; NaN stands for what is not known."""
-        Gauge(name, text, registry=self.registry).set_function(read)
+    def watch(self, name: str, text: str, read: Callable[[], float], over: Over = "mostrecent") -> None:
+        """Show a gauge whose value is read at each scrape; NaN stands for what is not known.
+
+        Of other processes behind the same port the value is the one at their last ``refresh``.
+        """
+        if not self._shared:
+            Gauge(name, text, registry=self.registry).set_function(read)
+            return
+        mode: Literal["livesum", "livemostrecent"] = "livesum" if over == "sum" else "livemostrecent"
+        self._watched.append((Gauge(name, text, registry=self.registry, multiprocess_mode=mode), read))
 
     def watch_each(self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Show a gauge with one value for each key that ``read`` gives at a scrape."""
-        self.registry.register(_Table(name, text, label, read))
+        """Show a gauge with one value for each key that ``read`` gives at a scrape, the same in all processes."""
+        self._tables.append(_Table(name, text, label, read))
+        self.registry.register(self._tables[-1])
+
+    def refresh(self) -> None:
+        """Let other processes know the values of this one's gauges; to be called every second or so."""
+        for gauge, read in self._watched:
+            gauge.set(read())
 
     def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Return all metrics in Prometheus' text format, those of all processes behind the port."""
+        if not self._shared:
+            return generate_latest(self.registry)
+        self.refresh()
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client annotates it in part
+        for table in self._tables:
+            registry.register(table)
+        return generate_latest(registry)
+
+
+def worker_is_gone(pid: int) -> None:
+    """Forget the gauges of a process that shared the folder; its counts stay."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]  # prometheus_client annotates it in part
 
 
 class _Table(Collector):

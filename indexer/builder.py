@@ -4,7 +4,7 @@ Does not know models, the training loop, or who asked for the build.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from indexer.dev_record import DevRecord
 from indexer.encode import encode_corpus
 from indexer.evaluation import evaluate
 from indexer.exact import exact_search
@@ -20,13 +21,16 @@ from indexer.factory import IndexConfig as IndexConfig
 from indexer.factory import check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
 from indexer.faiss_index import read_index, write_index
+from indexer.gate import METRIC
 from indexer.lexical import ANALYSIS, write_lexical
 from indexer.partial import Partial as Partial
 from indexer.partial import encode_partially
+from indexer.promotion import judge_draft
 from indexer.promotion import promote_if_good as promote_if_good
-from indexer.quality import check_complete, check_self_retrieval, recall_at
+from indexer.quality import check_complete, check_self_retrieval, recall_at, recall_with_error
 from indexer.searcher import IndexSearcher
 from indexer.shards import Vectors, link_vectors
+from indexer.tuning import SERVED_DEPTH
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import link_tree
@@ -46,16 +50,14 @@ BuildProgress = Callable[[str, int, int], None]
 class BuildInputs:
     """What a generation is built from besides the checkpoint.
 
-    ``dev`` None: recall is measured over passages, and the dev facts are taken from ``same``, an earlier generation's
-    facts, if that has the same weights and corpus. ``partial``: most vectors follow from an earlier generation's;
-    such a generation is to be mined from alone, and dev is not measured on it.
+    ``dev`` None: recall is measured over passages, and no dev metric is. ``partial``: most vectors follow from an
+    earlier generation's; such a generation is to be mined from alone, and dev is not measured on it.
     """
 
     open_encoder: Callable[[Artifact], Encoder]
     corpus: Corpus
     dev: QuerySet | None
     config: IndexConfig
-    same: Mapping[str, Any] | None = None
     mining_depth: int = MINING_DEPTH
     partial: Partial | None = None
 
@@ -93,9 +95,15 @@ def build_generation(
             searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters, choice.deep)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
             draft.facts.update(made)
-            draft.facts.update(_measured(searcher, vectors, queries, inputs, progress, seconds))
-            draft.facts.update(_known_dev(draft.facts, inputs))
+            with _timed(seconds, "check"):
+                progress("check", 0, 1)
+                draft.facts.update(_checked(searcher, vectors, queries, inputs))
+            with _timed(seconds, "evaluate"):
+                progress("evaluate", 0, 1)
+                draft.facts.update(_evaluated(searcher, vectors, queries, inputs, draft.path))
+                progress("evaluate", 1, 1)
             draft.facts["seconds"] = seconds
+            judge_draft(store, draft)
             link_vectors(vectors, draft.path / "vectors")
             link_tree(checkpoint.path / "model", draft.path / "model")
             if config.lexical and inputs.partial is None:
@@ -191,41 +199,28 @@ def _description(vectors: Vectors, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _known_dev(facts: Mapping[str, Any], inputs: BuildInputs) -> dict[str, Any]:
-    """Return the dev facts of the earlier generation where they hold for this one: they depend on these alone."""
-    earlier = inputs.same
-    if inputs.dev is not None or earlier is None:
-        return {}
-    if any(earlier.get(key) != facts[key] for key in ("weights_sha256", "corpus_sha256", "query_fingerprint")):
-        return {}
-    return {key: earlier[key] for key in ("dev", "dev_queries", "dev_sha256")}
-
-
-def _measured(
-    searcher: IndexSearcher,
-    vectors: Vectors,
-    queries: FloatArray,
-    inputs: BuildInputs,
-    progress: BuildProgress,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    corpus, dev = inputs.corpus, inputs.dev
-    progress("check", 0, 1)
-    with _timed(seconds, "check"):
-        check_complete(vectors, len(corpus), searcher.rows)
-        check_self_retrieval(searcher.search, vectors, corpus, exact=searcher.exact, seed=inputs.config.seed)
-        found, _ = searcher.search(queries, RECALL_DEPTH)
-        exact, _ = exact_search(queries, vectors, RECALL_DEPTH)
-        recall = recall_at(found, exact, RECALL_DEPTH)
-    progress("evaluate", 0, 1)
-    with _timed(seconds, "evaluate"):
-        judged = dev if inputs.partial is None else None  # mapped vectors say too little of the model
-        figures = evaluate(judged, queries, vectors, searcher.search).metrics if judged is not None else {}
-    progress("evaluate", 1, 1)
+def _checked(searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs) -> dict[str, Any]:
+    corpus, seed = inputs.corpus, inputs.config.seed
+    check_complete(vectors, len(corpus), searcher.rows)
+    check_self_retrieval(searcher.search, vectors, corpus, exact=searcher.exact, seed=seed)
+    exact, _ = exact_search(queries, vectors, RECALL_DEPTH)
+    recall, error = recall_with_error(searcher.search(queries, SERVED_DEPTH)[0], exact, SERVED_DEPTH)
     return {
-        "recall_at_100": recall,
-        "recall_queries": {"from": "passages" if dev is None else "dev", "count": len(queries)},
-        "dev": figures,
-        "dev_queries": 0 if judged is None else len(judged),
-        "dev_sha256": None if judged is None else judged.sha256,
+        "recall_at_10": recall,
+        "recall_at_10_error": error,
+        "recall_at_100": recall_at(searcher.search(queries, RECALL_DEPTH)[0], exact, RECALL_DEPTH),
+        "recall_queries": {"from": "passages" if inputs.dev is None else "dev", "count": len(queries)},
     }
+
+
+def _evaluated(
+    searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs, folder: Path
+) -> dict[str, Any]:
+    """Return the dev facts, and write each query's figure below ``folder``."""
+    # The vectors of a partial generation say too little of its model.
+    dev = inputs.dev if inputs.partial is None else None
+    if dev is None:
+        return {"dev": {}, "dev_queries": 0, "dev_sha256": None}
+    evaluation = evaluate(dev, queries, vectors, searcher.search)
+    DevRecord.of(dev, inputs.corpus, evaluation.per_query[METRIC].astype(np.float32)).write(folder)
+    return {"dev": evaluation.metrics, "dev_queries": len(dev), "dev_sha256": dev.sha256}

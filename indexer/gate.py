@@ -1,26 +1,54 @@
 """The rule that decides whether a new generation is served and whether it is the best so far.
 
-Does not know stores or pointers: facts in, verdict out.
+Does not know stores or pointers: facts and figures in, verdict out.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from retriever.protocols import FloatArray
+
 METRIC = "nDCG@10"
-TOLERANCE = 0.01
-"""How far the dev metric may fall below the served generation's."""
+MARGIN = 0.01
+"""How far the dev metric may fall below the served generation's, whatever a test says of it."""
+CHANCE = 0.01
+"""A limit is broken where the figures would be this improbable if it held."""
+MOST_FLIPS = 0.1
+"""Share of the dev queries that may go from answered to not answered."""
+MOST_ROWS_LOST = 0.01
+"""Share of the passages by which the corpus may shrink."""
+DRAWS, BLOCK_DRAWS = 10_000, 500
 
 Facts = Mapping[str, Any]
+Pairs = tuple[FloatArray, FloatArray]
+"""nDCG@10 float32 [n] of the queries that two generations have in common: the new one's, the served one's."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the gate's questions: its ``name``, whether it ``passed``, and the figures that say why."""
+
+    name: str
+    passed: bool
+    reason: str
 
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """Whether SERVED and BEST move to a generation, and why SERVED does or does not."""
+    """Whether SERVED and BEST move to a generation, why SERVED does or does not, and every check that was made."""
 
     served: bool
     best: bool
     reason: str
+    checks: tuple[Check, ...] = ()
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return what a manifest keeps."""
+        return {**asdict(self), "checks": [asdict(check) for check in self.checks]}
 
 
 def is_partial(facts: Facts) -> bool:
@@ -28,32 +56,106 @@ def is_partial(facts: Facts) -> bool:
     return facts.get("partial") is not None
 
 
-def judge(new: Facts, served: Facts | None, best: Facts | None) -> GateVerdict:
+def judge(new: Facts, served: Facts | None, best: Facts | None, pairs: Pairs | None = None) -> GateVerdict:
     """Compare the facts of a new generation with those of the served and of the best one (None: there is none).
 
-    It is served unless its dev metric is more than .01 below the served one's, and the best if strictly above the
-    best one's. Figures over different dev queries or corpora are not compared: the new generation then takes over.
-    A partial generation is neither, whatever its figures: most of its vectors are not its model's.
+    It is served if every check passes, and the best if its dev metric is strictly above the best one's over the same
+    queries and corpus. ``pairs`` compare it with the served one by query; without them the means are compared, if they
+    are of the same queries and corpus. A partial generation is neither, whatever its figures: most of its vectors are
+    not its model's.
     """
     if is_partial(new):
         return GateVerdict(False, False, "partial: to be mined from alone")
-    passed, reason = _serve(new, served)
-    return GateVerdict(passed, _is_best(new, best), reason)
+    checks = tuple(_checks(new, served, pairs))
+    refused = [check for check in checks if not check.passed]
+    if refused:
+        reason = "; ".join(check.reason for check in refused)
+    elif served is None:
+        reason = "no generation was served before"
+    else:
+        compared = [check for check in checks if check.name == "dev"]
+        reason = compared[0].reason if compared else "no dev metric to compare with the served generation's"
+    return GateVerdict(not refused, _is_best(new, best), reason, checks)
+
+
+def _checks(new: Facts, served: Facts | None, pairs: Pairs | None) -> Iterator[Check]:
+    if "recall_at_10" in new:
+        yield _recall(new)
+    if served is None:
+        return
+    if "rows" in new and "rows" in served:
+        yield _rows(new["rows"], served["rows"])
+    if "step" in new and "step" in served:
+        passed = new["step"] >= served["step"]
+        yield Check("step", passed, f"step {new['step']}, served {served['step']}: an older checkpoint may not follow")
+    if pairs is not None and len(pairs[0]):
+        yield _fall(*pairs)
+        yield _flips(*pairs)
+    elif _comparable(new, served):
+        now, before = new["dev"][METRIC], served["dev"][METRIC]
+        reason = f"dev {METRIC} {now:.4f}, served {before:.4f}, at most {MARGIN} below allowed"
+        yield Check("dev", now >= before - MARGIN, reason)
+
+
+def _recall(new: Facts) -> Check:
+    """Recall is measured over a sample of queries: it is refused where the sample speaks against the target."""
+    recall, target = new["recall_at_10"], new["index_config"]["target_recall"]
+    slack = 2.33 * new["recall_at_10_error"]  # one-sided, 1 %
+    reason = f"recall@10 {recall:.4f} ± {slack:.4f} against exact search, target {target}"
+    return Check("recall", recall + slack >= target, reason)
+
+
+def _rows(now: int, before: int) -> Check:
+    passed = now >= before * (1 - MOST_ROWS_LOST)
+    return Check("rows", passed, f"{now} passages, served {before}, at most {MOST_ROWS_LOST:.0%} fewer allowed")
+
+
+def _fall(now: FloatArray, before: FloatArray) -> Check:
+    """The mean may not be more than the margin below, unless chance explains that it is below at all."""
+    differences = now - before
+    fall = -float(differences.mean())
+    chance = 1.0 if fall <= MARGIN else probability_of_fall(differences)
+    reason = (
+        f"dev {METRIC} {now.mean():.4f}, served {before.mean():.4f} over {len(now)} queries, "
+        f"at most {MARGIN} below allowed"
+    )
+    reason += f", probability of such a fall by chance {chance:.4f}" if fall > MARGIN else ""
+    return Check("dev", chance >= CHANCE, reason)
+
+
+def probability_of_fall(differences: FloatArray, seed: int = 0) -> float:
+    """Return the probability of a mean as low as that of ``differences`` [n] if each could as well have the other sign.
+
+    A paired randomisation test (Fisher 1935; for retrieval: Smucker, Allan and Carterette 2007) with 10,000 draws.
+    """
+    moved = differences[differences != 0]
+    observed = moved.sum() + 1e-6
+    generator = np.random.default_rng(seed)
+    as_low = 0
+    for _ in range(DRAWS // BLOCK_DRAWS):
+        signs = generator.integers(0, 2, (BLOCK_DRAWS, len(moved)), dtype=np.int8) * np.float32(2) - 1
+        as_low += int((signs @ moved <= observed).sum())
+    return (as_low + 1) / (DRAWS + 1)
+
+
+def _flips(now: FloatArray, before: FloatArray) -> Check:
+    """Count the queries with a relevant passage among the first ten before and none now (Yan et al. 2021)."""
+    flips, queries = int(((before > 0) & (now <= 0)).sum()), len(now)
+    passed = flips <= MOST_FLIPS * queries or probability_of_count(flips, queries, MOST_FLIPS) >= CHANCE
+    reason = f"{flips} of {queries} dev queries lost their answer among the first 10, {MOST_FLIPS:.0%} allowed"
+    return Check("flips", passed, reason)
+
+
+def probability_of_count(count: int, trials: int, rate: float) -> float:
+    """Return the binomial probability of ``count`` or more in ``trials`` at ``rate``."""
+    k = np.arange(count, trials + 1)
+    log_choose = np.array([math.lgamma(trials + 1) - math.lgamma(i + 1) - math.lgamma(trials - i + 1) for i in k])
+    return float(np.exp(log_choose + k * math.log(rate) + (trials - k) * math.log1p(-rate)).sum())
 
 
 def _comparable(new: Facts, old: Facts) -> bool:
     same = all(new.get(key) == old.get(key) for key in ("dev_sha256", "corpus_sha256"))
     return same and METRIC in new["dev"] and METRIC in old["dev"]
-
-
-def _serve(new: Facts, served: Facts | None) -> tuple[bool, str]:
-    if served is None:
-        return True, "no generation was served before"
-    if not _comparable(new, served):
-        return True, "no dev metric to compare with the served generation's"
-    now, before = new["dev"][METRIC], served["dev"][METRIC]
-    passed = now >= before - TOLERANCE
-    return passed, f"dev {METRIC} {now:.4f}, served {before:.4f}, at most {TOLERANCE} below allowed"
 
 
 def _is_best(new: Facts, best: Facts | None) -> bool:

@@ -1,15 +1,47 @@
-"""Moves the pointers SERVED and BEST to a published generation where the gate lets it pass, once for each generation.
+"""Moves the pointers SERVED and BEST: where the gate lets a generation pass, or where a person says so.
 
-Does not know how a generation is built or what the gate's rule is.
+Does not know how a generation is built or what the gate's rule is. Each move of SERVED is a line of promotions.jsonl.
 """
 
-from indexer.gate import Facts, GateVerdict, judge
-from retriever.artifacts import BEST, SERVED, Artifact
-from retriever.errors import StoreError
+import time
+from typing import Any
+
+import numpy as np
+
+from indexer.dev_record import DIFFERENCES, QUERIES, DevRecord, read_record, shared_queries
+from indexer.gate import Facts, GateVerdict, Pairs, is_partial, judge
+from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Draft
+from retriever.durable import append_line, read_lines
+from retriever.errors import InputError, StoreError
 from retriever.store import Store
 
 JUDGED = "JUDGED"
 """Pointer to the newest generation that was judged, so that judging again never undoes a rollback of SERVED."""
+PREVIOUS = "PREVIOUS"
+"""Pointer to the generation that was served before: it is kept for a rollback."""
+LEDGER = "promotions.jsonl"
+
+GATE, PROMOTE, FORCE, ROLLBACK, PIN = "gate", "promote", "force", "rollback", "pin"
+
+
+def judge_draft(store: Store, draft: Draft) -> None:
+    """Put the gate's verdict on a generation that is about to be published into its facts and files.
+
+    ``facts.gate`` holds the checks and ``against``, the served generation; dev/differences.npy float32 [Q] holds the
+    candidate's figure of each dev query minus that generation's, nan where there is none to compare with.
+    """
+    served = _readable(store, SERVED)
+    record = DevRecord.read(draft.path) if (draft.path / QUERIES).exists() else None
+    old = None if served is None else _record(served)
+    pairs = None
+    if record is not None and old is not None:
+        here, there = shared_queries(record, old)
+        pairs = record.figures[here], old.figures[there]
+        differences = np.full(len(record.ids), np.nan, np.float32)
+        differences[here] = pairs[0] - pairs[1]
+        np.save(draft.path / DIFFERENCES, differences)
+    verdict = judge(draft.facts, None if served is None else served.facts, _facts(store, BEST), pairs)
+    draft.facts["gate"] = {**verdict.as_facts(), "against": None if served is None else served.number}
 
 
 def promote_if_good(store: Store, generation: Artifact) -> GateVerdict:
@@ -24,9 +56,9 @@ def promote_if_good(store: Store, generation: Artifact) -> GateVerdict:
         if judged is not None and judged >= generation.number:
             named = {pointer: series.pointed(pointer) == generation.number for pointer in (SERVED, BEST)}
             return GateVerdict(named[SERVED], named[BEST], "judged before")
-        verdict = judge(generation.facts, _facts(store, SERVED), _facts(store, BEST))
+        verdict = judge_again(store, generation)
         if verdict.served:
-            series.point(SERVED, generation.number)
+            _serve(store, generation.number, GATE, verdict)
         if verdict.best:
             series.point(BEST, generation.number)
         store.log_event(
@@ -44,10 +76,116 @@ def promote_if_good(store: Store, generation: Artifact) -> GateVerdict:
     return verdict
 
 
-def _facts(store: Store, pointer: str) -> Facts | None:
-    """Return the facts of the generation that ``pointer`` names, None if it names none that can still be read."""
+def judge_again(store: Store, generation: Artifact) -> GateVerdict:
+    """Return the gate's verdict on ``generation`` against what is served now; nothing moves."""
+    served = _readable(store, SERVED)
+    pairs = None if served is None else _pairs(generation, served)
+    return judge(generation.facts, None if served is None else served.facts, _facts(store, BEST), pairs)
+
+
+def promote(store: Store, number: int | None = None, *, force: bool = False) -> dict[str, Any]:
+    """Let SERVED name generation ``number`` (None: the newest) if the gate passes it, or in any case with ``force``.
+
+    Returns the line of the ledger, which says ``force`` where the gate had refused. Raises InputError with the gate's
+    reason for one that it refuses, for a partial one, and where there is none; CorruptError for damaged files.
+    """
+    generation = store.generations.get(CURRENT) if number is None else store.generations.at(number)
+    if generation is None:
+        raise InputError(f"{store.generations.folder}: there is no generation yet; build one with `hone index`")
+    if is_partial(generation.facts):
+        raise InputError(f"generation {generation.number} is partial, to be mined from alone; name a full one")
+    generation.verify()
+    verdict = judge_again(store, generation)
+    if not verdict.served and not force:
+        raise InputError(f"generation {generation.number} is refused by the gate: {verdict.reason}; --force serves it")
+    return _serve(store, generation.number, PROMOTE if verdict.served else FORCE, verdict)
+
+
+def pin_served(store: Store, number: int) -> dict[str, Any]:
+    """Let SERVED name generation ``number`` without asking the gate, and return the line of the ledger."""
+    return _serve(store, number, PIN, None)
+
+
+def rollback(store: Store) -> dict[str, Any]:
+    """Let SERVED name the intact generation that was served before, and return the line of the ledger.
+
+    Repeated, it goes back one more. Raises InputError if there is none.
+    """
+    series = store.generations
+    now = series.pointed(SERVED)
+    for line in reversed(ledger(store)):
+        if line["to"] != now or line["by"] == ROLLBACK:
+            continue
+        if line["from"] is None:
+            break
+        now = line["from"]
+        try:
+            series.at(now).verify()
+        except StoreError:
+            continue  # gone or damaged: what was served before it is tried
+        return _serve(store, now, ROLLBACK, None)
+    raise InputError(f"{series.folder}: no intact generation was served before; `hone promote N` names another")
+
+
+def ledger(store: Store) -> list[dict[str, Any]]:
+    """Return the moves of SERVED in order: {time, from, to, by, reason, checks}."""
+    return read_lines(store.root / LEDGER)
+
+
+def differences(new: Artifact, old: Artifact) -> tuple[DevRecord, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Return the dev record of ``new`` and float32 [Q]: the figure of each of its queries minus that in ``old``.
+
+    nan where ``old`` has no query of the same id, text and judgements. Raises InputError if one has no record.
+    """
+    records = read_record(new), read_record(old)
+    if records[0] is None or records[1] is None:
+        bare = new if records[0] is None else old
+        raise InputError(f"generation {bare.number} keeps no dev queries; only generations measured on dev compare")
+    here, there = shared_queries(records[0], records[1])
+    found = np.full(len(records[0].ids), np.nan, np.float32)
+    found[here] = records[0].figures[here] - records[1].figures[there]
+    return records[0], found
+
+
+def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> dict[str, Any]:
+    """Write the line first, then move the pointers: a crash between leaves a line more than moves, never one less."""
+    series = store.generations
+    served = _readable(store, SERVED)
+    before = None if served is None else served.number
+    line = {"time": time.time(), "from": before, "to": series.at(number).number, "by": by}
+    if verdict is not None:
+        line |= {"reason": verdict.reason, "checks": verdict.as_facts()["checks"]}
+    if before != number:
+        append_line(store.root / LEDGER, line)
+        if before is not None:
+            series.point(PREVIOUS, before)
+        series.point(SERVED, number)
+    return line
+
+
+def _pairs(new: Artifact, served: Artifact) -> Pairs | None:
+    records = _record(new), _record(served)
+    if records[0] is None or records[1] is None:
+        return None
+    here, there = shared_queries(records[0], records[1])
+    return records[0].figures[here], records[1].figures[there]
+
+
+def _record(generation: Artifact) -> DevRecord | None:
     try:
-        generation = store.generations.get(pointer)
+        return read_record(generation)
     except StoreError:  # a broken generation cannot hold its place against a sound one
         return None
+
+
+def _readable(store: Store, pointer: str) -> Artifact | None:
+    """Return the generation that ``pointer`` names, None if it names none that can still be read."""
+    try:
+        return store.generations.get(pointer)
+    except StoreError:
+        return None
+
+
+def _facts(store: Store, pointer: str) -> Facts | None:
+    generation = _readable(store, pointer)
     return None if generation is None else generation.facts

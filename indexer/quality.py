@@ -25,10 +25,19 @@ def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
 
     ``found`` and ``exact`` are int32 [q, at least k or all there is].
     """
+    return recall_with_error(found, exact, k)[0]
+
+
+def recall_with_error(found: IntArray, exact: IntArray, k: int) -> tuple[float, float]:
+    """Return the recall of ``recall_at`` and its standard error over the queries."""
     queries = np.arange(len(exact), dtype=np.int64)[:, None] << 32
-    wanted = (queries + exact[:, :k])[exact[:, :k] >= 0]
+    there = exact[:, :k] >= 0
     given = (queries + found[:, :k])[found[:, :k] >= 0]
-    return float(np.isin(wanted, given).mean()) if len(wanted) else 1.0
+    hit = np.isin(queries + exact[:, :k], given) & there
+    if not there.any():
+        return 1.0, 0.0
+    by_query = hit.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    return float(hit.sum() / there.sum()), float(by_query.std() / np.sqrt(len(by_query)))
 
 
 def check_complete(vectors: Vectors, corpus_rows: int, index_rows: int | None = None) -> None:

@@ -6,6 +6,7 @@ Does not know what trains, builds or serves from it.
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Collection
 from functools import cache
@@ -41,6 +42,10 @@ class Store:
         self.corpora, self.checkpoints, self.generations, self.negatives = (
             Series(root / kind, root / "locks" / f"{kind}.lock", origin) for kind in KINDS
         )
+
+    def is_writable(self) -> bool:
+        """Tell whether this process may publish here: a server may have the store mounted for reading alone."""
+        return os.access(self.generations.folder, os.W_OK) and os.access(self.root, os.W_OK)
 
     def series(self, kind: str) -> Series:
         """Return the series of ``kind``. Raises InputError naming the kinds there are."""

@@ -13,7 +13,7 @@ from app.evaluating import Evaluated, evaluate_split, indexed_model, scored_run
 from app.live import progress_view
 from app.opening import openers
 from app.options import JsonOption, Precision, SkipMissing, StoreOption, print_json, store_path, warn
-from app.serving import serve_store
+from app.serving import ServeOptions, serve_store
 from app.settings import Settings
 from app.snapshot import load_snapshot
 from indexer.builder import IndexConfig
@@ -120,7 +120,12 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Default: $HONE_PORT, else 8000.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that others can reach.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens.")] = False,
+    require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for keys on 127.0.0.1, too.")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; they share index and cores.")] = 1,
+    drain_seconds: Annotated[
+        float, typer.Option("--drain-seconds", min=0, help="After SIGTERM, answer this long though not ready.")
+    ] = 5.0,
     ranker: Annotated[
         Path | None, typer.Option("--ranker", help="Folder of a ranker; default: $HONE_RANKER, else the generation's.")
     ] = None,
@@ -131,4 +136,5 @@ def serve(
     address = host or settings.host
     port = settings.port if port is None else port
     print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
-    serve_store(root, address, port, insecure=insecure, ranker=ranker or settings.ranker)
+    options = ServeOptions(insecure, require_keys, workers, drain_seconds, ranker or settings.ranker)
+    serve_store(root, address, port, options)

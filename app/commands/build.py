@@ -3,14 +3,17 @@
 Does not know how indexes are built or negatives mined.
 """
 
+import sys
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
 
 from app.composition import open_run
-from app.indexing import index_data, rebuild, rebuild_or_wait
-from app.job_work import working
+from app.indexing import index_data, rebuild
+from app.job_kinds import REBUILD, run_job
+from app.job_processes import following_jobs
 from app.jobs import Jobs
 from app.live import progress_view
 from app.options import (
@@ -25,9 +28,12 @@ from app.options import (
     warn,
 )
 from app.refreshing import RefreshSteps
+from app.reports import json_lines
 from app.settings import database_url
+from app.training import stopping_at_signals
 from indexer.builder import IndexConfig
 from indexer.gate import is_partial
+from indexer.promotion import pin_served
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
@@ -52,33 +58,55 @@ def index(
     precision: PrecisionOption = Precision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
     skip_missing: SkipMissing = False,
+    target_recall: Annotated[
+        float, typer.Option("--target-recall", help="Recall@10 against exact search that the gate asks for.")
+    ] = 0.95,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Work on the rebuilds and promotions that others queue, until a signal.")
+    ] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Queue a rebuild for whoever works on the store.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
     root = store_path(store)
     if job is not None:
-        _work_on_job(root, job)
+        run_job(root, job)
+        return
+    if follow or queue:
+        if data is not None or (follow and queue):
+            raise InputError("--follow and --queue go alone: they rebuild what the store serves")
+        _follow(root) if follow else _queue(root, as_json=json_output)
         return
     with progress_view() as report:
-        config = IndexConfig(factory=factory, engine=engine.value, precision=precision.value)
+        config = IndexConfig(factory, target_recall, engine=engine.value, precision=precision.value)
         if data is None:
             generation = rebuild(Store(root), config, report)
         else:
             generation = index_data(root, data, model, config, report, skip_missing=skip_missing)
-    _show(generation, json_output, f'Next: hone search --store {root} "…", or hone serve --store {root}')
+    verdict = generation.facts["gate"]
+    following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
+    if not verdict["served"]:
+        following = f"Not served: {verdict['reason']}. hone promote {generation.number} --force serves it all the same"
+    _show(generation, json_output, following)
 
 
-def _work_on_job(root: Path, job: str) -> None:
+def _follow(root: Path) -> None:
+    """Work on the queued jobs of a store until a signal ends it."""
+    stop = Event()
+    with stopping_at_signals(stop, json_lines(sys.stderr)), following_jobs(root, stop):
+        stop.wait()
+
+
+def _queue(root: Path, *, as_json: bool) -> None:
+    """Ask for a rebuild, as POST /v1/index/rebuild does."""
+    Store(root)
     jobs = Jobs(database_url(root))
-    store = Store(root)
-    with working(jobs, job) as progress:
-
-        def report(event: str, **fields: object) -> None:
-            store.log_event(event, source="refresher", **fields)
-
-        generation = rebuild_or_wait(store, report, progress)
-        jobs.finish(job, {"generation": generation.number})
+    job, new = jobs.create(REBUILD)
     jobs.close()
+    if as_json:
+        print_json({"job": job.id, "new": new})
+        return
+    print(f"job {job.id} is {'queued' if new else job.state}; GET /v1/jobs/{job.id} shows how far it is")
 
 
 def mine(
@@ -105,13 +133,17 @@ def pin(
     json_output: JsonOption = False,
 ) -> None:
     """Give an artifact a name; what has a name is never removed. Without a number: list the names."""
-    series = Store(store_path(store)).series(kind)
+    opened = Store(store_path(store))
+    series = opened.series(kind)
     if number is not None:
         if name is None:
             raise InputError("give a name after the number, e.g. hone pin generations 3 WARMUP")
         if name in (SERVED, BEST) and is_partial(series.at(number).facts):
             raise InputError(f"{kind} {number} is partial, to be mined from alone; name a full one {name}")
-        series.point(name, number)
+        if kind == "generations" and name == SERVED:
+            pin_served(opened, number)
+        else:
+            series.point(name, number)
     if json_output:
         print_json(series.pointers())
         return

@@ -12,10 +12,11 @@ import typer
 
 from app.composition import Run, open_run
 from app.config import read_config
+from app.job_processes import following_jobs
 from app.live import duration
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
 from app.refresher_process import end_with_parent, stop_with_parent
-from app.refreshing import follow_checkpoints
+from app.refreshing import follow_checkpoints, follow_runs
 from app.reports import all_of, event_log, json_lines
 from app.run_file import write_run_file
 from app.training import (
@@ -124,6 +125,9 @@ def refresh(
     config: ConfigArgument,
     store: StoreOption = None,
     skip_missing: SkipMissing = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on after the final checkpoint, and work on queued jobs, too.")
+    ] = False,
     child: Annotated[bool, typer.Option("--child", hidden=True)] = False,
 ) -> None:
     """Follow the trainer's checkpoints: build each marked one's generation and mine its negatives, until the last."""
@@ -133,6 +137,10 @@ def refresh(
     stop = Event()
     report = all_of(event_log(run.store, "refresher"), json_lines(sys.stderr))
     with stopping_at_signals(stop, report):
+        if follow:
+            with following_jobs(run.store.root, stop):
+                follow_runs(run, report, stop)
+            return
         follow_checkpoints(run, report, stop)
     if stop.is_set():
         raise HoneError("interrupted before the final checkpoint; the same command goes on from there")

@@ -5,10 +5,11 @@ Does not know how a snapshot is loaded.
 
 from html import escape
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from app.draining import is_draining
 from app.replies import errors, not_ready, reply
 from app.schemas import LiveReply, ReadyReply
 from app.service import ServiceOf, SnapshotOf
@@ -37,8 +38,10 @@ async def live() -> Response:
 
 
 @router.get("/readyz", response_model=ReadyReply, responses=errors(503))
-async def ready(snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Tell that a snapshot is loaded and the model computes, so that requests are answered."""
+async def ready(snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
+    """Tell that a snapshot is loaded and the model computes, so that requests are answered, and will be for a while."""
+    if is_draining(request.app):
+        raise not_ready("the server is about to end; ask another one")
     if service.admission.health:
         raise not_ready(service.admission.health)
     return reply({"status": "ready", "generation": snapshot.generation.number})

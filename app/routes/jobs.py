@@ -1,19 +1,26 @@
-"""POST /v1/index/rebuild and /v1/jobs: ask for a new generation, watch it being built, cancel it.
+"""POST /v1/index/rebuild and /v1/jobs: ask for a new generation, watch it being built, hear its events, cancel it.
 
 Does not know how a generation is built: the job's own process does that.
 """
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
-from fastapi.responses import Response
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 
-from app.jobs import CANCELLED
+from app.draining import is_draining
+from app.jobs import ACTIVE, CANCELLED, Job, Jobs
 from app.replies import errors, reply
 from app.schemas import CancelReply, JobReply, JobsReply
 from app.service import ServiceOf
 
 MAX_SHOWN = 1000
+EVENT_SECONDS = 0.25
+KEEP_ALIVE_SECONDS = 15.0
 
 router = APIRouter(tags=["jobs"])
 
@@ -42,6 +49,45 @@ def newest(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=MAX_SHOWN)] 
 def job(job_id: str, service: ServiceOf) -> Response:
     """Show a job as it stands now."""
     return reply(JobReply.of(service.jobs.get(job_id)).model_dump())
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."},
+        **errors(404, 422, 503),
+    },
+)
+async def events(job_id: str, service: ServiceOf, request: Request) -> StreamingResponse:
+    """Send the job as server-sent events: `progress` whenever it has moved, `end` once it has ended.
+
+    Each event holds the whole job, so a client that lost the connection asks again and misses nothing.
+    """
+    first = await run_in_threadpool(service.jobs.get, job_id)
+    stream = _events(first, service.jobs, lambda: is_draining(request.app))
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+async def _events(job: Job, jobs: Jobs, stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
+    sent, quiet = "", 0.0
+    while True:
+        state = JobReply.of(job).model_dump_json()
+        ended = job.state not in ACTIVE
+        if state != sent or ended:
+            yield f"event: {'end' if ended else 'progress'}\ndata: {state}\n\n".encode()
+            sent, quiet = state, 0.0
+        elif quiet >= KEEP_ALIVE_SECONDS:
+            yield b": still there\n\n"
+            quiet = 0.0
+        if ended or stopping():
+            return
+        await asyncio.sleep(EVENT_SECONDS)
+        quiet += EVENT_SECONDS
+        try:
+            job = await run_in_threadpool(jobs.get, job.id)
+        except SQLAlchemyError:
+            return  # the status has gone out already: the client sees the stream end and asks again
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503))

@@ -26,6 +26,8 @@ async def search_passages(body: SearchRequest, snapshot: SnapshotOf, service: Se
     vectors = None if body.mode == "lexical" else await _query_vectors(body, snapshot, service)
     query = Query(body.queries, vectors)
     rows, scores = await run_in_threadpool(_found, body, snapshot, query)
+    if vectors is not None and not body.exact:
+        service.recall.offer(snapshot, vectors)
     if body.rerank:
         rows, scores = await _reranked(body, snapshot, service, rows)
     results = await run_in_threadpool(_hits, snapshot, rows, scores, body.with_text)

@@ -91,9 +91,9 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    """Wait until ``true()`` holds, at most half a minute."""
-    deadline = time.monotonic() + 30
+def wait_for(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until ``true()`` holds, at most ``seconds``."""
+    deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -6,13 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
 from app import job_processes
-from app.job_processes import JobProcesses, rebuild_command
+from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_command
 from app.jobs import Job, Jobs
 from app.telemetry import json_log
+from tests.app.served import wait_for
 
 SCRIPT = Path(__file__).with_name("job_script.py")
 ROOT = Path(__file__).parent.parent.parent
@@ -53,7 +55,7 @@ def ended(processes: JobProcesses, job_id: str) -> Job:
     deadline = time.monotonic() + 30
     while (job := processes.jobs.get(job_id)).state in ("queued", "running"):
         assert time.monotonic() < deadline
-        processes.reap()
+        processes.tend()
         time.sleep(0.01)
     return job
 
@@ -83,8 +85,9 @@ def test_a_crash_is_noticed_and_what_the_process_said_is_kept(
     failed = ended(processes, job.id)
     assert failed.state == "failed"
     assert "SIGKILL" in (failed.error or "") and "out of luck" in (failed.error or "")
+    assert failed.attempts == ATTEMPTS
     events = [json.loads(line)["event"] for line in log.getvalue().splitlines()]
-    assert events == ["job_started", "job_lost"]
+    assert events == ["job_started", "job_waits_again"] * 2 + ["job_started", "job_lost"]
 
 
 def test_a_process_that_never_says_how_it_ended_has_failed(server: Callable[[str], JobProcesses]) -> None:
@@ -119,26 +122,66 @@ def test_a_job_goes_on_over_a_restart_of_the_server(server: Callable[[str], JobP
     assert after.start("rebuild")[0].id == job.id
 
 
-def test_a_job_that_died_while_the_server_was_away_has_failed(
+def test_a_job_that_died_while_the_server_was_away_is_begun_again(
     server: Callable[[str], JobProcesses], jobs: Jobs
 ) -> None:
     before = server("hang")
     job, _ = before.start("rebuild")
     os.kill(job.pid or 0, signal.SIGKILL)
-    after = server("hang")
-    failed = ended(after, job.id)
-    assert failed.error == f"its process {job.pid} is gone"
+    after = server("work")
+    done = ended(after, job.id)
+    assert (done.state, done.attempts) == ("done", 2) and done.pid != job.pid
     assert after.start("rebuild")[1]
+
+
+def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
+    server: Callable[[str], JobProcesses], jobs: Jobs
+) -> None:
+    processes = server("slow")
+    job, _ = processes.start("rebuild")
+    running(jobs, job.id)
+    (child,) = processes.children()
+    child.send_signal(signal.SIGSTOP)
+    assert jobs.request_cancel(job.id)
+    child.kill()
+    assert ended(processes, job.id).state == "cancelled"
+
+
+def test_who_may_not_write_leaves_jobs_to_those_who_may(server: Callable[[str], JobProcesses], jobs: Jobs) -> None:
+    reader, writer = server("work"), server("work")
+    reader.takes = False
+    job, new = reader.start("rebuild")
+    reader.tend()
+    assert new and (jobs.get(job.id).state, reader.children()) == ("queued", [])
+    assert ended(writer, job.id).state == "done"
+
+
+def test_followers_work_on_what_is_queued_until_they_are_stopped(
+    server: Callable[[str], JobProcesses], jobs: Jobs, log: io.StringIO
+) -> None:
+    stop = Event()
+    processes = server("work")
+    thread = Thread(target=follow_jobs, args=(processes, json_log(log), stop))
+    thread.start()
+    try:
+        for _ in range(2):
+            job, _ = jobs.create("rebuild")
+            wait_for(lambda: jobs.get(job.id).state == "done" and not processes.children())  # noqa: B023
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_another_process_with_the_number_of_a_job_is_not_that_job(
     server: Callable[[str], JobProcesses], jobs: Jobs
 ) -> None:
     processes = server("hang")
-    job, _ = jobs.create("rebuild", processes.host)
+    jobs.create("rebuild")
+    job = jobs.take(processes.host)
+    assert job is not None
     jobs.begin(job.id, os.getpid())
     processes.reap()
-    assert jobs.get(job.id).state == "failed"
+    assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("queued", "")
 
 
 @pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (None, None)])
@@ -151,15 +194,17 @@ def test_silence_is_given_time(
 ) -> None:
     """Of a job of another host, or one whose process was never started, only the time since its last word is known."""
     processes = server("hang")
-    job, _ = jobs.create("rebuild", host or processes.host)
+    jobs.create("rebuild")
+    job = jobs.take(host or processes.host)
+    assert job is not None
     if pid is not None:
         jobs.begin(job.id, pid)
     processes.reap()
-    assert jobs.get(job.id).state != "failed"
+    assert jobs.get(job.id).host == (host or processes.host)
     later = time.time() + job_processes.LEASE_SECONDS + 1
     monkeypatch.setattr(time, "time", lambda: later)
     processes.reap()
-    assert jobs.get(job.id).state == "failed"
+    assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("queued", "")
 
 
 def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:

@@ -21,7 +21,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 @pytest.fixture
 def job_id(jobs: Jobs) -> str:
-    return jobs.create("rebuild", "here")[0].id
+    return jobs.create("rebuild")[0].id
 
 
 def test_work_that_finishes(jobs: Jobs, job_id: str) -> None:

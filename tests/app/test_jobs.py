@@ -1,7 +1,9 @@
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 
 def new_job(jobs: Jobs, kind: str = "rebuild") -> str:
-    return jobs.create(kind, "here")[0].id
+    return jobs.create(kind)[0].id
 
 
 def test_a_job_from_queued_to_done(jobs: Jobs) -> None:
@@ -44,18 +46,18 @@ def test_a_job_outlives_the_connection(tmp_path: Path) -> None:
 
 def test_one_job_of_a_kind_is_active_at_a_time(jobs: Jobs) -> None:
     first = new_job(jobs)
-    again, new = jobs.create("rebuild", "there")
+    again, new = jobs.create("rebuild")
     assert (again.id, new) == (first, False)
     assert new_job(jobs, "other") != first
     jobs.begin(first, 1)
-    assert jobs.create("rebuild", "here")[0].id == first
+    assert jobs.create("rebuild")[0].id == first
     jobs.fail(first, "broke")
-    assert jobs.create("rebuild", "here")[1]
+    assert jobs.create("rebuild")[1]
 
 
 def test_many_requests_at_once_make_one_job(jobs: Jobs) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: jobs.create("rebuild", "here"), range(32)))
+        made = list(pool.map(lambda _: jobs.create("rebuild"), range(32)))
     assert len({job.id for job, _ in made}) == 1
     assert sum(new for _, new in made) == 1
 
@@ -151,6 +153,82 @@ def test_many_writers_never_find_the_database_locked(jobs: Jobs) -> None:
         stop.set()
         assert all(future.result() > 0 for future in beats)
     assert jobs.get(job_id).done == 99
+
+
+def test_a_job_is_taken_once_and_the_oldest_first(jobs: Jobs) -> None:
+    first, second = new_job(jobs, "a"), new_job(jobs, "b")
+    with ThreadPoolExecutor(8) as pool:
+        taken = [job.id for job in pool.map(lambda _: jobs.take("here"), range(8)) if job is not None]
+    assert sorted(taken, key=[first, second].index) == [first, second]
+    assert jobs.take("here") is None
+    assert (jobs.get(first).host, jobs.get(first).attempts) == ("here", 1)
+
+
+def test_parameters_come_along(jobs: Jobs) -> None:
+    jobs.create("promote", {"number": 3, "force": True})
+    job = jobs.take("here")
+    assert job is not None and job.params == {"number": 3, "force": True}
+
+
+def test_who_lost_a_job_can_write_to_it_no_more(jobs: Jobs, tmp_path: Path) -> None:
+    """The process that was given up for lost wakes up after another one has begun."""
+    job_id = new_job(jobs)
+    sleeper, successor = (Jobs(jobs.url) for _ in range(2))
+    jobs.take("here")
+    sleeper.begin(job_id, 1)
+    assert jobs.give_back(jobs.get(job_id))
+    with pytest.raises(Cancelled):
+        sleeper.progress(job_id, "publish", 1, 1)
+    jobs.take("there")
+    successor.begin(job_id, 2)
+    with pytest.raises(Cancelled):
+        sleeper.progress(job_id, "publish", 1, 1)
+    before = jobs.get(job_id).updated
+    sleeper.beat(job_id)
+    assert not sleeper.finish(job_id, {"generation": 1}) and not sleeper.fail(job_id, "broke")
+    assert not sleeper.stopped(job_id)
+    assert (jobs.get(job_id).state, jobs.get(job_id).updated) == ("running", before)
+    assert successor.finish(job_id, {"generation": 2})
+    for table in (sleeper, successor):
+        table.close()
+
+
+def test_another_attempt_counts_anew(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    jobs.begin(job_id, 1)
+    jobs.progress(job_id, "encode", 0, 10)
+    jobs.progress(job_id, "encode", 6, 10)
+    assert jobs.give_back(jobs.get(job_id))
+    jobs.begin(job_id, 2)
+    assert (jobs.get(job_id).phase, jobs.get(job_id).done) == ("", 0)
+    jobs.progress(job_id, "encode", 5, 10)
+    assert (jobs.get(job_id).phase_offset, jobs.get(job_id).rate) == (5, None)
+
+
+def test_a_job_is_given_back_only_as_it_was_seen(jobs: Jobs) -> None:
+    job_id = new_job(jobs)
+    seen = jobs.get(job_id)
+    jobs.take("here")
+    jobs.begin(job_id, 1)
+    assert not jobs.give_back(seen)
+    assert jobs.get(job_id).state == "running"
+
+
+def test_a_table_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "hone.db"
+    with closing(sqlite3.connect(path)) as connection:
+        Jobs(f"sqlite:///{path}").close()
+        for column in ("params", "token", "attempts"):
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.execute(
+            "INSERT INTO jobs (id, kind, state, phase, done, total, created, updated, cancel_requested, host,"
+            " phase_started, phase_offset) VALUES ('old', 'rebuild', 'queued', '', 0, 0, 1, 1, 0, '', 0, 0)"
+        )
+        connection.commit()
+    again = Jobs(f"sqlite:///{path}")
+    job = again.take("here")
+    assert job is not None and (job.id, job.params, job.attempts) == ("old", {}, 1)
+    again.close()
 
 
 @pytest.mark.parametrize("url", ["sqlite:////proc/none/hone.db", "no url", "nosuchdatabase://host/name"])

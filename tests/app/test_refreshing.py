@@ -1,6 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from app.composition import Run
 from app.opening import encoder_opener
-from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints
+from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.durable import sha256_file
@@ -17,6 +17,7 @@ from retriever.encoder import create_encoder
 from retriever.negatives import Verdict, open_negative_set
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
+from tests.app.served import wait_for
 
 
 class Heard:
@@ -92,6 +93,24 @@ def test_the_follower_ends_after_the_final_checkpoint(run: Run) -> None:
     again = Heard()
     follow_checkpoints(run, again, Event())
     assert [event for event, _ in again.events] == ["drained"]
+
+
+def test_a_follower_of_runs_waits_for_a_training_that_goes_on_and_for_who_else_writes(run: Run) -> None:
+    heard, stop, negatives = Heard(), Event(), run.store.negatives
+    thread = Thread(target=follow_runs, args=(run, heard, stop))
+    thread.start()
+    try:
+        publish(run.store, run, 0, refresh=True, final=True)
+        wait_for(lambda: negatives.pointed("CURRENT") == 0)
+        wait_for(lambda: bool(heard.of("drained")))
+        other = Store(run.store.root)
+        with other.generations.writer(wait=True):
+            publish(run.store, run, 5, refresh=True, final=True)
+            wait_for(lambda: any("waiting" in event["message"] for event in heard.of("warning")))
+        wait_for(lambda: negatives.pointed("CURRENT") == 1)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_what_the_parts_warn_of_is_reported(run: Run) -> None:

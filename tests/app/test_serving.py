@@ -3,13 +3,19 @@ from pathlib import Path
 
 import pytest
 
-from app.serving import serve_store
+from app.keys import Keys
+from app.serving import ServeOptions, serve_store
+from app.settings import database_url
 from retriever.errors import InputError
 
 
-def test_an_address_that_others_can_reach_needs_insecure(indexed: Path) -> None:
-    with pytest.raises(InputError, match=r"0\.0\.0\.0.*--insecure"):
-        serve_store(indexed, "0.0.0.0", 0)
+@pytest.mark.parametrize(("host", "options"), [("0.0.0.0", None), ("127.0.0.1", ServeOptions(require_keys=True))])
+def test_where_keys_are_asked_for_there_must_be_one(indexed: Path, host: str, options: ServeOptions | None) -> None:
+    keys = Keys(database_url(indexed))
+    keys.revoke(keys.create("gone", ["search"])[1].id)
+    keys.close()
+    with pytest.raises(InputError, match=r"hone keys create.*--insecure"):
+        serve_store(indexed, host, 0, options)
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:

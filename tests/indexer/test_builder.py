@@ -63,10 +63,9 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
     checkpoint = plant_checkpoint(store, step=24, weights=5, refresh=True, final=True)
     generation = build(store, checkpoint, build_inputs(tiny_data, corpus))
     generation.verify()
-    assert set(generation.manifest["files"]) == {"index.faiss", "vectors/00000.npy", "model/seed.json"} | {
-        f"lexical/{name}"
-        for name in ("params.index.json", "vocab.index.json", *(f"{one}.csc.index.npy" for one in CSC))
-    }
+    lexical = ("params.index.json", "vocab.index.json", *(f"{one}.csc.index.npy" for one in CSC))
+    kept = {"dev/queries.json", "dev/ndcg10.npy", *(f"lexical/{name}" for name in lexical)}
+    assert set(generation.manifest["files"]) == {"index.faiss", "vectors/00000.npy", "model/seed.json"} | kept
     assert generation.parents == {"checkpoint": checkpoint.number, "corpus": corpus.number}
     assert (generation.path / "model/seed.json").samefile(checkpoint.path / "model/seed.json")
     encoder, dev = open_quick_encoder(generation), dev_set(tiny_data, corpus)
@@ -96,11 +95,26 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "search": {},
         "search_deep": None,
         "front": [],
+        "recall_at_10": 1.0,
+        "recall_at_10_error": 0.0,
         "lexical": ANALYSIS,
         "recall_at_100": 1.0,
         "recall_queries": {"from": "dev", "count": 10},
         "dev_queries": 10,
         "dev_sha256": dev.sha256,
+        "gate": {
+            "served": True,
+            "best": True,
+            "reason": "no generation was served before",
+            "checks": [
+                {
+                    "name": "recall",
+                    "passed": True,
+                    "reason": "recall@10 1.0000 ± 0.0000 against exact search, target 0.95",
+                }
+            ],
+            "against": None,
+        },
     }
     assert store.generations.pointers() == {CURRENT: 0, SERVED: 0, BEST: 0, "JUDGED": 0}
 
@@ -266,3 +280,8 @@ def test_a_worse_generation_is_published_but_not_served(tiny: tuple[Store, Corpu
     worse = replace(build_inputs(tiny_data, corpus), open_encoder=lambda _: Deaf())
     build(store, plant_checkpoint(store, step=1), worse)
     assert store.generations.pointers() == {CURRENT: 1, SERVED: 0, BEST: 0, "JUDGED": 1}
+    judged = store.generations.at(1)
+    assert [check["name"] for check in judged.facts["gate"]["checks"] if not check["passed"]] == ["dev", "flips"]
+    assert judged.facts["gate"]["against"] == 0
+    figures = [np.load(store.generations.path(number) / "dev/ndcg10.npy") for number in (1, 0)]
+    np.testing.assert_array_equal(np.load(judged.path / "dev/differences.npy"), figures[0] - figures[1])

@@ -1,8 +1,10 @@
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 
-from indexer.gate import is_partial, judge
+from indexer.gate import is_partial, judge, probability_of_count, probability_of_fall
 
 
 def facts(ndcg: float | None, **others: Any) -> dict[str, Any]:
@@ -52,3 +54,63 @@ def test_a_partial_generation_is_neither_served_nor_best_whatever_its_figures(ol
         verdict = judge(new, old, old)
         assert is_partial(new) and not verdict.served and not verdict.best and "partial" in verdict.reason
     assert not is_partial(facts(0.9))
+
+
+def refused(*pairs: Any, **others: Any) -> list[str]:
+    """Names of the checks that refuse a generation, given the figures of its queries and of the served one's."""
+    arrays = tuple(np.asarray(figures, np.float32) for figures in pairs)
+    verdict = judge(facts(None, **others), facts(None), None, (arrays[0], arrays[1]) if arrays else None)
+    assert verdict.served == all(check.passed for check in verdict.checks)
+    return [check.name for check in verdict.checks if not check.passed]
+
+
+def test_a_fall_is_refused_if_it_is_beyond_margin_and_chance() -> None:
+    before = np.tile([0.2, 0.5, 0.8, 1.0], 50)
+    assert refused(before - 0.009, before) == []  # within the margin, though certain
+    assert refused(before - 0.03, before) == ["dev"]
+    noise = np.random.default_rng(0).permutation(np.repeat([0.19, -0.19], 100))
+    assert refused(before + noise - 0.011, before) == []  # beyond the margin, yet chance alone may do that
+
+
+def test_a_few_queries_prove_little() -> None:
+    assert refused([0.0, 0.5, 0.5], [0.1, 0.6, 0.6]) == []
+    assert refused(np.zeros(10), np.ones(10)) == ["dev", "flips"]
+
+
+def test_lost_answers_are_refused_though_the_mean_rises() -> None:
+    before, now = np.full(100, 0.5), np.full(100, 0.9)
+    now[:10] = 0
+    assert refused(now, before) == []
+    now[:25] = 0
+    assert refused(now, before) == ["flips"]
+
+
+@pytest.mark.parametrize(("recall", "error", "passes"), [(0.95, 0.0, True), (0.94, 0.005, True), (0.93, 0.005, False)])
+def test_recall_below_the_target_is_refused_even_where_nothing_was_served(
+    recall: float, error: float, passes: bool
+) -> None:
+    new = facts(0.9, recall_at_10=recall, recall_at_10_error=error, index_config={"target_recall": 0.95})
+    verdict = judge(new, None, None)
+    assert verdict.served == passes and ("target 0.95" in verdict.reason) != passes
+
+
+@pytest.mark.parametrize(("rows", "step", "names"), [(990, 7, []), (989, 8, ["rows"]), (1000, 6, ["step"])])
+def test_a_smaller_corpus_and_an_older_checkpoint_are_refused(rows: int, step: int, names: list[str]) -> None:
+    served = facts(0.5, rows=1000, step=7)
+    verdict = judge(facts(0.9, rows=rows, step=step), served, None)
+    assert [check.name for check in verdict.checks if not check.passed] == names and verdict.served != bool(names)
+
+
+def test_the_probability_of_a_fall_is_that_of_all_signs() -> None:
+    differences = np.array([-3, -2, 1, 0, -1, -0.5], np.float32)
+    moved = differences[differences != 0]
+    sums = [sum(s * d for s, d in zip(signs, moved, strict=True)) for signs in product((-1, 1), repeat=5)]
+    exactly = np.mean([total <= moved.sum() + 1e-6 for total in sums])
+    assert probability_of_fall(differences) == pytest.approx(exactly, abs=0.02)
+    assert probability_of_fall(np.zeros(5, np.float32)) == 1
+
+
+def test_the_probability_of_a_count_is_binomial() -> None:
+    assert probability_of_count(2, 3, 0.5) == pytest.approx(0.5)
+    assert probability_of_count(0, 50, 0.1) == pytest.approx(1)
+    assert probability_of_count(10, 10, 0.1) == pytest.approx(1e-10)

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from indexer.promotion import promote_if_good
+from indexer.promotion import PREVIOUS, ledger, pin_served, promote, promote_if_good, rollback
 from retriever.artifacts import BEST, SERVED, Artifact
 from retriever.data import Corpus
+from retriever.errors import CorruptError, InputError
 from retriever.store import Store
 
 
@@ -51,7 +52,7 @@ def test_judging_again_neither_undoes_a_rollback_nor_logs_twice(tiny: tuple[Stor
     assert len(events(store)) == 2
 
 
-@pytest.mark.parametrize("survivors", [0, 1, 2])
+@pytest.mark.parametrize("survivors", [0, 1, 2, 3])
 def test_a_promotion_that_was_killed_is_completed(
     tiny: tuple[Store, Corpus], monkeypatch: pytest.MonkeyPatch, survivors: int
 ) -> None:
@@ -80,3 +81,66 @@ def test_a_broken_served_generation_gives_way(tiny: tuple[Store, Corpus]) -> Non
     (store.generations.path(0) / "manifest.json").write_text("torn")
     assert promote_if_good(store, newest).served
     assert pointed(store) == (1, 1)
+
+
+def test_a_refused_generation_is_served_by_force_alone_and_the_ledger_says_so(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.6, 0.4):
+        promote_if_good(store, publish(store, ndcg))
+    with pytest.raises(InputError, match=r"generation 1 is refused by the gate: dev nDCG@10 0\.4000"):
+        promote(store)
+    assert pointed(store) == (0, 0)
+    line = promote(store, 1, force=True)
+    assert pointed(store) == (1, 0) and store.generations.pointed(PREVIOUS) == 0
+    assert (line["by"], line["from"], line["to"]) == ("force", 0, 1) and not line["checks"][-1]["passed"]
+    assert ledger(store)[-1] == line
+    assert promote(store, 0)["by"] == "promote"
+
+
+def test_a_rollback_goes_back_one_by_one(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.5, 0.6, 0.7):
+        promote_if_good(store, publish(store, ndcg))
+    assert [rollback(store)["to"] for _ in range(2)] == [1, 0]
+    with pytest.raises(InputError, match="no intact generation was served before"):
+        rollback(store)
+    assert promote(store, 2)["from"] == 0
+    assert rollback(store)["to"] == 0
+    pin_served(store, 1)
+    assert [line["by"] for line in ledger(store)] == [*["gate"] * 3, *["rollback"] * 2, "promote", "rollback", "pin"]
+    assert rollback(store)["to"] == 0
+
+
+def test_a_rollback_passes_over_what_is_gone_or_damaged(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.5, 0.6, 0.7, 0.8):
+        promote_if_good(store, publish(store, ndcg))
+    store.generations.remove(1)
+    (store.generations.path(2) / "manifest.json").write_text("torn")
+    assert rollback(store)["to"] == 0
+
+
+def test_a_damaged_or_partial_generation_is_not_promoted_even_by_force(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    with pytest.raises(InputError, match="no generation yet"):
+        promote(store)
+    with store.generations.stage(parents={}) as draft:
+        (draft.path / "index.faiss").write_text("whole")
+        draft.facts.update(step=0, dev={})
+    (store.generations.path(0) / "index.faiss").write_text("other")
+    with pytest.raises(CorruptError):
+        promote(store, force=True)
+    with store.generations.stage(parents={}) as draft:
+        draft.facts.update(step=0, dev={}, partial={"parent": 0})
+    with pytest.raises(InputError, match="partial"):
+        promote(store, force=True)
+    assert store.generations.pointed(SERVED) is None
+
+
+def test_what_was_served_before_is_kept_for_a_rollback(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.5, 0.6, 0.3, 0.2):
+        promote_if_good(store, publish(store, ndcg))
+    store.retain("generations", keep=1, grace_seconds=-1)
+    assert store.generations.numbers() == [0, 1, 3]
+    assert rollback(store)["to"] == 0

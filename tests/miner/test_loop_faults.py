@@ -59,8 +59,9 @@ def test_a_kill_at_any_step_changes_nothing_in_the_end(
     calm = Store(tmp_path / "calm", create=True)
     run_of_two(calm)
     steps = strike(monkeypatch, calm, -1, done=done)
-    # Two generations of a folder and the pointers CURRENT, SERVED and JUDGED, two sets of a folder and CURRENT.
-    assert steps == 12
+    # Two generations of a folder and the pointers CURRENT, SERVED and JUDGED, PREVIOUS for the second, two sets of a
+    # folder and CURRENT.
+    assert steps == 13
     for fatal in range(1, steps + 1):
         struck = Store(tmp_path / f"struck-{fatal}", create=True)
         run_of_two(struck)

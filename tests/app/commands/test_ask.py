@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.commands import ask
+from app.serving import ServeOptions
 from retriever.store import Store
 from retriever.trec import read_run
 from tests.app.command_line import Hone, contents
@@ -77,22 +78,23 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
 
 
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[tuple[Path, str, int, bool, Path | None]] = []
+    served: list[tuple[Path, str, int, ServeOptions]] = []
 
-    def serve_store(root: Path, host: str, port: int, *, insecure: bool, ranker: Path | None) -> None:
-        served.append((root, host, port, insecure, ranker))
+    def serve_store(root: Path, host: str, port: int, options: ServeOptions) -> None:
+        served.append((root, host, port, options))
 
     monkeypatch.setattr(ask, "serve_store", serve_store)
     assert "http://127.0.0.1:8000" in hone("serve", "--store", indexed).err
-    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", "--insecure", "--ranker", "one")
+    flags = ("--insecure", "--ranker", "one", "--workers", 2, "--drain-seconds", 1)
+    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", *flags)
     monkeypatch.setenv("HONE_PORT", "9000")
     monkeypatch.setenv("HONE_STORE", "there")
     monkeypatch.setenv("HONE_RANKER", "other")
     hone("serve")
     assert served == [
-        (indexed, "127.0.0.1", 8000, False, None),
-        (indexed, "::1", 0, True, Path("one")),
-        (Path("there"), "127.0.0.1", 9000, False, Path("other")),
+        (indexed, "127.0.0.1", 8000, ServeOptions()),
+        (indexed, "::1", 0, ServeOptions(insecure=True, workers=2, drain_seconds=1, ranker=Path("one"))),
+        (Path("there"), "127.0.0.1", 9000, ServeOptions(ranker=Path("other"))),
     ]
     monkeypatch.setenv("HONE_PORT", "many")
     assert hone("serve").complaint.startswith("HONE_PORT=many: ")

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +10,7 @@ from app.jobs import Jobs
 from app.settings import database_url
 from retriever.store import Store
 from tests.app.command_line import Hone, contents
+from tests.app.served import wait_for
 
 
 def test_index_without_data_rebuilds_what_is_served(hone: Hone, trained: Path) -> None:
@@ -73,19 +77,55 @@ def jobs(trained: Path) -> Iterator[Jobs]:
 
 
 def test_the_work_of_a_server_s_job(hone: Hone, trained: Path, jobs: Jobs) -> None:
-    job, _ = jobs.create("rebuild", "here")
+    job, _ = jobs.create("rebuild")
     assert hone("index", "--store", trained, "--job", job.id).code == 0
     ended = jobs.get(job.id)
-    assert (ended.state, ended.result) == ("done", {"generation": 3})
+    assert ended.state == "done" and ended.result is not None
+    assert ended.result["generation"] == 3 and ended.result["gate"]["served"]
     assert Store(trained).generations.pointed("SERVED") == 3
 
 
 def test_a_job_that_was_cancelled_before_it_began(hone: Hone, trained: Path, jobs: Jobs) -> None:
-    job, _ = jobs.create("rebuild", "here")
+    job, _ = jobs.create("rebuild")
     jobs.request_cancel(job.id)
     before = contents(trained / "generations")
     assert hone("index", "--store", trained, "--job", job.id).complaint
     assert jobs.get(job.id).state == "cancelled" and contents(trained / "generations") == before
+
+
+def test_jobs_promote_and_roll_back(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    """The same move as from the command line, for a server that may not write to the store."""
+    generations = Store(trained).generations
+    generations.point("SERVED", 0)
+    for kind, params, served in (("promote", {"number": 2, "force": True}, 2), ("rollback", {}, 0)):
+        job, _ = jobs.create(kind, params)
+        assert hone("index", "--store", trained, "--job", job.id).code == 0
+        assert generations.pointed("SERVED") == served
+        result = jobs.get(job.id).result
+        assert result is not None and result["to"] == served
+
+
+def test_a_job_of_a_kind_that_is_unknown_fails(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    job, _ = jobs.create("brew")
+    assert "kind 'brew' is unknown" in hone("index", "--store", trained, "--job", job.id).complaint
+    assert jobs.get(job.id).state == "failed"
+
+
+def test_a_queued_rebuild_is_done_by_one_who_follows(hone: Hone, trained: Path, jobs: Jobs) -> None:
+    queued = hone("index", "--store", trained, "--queue", "--json").json
+    assert queued["new"] and not hone("index", "--store", trained, "--queue", "--json").json["new"]
+    command = [sys.executable, "-m", "app.cli", "index", "--store", str(trained), "--follow"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as follower:
+        wait_for(lambda: jobs.get(queued["job"]).state not in ("queued", "running"))
+        follower.send_signal(signal.SIGTERM)
+        assert follower.wait() == 0
+    assert jobs.get(queued["job"]).state == "done"
+    assert Store(trained).generations.pointed("SERVED") == 3
+
+
+@pytest.mark.parametrize("arguments", [("DATA", "--follow"), ("--queue", "--follow")])
+def test_following_and_queueing_go_alone(hone: Hone, trained: Path, arguments: tuple[str, ...]) -> None:
+    assert "go alone" in hone("index", *arguments, "--store", trained).complaint
 
 
 def test_a_job_that_nobody_knows(hone: Hone, trained: Path, jobs: Jobs) -> None:

@@ -1,4 +1,6 @@
+import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,3 +103,34 @@ def test_an_unknown_job_is_not_found(server: Server, method: str, path: str) -> 
     response = server.client.request(method, path)
     assert (response.status_code, response.json()["error_type"]) == (404, "not_found")
     assert "'none'" in response.json()["error"]
+
+
+def heard(server: Server, job_id: str) -> list[tuple[str, dict[str, Any]]]:
+    """Listen to a job's events until the stream ends."""
+    with server.client.stream("GET", f"/v1/jobs/{job_id}/events") as response:
+        assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+        text = "".join(response.iter_text())
+    events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [(event["event"], json.loads(event["data"])) for event in events]
+
+
+def test_a_job_s_events_tell_its_progress_and_its_end(started: Callable[[str], Any]) -> None:
+    with started("slow") as server:
+        job = server.post("/v1/index/rebuild", None, 202)
+        wait_for(server, job["id"], "running")
+        timer = threading.Timer(1.0, lambda: server.post(f"/v1/jobs/{job['id']}/cancel", None))
+        timer.start()
+        events = heard(server, job["id"])
+        timer.join()
+    assert [name for name, _ in events] == ["progress"] * (len(events) - 1) + ["end"]
+    done = [state["done"] for _, state in events]
+    assert len(events) > 3 and done == sorted(done) and events[-1][1]["state"] == "cancelled"
+
+
+def test_the_events_of_a_job_that_has_ended_are_its_end(started: Callable[[str], Any]) -> None:
+    with started("work") as server:
+        job = server.post("/v1/index/rebuild", None, 202)
+        wait_for(server, job["id"], "done")
+        ((name, state),) = heard(server, job["id"])
+        assert (name, state["result"]) == ("end", {"generation": 1})
+        assert server.client.get("/v1/jobs/none/events").status_code == 404

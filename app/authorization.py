@@ -1,0 +1,132 @@
+"""Who may call which route, and how often: a key's scopes and its limit, before a body is read.
+
+Does not know how keys are kept, nor what a route does.
+"""
+
+import math
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.keys import ADMIN, ENCODE, MINE, SEARCH, WRITE, Key, Keys
+from app.replies import error_reply
+
+ANY = "any"
+"""A route that every valid key reaches."""
+OPEN = frozenset({"/", "/docs", "/health", "/livez", "/metrics", "/openapi.json", "/readyz"})
+"""What is read without a key: health, figures, documentation."""
+OPEN_FOLDERS = ("/static-offline-docs/",)
+SCOPE_OF = {
+    "/": ENCODE,
+    "/embed": ENCODE,
+    "/embed_all": ENCODE,
+    "/rerank": SEARCH,
+    "/v1/embeddings": ENCODE,
+    "/v1/encode": ENCODE,
+    "/v1/mine": MINE,
+    "/v1/rerank": SEARCH,
+    "/v1/search": SEARCH,
+    "/v2/rerank": SEARCH,
+}
+WRITTEN = ("/v1/index/", "/v1/jobs/", "/v1/judgements", "/v1/passages")
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """Return the scope that a request needs, "any" for any valid key, None for a route that is open.
+
+    What changes something and is not named here needs admin.
+    """
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return None if path in OPEN or path.startswith(OPEN_FOLDERS) else ANY
+    if path in SCOPE_OF:
+        return SCOPE_OF[path]
+    return WRITE if path.startswith(WRITTEN) else ADMIN
+
+
+class Authorize:
+    """Answers 401 without a valid key, 403 beyond its scopes, 429 beyond its requests a minute."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        """Each process counts a key's requests by itself."""
+        self._app = app
+        self._keys = keys
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; scope["state"] gets the ``key``'s id."""
+        wanted = scope_of(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        if wanted is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            key = await run_in_threadpool(self._keys.find, offered_key(Headers(scope=scope)))
+        except SQLAlchemyError:
+            refusal = error_reply(request, 503, "the database of keys does not answer", headers={"Retry-After": "2"})
+            await refusal(scope, receive, send)
+            return
+        request.state.key = None if key is None else key.id
+        refused = self._refused(key, wanted)
+        if refused is None:
+            await self._app(scope, receive, send)
+            return
+        status, message, headers = refused
+        await error_reply(request, status, message, headers=headers)(scope, receive, send)
+
+    def _refused(self, key: Key | None, wanted: str) -> tuple[int, str, dict[str, str]] | None:
+        if key is None:
+            message = "send a valid key as `Authorization: Bearer …`; `hone keys create` makes one"
+            return 401, message, {"WWW-Authenticate": "Bearer"}
+        if wanted != ANY and not key.may(wanted):
+            return 403, f"key {key.id} may {', '.join(key.scopes)}; this needs {wanted}", {}
+        if key.per_minute is None:
+            return None
+        item = RateLimitItemPerMinute(key.per_minute)
+        if self._limiter.hit(item, key.id):
+            return None
+        seconds = max(1, math.ceil(self._limiter.get_window_stats(item, key.id).reset_time - time.time()))
+        return 429, f"key {key.id} may ask {key.per_minute} times a minute", {"Retry-After": str(seconds)}
+
+
+def offered_key(headers: Headers) -> str:
+    """Return the key of a request: a bearer token, or what x-api-key says."""
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def document_keys(app: FastAPI) -> None:
+    """Let the OpenAPI document say which routes need a key, and what they answer without."""
+    made = app.openapi
+
+    def documented() -> dict[str, Any]:
+        fresh = app.openapi_schema is None
+        document = made()
+        if not fresh:
+            return document
+        bearer = {"type": "http", "scheme": "bearer"}
+        document.setdefault("components", {}).setdefault("securitySchemes", {})["key"] = bearer
+        for path, methods in document["paths"].items():
+            for method, route in methods.items():
+                if scope_of(method.upper(), path) is not None:
+                    _document(route)
+        return document
+
+    app.openapi = documented  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _document(route: dict[str, Any]) -> None:
+    like = next(response for status, response in route["responses"].items() if status == "500")
+    texts = {"401": "No valid key.", "403": "The key does not reach this far.", "429": "Too often."}
+    for status, text in texts.items():
+        route["responses"].setdefault(status, {"description": text, "content": like["content"]})
+    retry = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
+    route["responses"]["429"].setdefault("headers", retry)
+    route["security"] = [{"key": []}]

@@ -1,0 +1,57 @@
+"""The one SQL database of all that changes: how it is opened, and the root of its tables.
+
+Does not know the tables.
+"""
+
+import sqlite3
+
+from sqlalchemy import Table, create_engine, event, inspect, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.schema import CreateColumn
+
+from retriever.errors import InputError
+
+LOCK_WAIT_MS = 30_000
+
+
+class Row(DeclarativeBase):
+    """Root of the tables, as SQLAlchemy asks for."""
+
+
+def open_database(url: str) -> Engine:
+    """Connect, and create the tables that are not there. Raises InputError naming DATABASE_URL if that fails."""
+    try:
+        place = make_url(url)
+        if place.drivername in ("postgres", "postgresql"):
+            place = place.set(drivername="postgresql+psycopg")  # the driver of the extra `postgres`
+        engine = create_engine(place, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _configure_sqlite)
+        Row.metadata.create_all(engine)
+        for table in Row.metadata.tables.values():
+            _add_missing_columns(engine, table)
+    except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
+        shown = str(error).splitlines()[0]
+        raise InputError(
+            f"the database of jobs and keys cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
+            "for example sqlite:////var/lib/hone/jobs.db or postgresql://user@host/name (extra postgres)"
+        ) from error
+    return engine
+
+
+def _add_missing_columns(engine: Engine, table: Table) -> None:
+    """Bring a table that an earlier version made up to date: each column that came later has a default."""
+    there = {column["name"] for column in inspect(engine).get_columns(table.name)}
+    with engine.begin() as connection:
+        for column in table.columns:
+            if column.name not in there:
+                definition = CreateColumn(column).compile(dialect=engine.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from retriever.artifacts import SERVED
+from retriever.store import Store
+from tests.app.command_line import Hone
+
+
+def test_a_generation_is_promoted_compared_and_rolled_back(trained: Path, hone: Hone) -> None:
+    """Of the steps 0, 3 and 6 the newest is asked for, by force if the gate does not want it."""
+    generations = Store(trained).generations
+    generations.point(SERVED, 0)
+    line = hone("promote", "2", "--force", "--store", trained, "--json").json
+    assert (line["from"], line["to"]) == (0, 2) and line["by"] in ("force", "promote")
+    assert {"recall", "rows", "step", "dev", "flips"} == {check["name"] for check in line["checks"]}
+    assert generations.pointed(SERVED) == 2
+    shown = hone("rollback", "--store", trained).out
+    assert shown.startswith("serves generation 0 after generation 2 (rollback)")
+    compared = hone("diff", "2", "0", "--store", trained, "--json").json
+    assert compared["queries"] == 10 and len(compared["results"]) == compared["gained"] + compared["lost"]
+    changes = [line["difference"] for line in compared["results"]]
+    assert changes == sorted(changes) and sum(changes) / 10 == pytest.approx(compared["mean"], abs=1e-5)
+    assert f"{compared['gained']} gained, {compared['lost']} lost" in hone("diff", "2", "0", "--store", trained).out
+
+
+def test_a_first_rollback_has_nowhere_to_go(indexed: Path, hone: Hone) -> None:
+    said = hone("rollback", "--store", indexed).complaint
+    assert "no intact generation was served before" in said

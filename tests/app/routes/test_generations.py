@@ -1,0 +1,95 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.routes.generations import DiffReply, GenerationReply, GenerationsReply, PromotionReply
+from indexer.dev_record import DevRecord
+from retriever.artifacts import SERVED, Artifact
+from retriever.data import Corpus, QuerySet
+from retriever.store import Store
+from tests.app.served import Server, new_store, publish_generation, serving, wait_for
+
+
+def publish(store: Store, corpus: Corpus, figures: list[float], seed: int) -> Artifact:
+    """Publish a generation that answers three dev queries as well as ``figures`` say."""
+    made = publish_generation(store, corpus, seed=seed, serve=False)
+    queries = QuerySet("dev", ["a", "b", "c"], ["one", "two", "three"], [{0: 1}, {1: 1}, {2: 1}])
+    with store.generations.stage(made.parents) as draft:
+        for name in ("vectors", "index.faiss"):
+            (made.path / name).rename(draft.path / name)
+        DevRecord.of(queries, corpus, np.array(figures, np.float32)).write(draft.path)
+        mean = float(np.mean(figures))
+        draft.facts.update(made.facts, dev={"nDCG@10": mean}, dev_sha256="d", corpus_sha256=corpus.sha256)
+    store.generations.remove(made.number)
+    return store.generations.at(draft.number)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that answers from generation 1; generation 3 is worse on dev, 5 is of an older checkpoint."""
+    store, corpus = new_store(tmp_path)
+    for figures, seed in (([0.5, 0.5, 0.5], 2), ([0.4, 0.7, 0.5], 3), ([0.9, 0.9, 0.9], 1)):
+        publish(store, corpus, figures, seed)
+    store.generations.point(SERVED, 1)
+    with serving(store) as server:
+        yield server
+
+
+def test_generations_are_listed_with_lineage_figures_and_what_is_served(server: Server) -> None:
+    listed = GenerationsReply.model_validate(server.get("/v1/generations"))
+    assert [shown.number for shown in listed.generations] == [5, 3, 1] and listed.served == 1
+    assert [shown.served for shown in listed.generations] == [False, False, True]
+    assert len(server.get("/v1/generations?limit=1")["generations"]) == 1
+    one = GenerationReply.model_validate(server.get("/v1/generations/3"))
+    assert (one.parents, one.facts["step"]) == ({"checkpoint": 3, "corpus": 0}, 30)
+    assert server.get("/v1/generations/4", 404)["error_type"] == "not_found"
+    (server.store.generations.path(5) / "manifest.json").write_text("{")
+    assert [shown["number"] for shown in server.get("/v1/generations")["generations"]] == [3, 1]
+
+
+def test_a_promotion_swaps_and_a_rollback_swaps_back(server: Server) -> None:
+    moved = PromotionReply.model_validate(server.post("/v1/generations/3/promote", None))
+    assert (moved.from_, moved.to, moved.by) == (1, 3, "promote")
+    server.wait_for(3)
+    assert server.post("/v1/search", {"queries": "alpha"})["generation"] == 3
+    assert server.post("/v1/generations/rollback", None)["to"] == 1
+    server.wait_for(1)
+    assert server.post("/v1/generations/rollback", None, 409)["error_type"] == "conflict"
+    assert [move["by"] for move in server.get("/v1/generations")["promotions"]] == ["rollback", "promote"]
+
+
+def test_what_the_gate_refuses_needs_force(server: Server) -> None:
+    refused = server.post("/v1/generations/5/promote", None, 409)
+    assert "step 10, served 20" in refused["error"]
+    forced = server.post("/v1/generations/5/promote?force=true", None)
+    assert forced["by"] == "force" and {"step", "dev"} < {check["name"] for check in forced["checks"]}
+
+
+def test_the_difference_of_two_generations_is_that_of_their_queries(server: Server) -> None:
+    compared = DiffReply.model_validate(server.get("/v1/generations/3/diff/1"))
+    assert (compared.queries, compared.gained, compared.lost) == (3, 1, 1)
+    assert [(change.id, change.text) for change in compared.results] == [("a", "one"), ("b", "two")]
+    assert [change.difference for change in compared.results] == pytest.approx([-0.1, 0.2])
+    server.get("/v1/generations/3/diff/9", 404)
+
+
+def test_generations_without_dev_queries_do_not_compare(server: Server) -> None:
+    corpus = Corpus(server.store.corpora.at(0))
+    bare = publish_generation(server.store, corpus, seed=4, serve=False)
+    assert "no dev queries" in server.get(f"/v1/generations/{bare.number}/diff/1", 409)["error"]
+
+
+def test_a_server_that_may_only_read_leaves_the_move_to_a_job(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "is_writable", lambda self: False)
+    server.app.state.service.processes.takes = False
+    job = server.post("/v1/generations/3/promote", None, 202)
+    assert (job["kind"], job["state"]) == ("promote", "queued")
+    assert server.post("/v1/generations/3/promote", None, 202)["id"] == job["id"]
+    assert "wait for it or cancel it" in server.post("/v1/generations/5/promote", None, 409)["error"]
+    assert server.store.generations.pointed(SERVED) == 1
+    taken = server.app.state.service.jobs.take("elsewhere")
+    assert taken.params == {"number": 3, "force": False}
+    assert server.post("/v1/generations/rollback", None, 202)["kind"] == "rollback"
+    wait_for(lambda: server.get(f"/v1/jobs/{job['id']}")["state"] == "queued")

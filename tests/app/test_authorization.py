@@ -1,0 +1,120 @@
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from app.authorization import SCOPE_OF, scope_of
+from app.keys import SCOPES, Keys
+from app.server import ServerConfig
+from tests.app.served import Server, new_store, publish_generation, serving
+
+SEARCH = {"queries": "alpha"}
+
+
+@dataclass
+class Guarded:
+    """A server that asks for keys."""
+
+    server: Server
+    keys: Keys
+
+    def ask(self, path: str, secret: str | None, method: str = "POST", body: object = None) -> tuple[int, str]:
+        headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        response = self.server.client.request(method, path, json=body, headers=headers)
+        kind = response.json().get("error_type", "") if response.headers["content-type"].endswith("json") else ""
+        return response.status_code, kind
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    keys = Keys(f"sqlite:///{tmp_path / 'keys.db'}")
+    with serving(store, ServerConfig(keys=keys, max_body_bytes=1000)) as server:
+        yield Guarded(server, keys)
+    keys.close()
+
+
+def test_without_a_key_there_is_health_and_documentation_alone(guarded: Guarded) -> None:
+    for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
+        assert guarded.server.client.get(path).status_code == 200, path
+    for wrong in (None, "", "hone_a_b", "é"):
+        headers = [] if wrong is None else [(b"authorization", f"Bearer {wrong}".encode())]
+        response = guarded.server.client.post("/v1/search", json=SEARCH, headers=headers)
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert guarded.server.client.get("/v1/jobs").status_code == 401
+
+
+def test_a_key_reaches_as_far_as_its_scopes(guarded: Guarded) -> None:
+    searcher, _ = guarded.keys.create("searcher", ["search"])
+    boss, _ = guarded.keys.create("boss", ["admin"])
+    assert guarded.ask("/v1/search", searcher, body=SEARCH)[0] == 200
+    assert guarded.ask("/v1/jobs", searcher, "GET")[0] == 200
+    for path in ("/v1/encode", "/v1/mine", "/v1/index/rebuild", "/v1/generations/rollback", "/nowhere"):
+        assert guarded.ask(path, searcher) == (403, "forbidden"), path
+    assert guarded.ask("/v1/encode", boss, body={"inputs": "a"})[0] == 200
+    assert guarded.ask("/v1/generations/rollback", boss)[0] == 409
+    other = guarded.server.client.post("/v1/search", json=SEARCH, headers={"x-api-key": searcher})
+    assert other.status_code == 200
+
+
+def test_every_documented_route_asks_for_what_it_should(guarded: Guarded) -> None:
+    document = guarded.server.get("/openapi.json")
+    found = {
+        (method.upper(), path): scope_of(method.upper(), path)
+        for path, ms in document["paths"].items()
+        for method in ms
+    }
+    assert found[("GET", "/metrics")] is None and found[("GET", "/v1/jobs/{job_id}")] == "any"
+    changing = {path: scope for (method, path), scope in found.items() if method == "POST" and path not in SCOPE_OF}
+    assert changing == {
+        "/v1/index/rebuild": "write",
+        "/v1/jobs/{job_id}/cancel": "write",
+        "/v1/generations/{number}/promote": "admin",
+        "/v1/generations/rollback": "admin",
+    }
+    assert set(SCOPE_OF.values()) <= set(SCOPES)
+    for (method, path), scope in found.items():
+        responses = document["paths"][path][method.lower()]["responses"]
+        assert ({"401", "403", "429"} <= responses.keys()) == (scope is not None), path
+
+
+def test_too_many_requests_are_told_when_to_come_back(guarded: Guarded) -> None:
+    secret, _ = guarded.keys.create("eager", ["search"], 3)
+    other, _ = guarded.keys.create("calm", ["search"])
+    assert [guarded.ask("/v1/search", secret, body=SEARCH)[0] for _ in range(4)] == [200, 200, 200, 429]
+    response = guarded.server.client.post("/v1/search", json=SEARCH, headers={"authorization": f"Bearer {secret}"})
+    assert response.status_code == 429 and 1 <= int(response.headers["retry-after"]) <= 60
+    assert guarded.ask("/v1/search", other, body=SEARCH)[0] == 200
+
+
+def test_a_stranger_s_body_is_not_read(guarded: Guarded) -> None:
+    response = guarded.server.client.post("/v1/encode", content=b" " * 2000)
+    assert response.status_code == 401
+    secret, _ = guarded.keys.create("ann", ["encode"])
+    headers = {"authorization": f"Bearer {secret}"}
+    assert guarded.server.client.post("/v1/encode", content=b" " * 2000, headers=headers).status_code == 413
+
+
+def test_no_secret_is_logged(guarded: Guarded) -> None:
+    secret, key = guarded.keys.create("ann", ["search"])
+    wrong = "hone_aaaaaaaaaaaa_averysecretguess"
+    for offered in (secret, wrong):
+        guarded.ask("/v1/search", offered, body=SEARCH)
+        guarded.server.client.get("/broken", headers={"x-api-key": offered})
+    lines = guarded.server.log_lines("request")
+    assert [line["key"] for line in lines] == [key.id, key.id, None, None]
+    text = str(guarded.server.log_lines())
+    assert secret.rpartition("_")[2] not in text and "averysecretguess" not in text
+
+
+def test_a_lost_database_of_keys_lets_nobody_in(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(offered: str) -> None:
+        raise OperationalError("select", {}, Exception("gone"))
+
+    monkeypatch.setattr(guarded.keys, "find", lost)
+    response = guarded.server.client.post("/v1/search", json=SEARCH)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")

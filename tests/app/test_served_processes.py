@@ -1,0 +1,129 @@
+"""Promises of `hone serve` as real processes: several workers count as one, and a rolling restart loses no request."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from app.keys import Keys
+from app.settings import database_url
+from tests.app.serve_process import BODY, JSON, ask, free_port, is_ready, served
+from tests.app.served import wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` started and that map an index."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid and "index.faiss" in maps(path.parent.name):
+                found.append(int(path.parent.name))
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
+def maps(pid: str | int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_several_workers_share_index_threads_and_metrics(indexed: Path) -> None:
+    port = free_port()
+    with served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server:
+        wait_for(lambda: len(children(server.pid)) == 2, seconds=60)
+        workers = children(server.pid)
+        mapped = {line for pid in workers for line in re.findall(r".*index\.faiss", maps(pid))}
+        assert {line.split()[1] for line in mapped} <= {"r--s", "r--p"}, "mapped for reading, so one copy in memory"
+        for pid in workers:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            assert f"OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // 2)}".encode() in environment
+        for _ in range(40):
+            assert ask(port, "POST", "/v1/search", BODY)[0] == 200
+        counted = 'hone_requests_total{method="POST",route="/v1/search",status="200"} 40.0'
+        for _ in range(10):  # whichever worker answers
+            text = ask(port, "GET", "/metrics")[1]
+            assert counted in text and "hone_generation_number 0.0" in text and "hone_jobs" in text
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(lambda: len(set(children(server.pid)) - {workers[0]}) == 2, seconds=60)
+        assert ask(port, "POST", "/v1/search", BODY)[0] == 200
+        assert counted.replace("40.0", "41.0") in ask(port, "GET", "/metrics")[1], "counts outlive a worker"
+
+
+class Balancer:
+    """Sends each request to a server that says it is ready, asked ten times a second, as Kubernetes' probes do."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self.ports, self.ready = ports, set[int]()
+        self.stop = threading.Event()
+        self.counts: Counter[str] = Counter()
+
+    def probe(self) -> None:
+        while not self.stop.is_set():
+            self.ready = {port for port in self.ports if is_ready(port)}
+            self.stop.wait(0.1)
+
+    def load(self) -> None:
+        """Ask without retries over kept connections, until ``stop``."""
+        connections: dict[int, http.client.HTTPConnection] = {}
+        while not self.stop.is_set():
+            port = min(self.ready, default=0)
+            if not port:
+                time.sleep(0.01)
+                continue
+            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=30))
+            self.counts["sent"] += 1
+            try:
+                connection.request("POST", "/v1/search", BODY, JSON)
+                response = connection.getresponse()
+                response.read()
+                self.counts[f"status {response.status}"] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.counts[repr(error)] += 1
+                connection.close()
+        for connection in connections.values():
+            connection.close()
+
+
+def test_a_rolling_restart_under_load_loses_no_request(indexed: Path) -> None:
+    ports = sorted(free_port() for _ in range(2))
+    balancer = Balancer(ports)
+    threads = [threading.Thread(target=balancer.probe), threading.Thread(target=balancer.load)]
+    with served(indexed, ports[1]):
+        with served(indexed, ports[0], "--drain-seconds", "1") as first:
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: balancer.counts["status 200"] > 50)
+            first.send_signal(signal.SIGTERM)
+            wait_for(lambda: ports[0] not in balancer.ready)
+            first.wait(30)
+        after = balancer.counts["sent"]
+        wait_for(lambda: balancer.counts["sent"] > after + 50)
+        balancer.stop.set()
+        for thread in threads:
+            thread.join()
+    assert balancer.counts == {"sent": balancer.counts["sent"], "status 200": balancer.counts["sent"]}
+
+
+def test_a_public_address_asks_for_keys(indexed: Path) -> None:
+    keys = Keys(database_url(indexed))
+    secret, _ = keys.create("ann", ["search"])
+    keys.close()
+    port = free_port()
+    with served(indexed, port, "--host", "0.0.0.0", "--drain-seconds", "0"):
+        assert ask(port, "POST", "/v1/search", BODY)[0] == 401
+        assert ask(port, "POST", "/v1/search", BODY, JSON | {"authorization": f"Bearer {secret}"})[0] == 200
+    log = (indexed.parent / f"serve-{port}.log").read_text()
+    assert secret not in log and '"status": 401' in log
+    for line in log.splitlines()[1:]:
+        json.loads(line)

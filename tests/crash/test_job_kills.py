@@ -1,0 +1,102 @@
+"""The promise that a rebuild goes on after `kill -9` of its process, and of the server that started it."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.indexing import index_data
+from app.jobs import Job, Jobs
+from app.settings import database_url
+from indexer.builder import IndexConfig
+from retriever.data import BLOCK_ROWS
+from retriever.store import Store
+from tests.app.command_line import silent
+from tests.app.serve_process import BODY, ask, free_port, served
+from tests.app.served import wait_for
+from tests.stand_ins import write_tiny_data
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store of 20,000 passages whose embeddings are gone, so that a rebuild has five blocks to encode."""
+    write_tiny_data(tmp_path / "data", passages=20_000)
+    write_tiny_model(tmp_path / "model")
+    root = tmp_path / "store"
+    index_data(root, tmp_path / "data", str(tmp_path / "model"), IndexConfig("Flat", precision="fp32"), silent)
+    for shard in Store(root).embeddings.rglob("*.*"):
+        shard.unlink()
+    return root
+
+
+@pytest.fixture
+def jobs(store: Path) -> Iterator[Jobs]:
+    with closing(Jobs(database_url(store))) as table:
+        yield table
+
+
+def rebuild(port: int) -> str:
+    status, body = ask(port, "POST", "/v1/index/rebuild")
+    assert status == 202
+    job: dict[str, Any] = json.loads(body)
+    return str(job["id"])
+
+
+def when_a_block_is_done(jobs: Jobs, job_id: str) -> Job:
+    """Wait until a block of passages is encoded and the next is not."""
+    found: list[Job] = []
+
+    def is_done() -> bool:
+        found.append(jobs.get(job_id))
+        assert found[-1].state in ("queued", "running"), found[-1].error
+        return found[-1].phase == "encode" and found[-1].done >= BLOCK_ROWS
+
+    wait_for(is_done, seconds=120)
+    return found[-1]
+
+
+def ends_well(store: Path, jobs: Jobs, job_id: str) -> Job:
+    """Wait for the job's end; the generation that it made has the bytes of the one before."""
+    wait_for(lambda: jobs.get(job_id).state not in ("queued", "running"), seconds=120)
+    job = jobs.get(job_id)
+    assert job.state == "done" and job.result is not None, job.error
+    generations = Store(store).generations
+    assert job.result["generation"] == generations.pointed("SERVED") == 1
+    generations.at(1).verify()
+    assert generations.at(1).sha256("index.faiss") == generations.at(0).sha256("index.faiss")
+    return job
+
+
+def test_a_killed_job_is_begun_again_and_keeps_its_finished_blocks(store: Path, jobs: Jobs) -> None:
+    port = free_port()
+    with served(store, port, "--drain-seconds", "0"):
+        job_id = rebuild(port)
+        killed = when_a_block_is_done(jobs, job_id)
+        assert killed.pid is not None
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_for(lambda: jobs.get(job_id).attempts == 2)
+        again = when_a_block_is_done(jobs, job_id)
+        assert again.phase_offset >= BLOCK_ROWS, "what was encoded is not encoded again"
+        assert ask(port, "POST", "/v1/search", BODY)[0] == 200
+        assert ends_well(store, jobs, job_id).attempts == 2
+
+
+def test_a_job_outlives_its_killed_server_and_the_next_one_watches_it(store: Path, jobs: Jobs) -> None:
+    port = free_port()
+    with served(store, port) as server:
+        job_id = rebuild(port)
+        running = when_a_block_is_done(jobs, job_id)
+        server.kill()
+        server.wait()
+    with served(store, port, "--drain-seconds", "0"):
+        assert ask(port, "POST", "/v1/index/rebuild")[0] in (200, 202)
+        job = ends_well(store, jobs, job_id)
+        assert (job.attempts, job.pid) == (1, running.pid)
