@@ -24,10 +24,11 @@ from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
 from app.training import STOPPING
 from indexer.builder import IndexConfig
+from miner.verdicts import read_verdicts
 from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
-from retriever.durable import sha256_json, write_atomic
+from retriever.durable import sha256_file, sha256_json, write_atomic
 from retriever.errors import HoneError, InputError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.protocols import Encoder
@@ -61,7 +62,9 @@ class Bench:
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return where ``run`` lies: under a digest of all that it depends on, so that a changed run is another."""
-        depends = [_without_path(run.table), self.train_sha256[run.system], self.judged.sha256]
+        verdicts = run.config.negatives.verdicts
+        judged = None if verdicts is None else sha256_file(self.comparison.origin / verdicts)
+        depends = [_without_path(run.table), self.train_sha256[run.system], self.judged.sha256, judged]
         digest = sha256_json([*depends, self.comparison.budget.minutes])[:DIGEST_CHARACTERS]
         return RunFolder(self.folder / RUNS / f"{run.system}-{run.seed}-{digest}")
 
@@ -94,7 +97,15 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
         depth = run.config.negatives.depth
         if depth > len(corpus):
             raise InputError(f"{place}: negatives.depth = {depth}, but the corpus has {len(corpus)} passages")
-        shas[run.system] = with_positives(load(splits(run.config)[0]), lambda _: None).sha256
+        train_set = with_positives(load(splits(run.config)[0]), lambda _: None)
+        verdicts = run.config.negatives.verdicts
+        try:
+            run.config.batches.check(len(train_set), run.config.train.batch_size, in_batch=run.config.loss.in_batch)
+            if verdicts is not None:
+                read_verdicts(comparison.origin / verdicts, corpus, train_set, warn)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        shas[run.system] = train_set.sha256
     dev_split = splits(comparison.base)[1]
     if dev_split is None:
         raise InputError(f'{comparison.path}: dev queries choose the checkpoints; write data.dev = "train:0.1"')
@@ -171,7 +182,7 @@ def _tell_of_change(bench: Bench, run: PlannedRun, report: Report) -> None:
 def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace: Pace, stop: Event) -> RunResult:
     folder = bench.run_folder(run)
     folder.root.mkdir(parents=True, exist_ok=True)
-    text = toml_text(run_table(run, bench.comparison.data, folder.root))
+    text = toml_text(run_table(run, bench.comparison, folder.root))
     write_atomic(folder.config, text.encode())
     reason = is_trained(folder) or train_run(folder, run, pace.report, stop)
     if reason == "interrupted":

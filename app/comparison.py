@@ -68,11 +68,12 @@ class PlannedRun:
 class Comparison:
     """A checked comparison; ``changes`` are each system's overrides by dotted key, ``test`` None where nothing is said.
 
-    ``data`` is the folder of the data set and ``base`` what all systems share.
+    ``data`` is the folder of the data set, ``origin`` the one that paths in a run start from, ``base`` what all share.
     """
 
     path: Path
     data: Path
+    origin: Path
     base: RunConfig
     baseline: str
     changes: Mapping[str, Mapping[str, Any]]
@@ -99,6 +100,7 @@ def read_comparison(path: Path) -> Comparison:
     return Comparison(
         path=path,
         data=folder / config.data.path,
+        origin=folder,
         base=run_config(_budgeted(shared, written.budget), f"{place}: {written.base or 'run'}"),
         baseline=written.baseline,
         changes={name: dict(flat(changes)) for name, changes in written.systems.items()},
@@ -113,10 +115,17 @@ def read_comparison(path: Path) -> Comparison:
     )
 
 
-def run_table(run: PlannedRun, data: Path, folder: Path) -> dict[str, Any]:
-    """Return the whole table of ``run`` for a run.toml in ``folder``, from where ``data`` is named."""
-    relative = os.path.relpath(data.resolve(), folder.resolve())
-    return {**run.table, "data": {**run.table["data"], "path": relative}}
+def run_table(run: PlannedRun, comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """Return the whole table of ``run`` for a run.toml in ``folder``, from where it names its files."""
+
+    def relative(path: Path) -> str:
+        return os.path.relpath(path.resolve(), folder.resolve())
+
+    table = {**run.table, "data": {**run.table["data"], "path": relative(comparison.data)}}
+    verdicts = run.config.negatives.verdicts
+    if verdicts is not None:
+        table["negatives"] = {**table["negatives"], "verdicts": relative(comparison.origin / verdicts)}
+    return table
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

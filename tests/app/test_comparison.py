@@ -93,13 +93,15 @@ def test_minutes_alone_leave_the_steps_to_the_run(tmp_path: Path) -> None:
 
 
 def test_a_written_run_is_the_planned_one_and_finds_its_data(tmp_path: Path) -> None:
-    run = read(tmp_path).runs[2]
+    comparison = read(tmp_path, run=RUN + 'verdicts = "judged.jsonl"\n')
+    run = comparison.runs[2]
     folder = tmp_path / "compare/runs/one"
     folder.mkdir(parents=True)
-    (folder / "run.toml").write_text(toml_text(run_table(run, tmp_path / "data", folder)))
+    (folder / "run.toml").write_text(toml_text(run_table(run, comparison, folder)))
     again = read_config(folder / "run.toml")
     assert (folder / again.data.path).resolve() == (tmp_path / "data").resolve()
-    assert again.train == run.config.train and again.negatives == run.config.negatives and again.seed == run.seed
+    assert (folder / (again.negatives.verdicts or "")).resolve() == (tmp_path / "judged.jsonl").resolve()
+    assert again.train == run.config.train and again.loss == run.config.loss and again.seed == run.seed
 
 
 @pytest.mark.parametrize(
