@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -197,6 +198,13 @@ def _print_waits(waits: Sequence[Mapping[str, Load]], rate: float) -> None:
     show(table)
 
 
+def _json(port: int, method: str, path: str) -> dict[str, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    with urllib.request.urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
 def _beside_a_rebuild(contestant: Contestant, texts: Sequence[str], seconds: float) -> tuple[float, float]:
     """Return p99 in milliseconds of searches without and during a rebuild that encodes every passage again."""
     port, store = _port(contestant), Path(contestant.entrant.settings["store"])
@@ -206,17 +214,14 @@ def _beside_a_rebuild(contestant: Contestant, texts: Sequence[str], seconds: flo
     before = steady(port, requests[:half], 8, seconds, SEARCH_RATE)
     rmtree(store / "embeddings")
     (store / "embeddings").mkdir()
-    address = f"http://127.0.0.1:{port}/v1/index/rebuild"
-    with urllib.request.urlopen(urllib.request.Request(address, method="POST")) as response:
-        job = json.load(response)
+    job = _json(port, "POST", "/v1/index/rebuild")["id"]
+    while _json(port, "GET", f"/v1/jobs/{job}")["done"] == 0:  # its process starts, then it encodes
+        time.sleep(0.2)
     during = steady(port, requests[half:], 8, seconds, SEARCH_RATE)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}") as response:
-        state = json.load(response)["state"]
+    state = _json(port, "GET", f"/v1/jobs/{job}")["state"]
     if state != "running":
         raise RuntimeError(f"the rebuild is {state} already, so nothing was measured beside it; take more passages")
-    urllib.request.urlopen(
-        urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}/cancel", method="POST")
-    ).close()
+    _json(port, "POST", f"/v1/jobs/{job}/cancel")
     return before.quantile(0.99), during.quantile(0.99)
 
 
