@@ -4,6 +4,7 @@ Does not know texts, nor which engine is chosen when.
 """
 
 import importlib
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -117,6 +118,8 @@ def _quantized(model: Any, calibration: Sequence[PaddedBatch]) -> Any:
 
 
 def _import(name: str) -> Any:
+    # Its converter counts each use to a server, from a process that it forks; without this module it counts nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: cannot be imported
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

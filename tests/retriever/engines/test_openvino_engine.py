@@ -1,5 +1,6 @@
 import ctypes
 import gc
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,3 +112,12 @@ def test_signals_never_arrive_on_a_stack_that_is_gone(tower: Tower) -> None:
         del engines[0]
         gc.collect()
         assert signal_stack() in own
+
+
+def test_nothing_is_told_to_openvino_s_makers() -> None:
+    script = (
+        "from retriever.engines.openvino_engine import _import; _import('openvino');"
+        "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "openvino.tools.ovc.telemetry_stub", told.stderr
