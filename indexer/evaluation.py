@@ -44,23 +44,24 @@ def evaluate(
 ) -> Evaluation:
     """Search with ``query_vectors`` float32 [Q, dim] and score the hits by ``names`` (ir-measures' spelling).
 
-    ``auc`` adds "AUC", pooled over all query–passage pairs by exact scores; it is left out where every pair is
-    relevant or none is. Raises InputError for an unknown measure.
+    ``auc`` adds "AUC" and "separation", pooled over all query–passage pairs by exact scores; they are left out where
+    they are not defined, as where every pair is relevant or none is. Raises InputError for an unknown measure.
     """
     cutoffs = [int(cut[1]) if (cut := re.search(r"@(\d+)$", name)) else UNCUT_DEPTH for name in names]
     hits, scores = search(query_vectors, max(cutoffs))
     figures = per_query(hits, query_set.judgements, names)
     metrics = mean(figures)
     if auc:
-        value = pooled_auc(query_set, query_vectors, vectors)
-        metrics |= {} if math.isnan(value) else {"AUC": value}
+        pooled = pooled_pairs(query_set, query_vectors, vectors)
+        found = {"AUC": pooled.value(), "separation": pooled.separation()}
+        metrics |= {name: value for name, value in found.items() if not math.isnan(value)}
     return Evaluation(metrics, figures, hits, scores)
 
 
-def pooled_auc(query_set: QuerySet, query_vectors: FloatArray, vectors: Vectors) -> float:
-    """Return the ROC-AUC over all pairs, a tie counting one half: a pair is positive if its relevance is above 0.
+def pooled_pairs(query_set: QuerySet, query_vectors: FloatArray, vectors: Vectors) -> PooledAuc:
+    """Return the scores of all pairs as PooledAuc has them: a pair is positive if its relevance is above 0.
 
-    nan if every pair is positive or none is. Scores are computed twice, by blocks, so that a positive and a negative
+    Scores are computed twice, by blocks, so that a positive and a negative
     with equal vectors tie to the last bit and no more than one block of scores is in memory.
     """
     pairs = [(query, row) for query in range(len(query_set)) for row in query_set.positives(query).tolist()]
@@ -77,4 +78,4 @@ def pooled_auc(query_set: QuerySet, query_vectors: FloatArray, vectors: Vectors)
     for first_query, first_row, scores in score_blocks(query_vectors, vectors):
         query, row = inside(first_query, first_row, scores)
         pooled.add_negatives(np.delete(scores, query * scores.shape[1] + row))
-    return pooled.value()
+    return pooled

@@ -125,7 +125,7 @@ class FastTraining:
         with torch.autocast("cpu", enabled=False):
             weights = self._weights()
             way = _Way(self._forward, micro_batches, self._dtype, list(weights), torch.is_grad_enabled())
-            states: Tensor = _InStreams.apply(way, self._embed(ids), *weights.values())  # type: ignore[no-untyped-call]  # torch's
+            states: Tensor = _InStreams.apply(way, self._embed(ids), *weights.values())  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
         parts = torch.split(states, [own.numel() for own in masks])
         return [(part.view(*own.shape, -1), own) for part, own in zip(parts, masks, strict=True)]
 

@@ -66,7 +66,7 @@ def drop(x: Tensor, p: float, dice: Dice) -> Tensor:
     """Return ``x`` with a share ``p`` set to 0 and the others as they are: the caller multiplies by ``scale(p)``."""
     if not threshold(p):
         return x
-    dropped: Tensor = _Drop.apply(x, threshold(p), dice)  # type: ignore[no-untyped-call]  # torch's
+    dropped: Tensor = _Drop.apply(x, threshold(p), dice)  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
     return dropped
 
 
@@ -99,7 +99,7 @@ def attend(
     parts, start = [], 0
     for bucket, bias in zip(buckets, biases, strict=True):
         own = qkv[start : start + bucket.places].view(bucket.texts, bucket.length, 3, heads, -1)
-        parts.append(_Attend.apply(own, bias, p, dice))  # type: ignore[no-untyped-call]  # torch's
+        parts.append(_Attend.apply(own, bias, p, dice))  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
         start += bucket.places
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -188,7 +188,7 @@ def _widened(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def activate_and_multiply(x: Tensor, activation: Activation, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``activation(x)`` @ weightᵀ + bias; ``x`` alone is kept and activated again on the way back."""
-    product: Tensor = _ActivatedProduct.apply(x, activation, weight, bias)  # type: ignore[no-untyped-call]  # torch's
+    product: Tensor = _ActivatedProduct.apply(x, activation, weight, bias)  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
     return product
 
 

@@ -166,7 +166,7 @@ def test_followers_work_on_what_is_queued_until_they_are_stopped(
     try:
         for _ in range(2):
             job, _ = jobs.create("rebuild")
-            wait_for(lambda: jobs.get(job.id).state == "done" and not processes.children())  # noqa: B023
+            wait_for(lambda: jobs.get(job.id).state == "done" and not processes.children())  # noqa: B023 - waited for in this turn of the loop
     finally:
         stop.set()
         thread.join()

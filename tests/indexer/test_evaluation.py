@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indexer import exact
-from indexer.evaluation import evaluate, pooled_auc
+from indexer.evaluation import evaluate, pooled_pairs
 from indexer.exact import exact_search
 from retriever.data import QuerySet
 from retriever.errors import InputError
@@ -37,6 +37,8 @@ def test_figures_of_a_run_that_can_be_checked_by_eye(tmp_path: Path) -> None:
         "RR@10": 0.75,
         "R@100": 1,
         "AUC": pytest.approx((5.5 + 4.5) / 12),
+        # 4, 1, 3 against 3, 2, 1, 2, 4: means 8/3 and 12/5, squared deviations 14/3 and 26/5
+        "separation": pytest.approx((8 / 3 - 12 / 5) / np.sqrt((14 / 3 + 26 / 5) / 6)),
     }
     assert found.per_query["RR@10"].tolist() == [1, 0.5]
 
@@ -51,14 +53,14 @@ def test_auc_over_blocks_is_auc_over_all_pairs_with_ties(
     queries = generator.integers(-2, 3, (9, 4)).astype(np.float32)
     judged = query_set([{row: int(generator.integers(0, 3)) for row in range(q, 37, 5)} for q in range(9)])
     vectors = plant_vectors(tmp_path, matrix, block_rows=8)
-    assert pooled_auc(judged, queries, vectors) == pytest.approx(auc_by_pairs(judged, queries, matrix))
+    assert pooled_pairs(judged, queries, vectors).value() == pytest.approx(auc_by_pairs(judged, queries, matrix))
 
 
 def test_a_duplicate_of_the_positive_ties_to_the_last_bit(tmp_path: Path) -> None:
     matrix = unit_rows(64, 48)
     matrix[40] = matrix[3]
     vectors = plant_vectors(tmp_path, matrix[[3, 40]], block_rows=1)
-    assert pooled_auc(query_set([{0: 1}]), unit_rows(1, 48, seed=1), vectors) == 0.5
+    assert pooled_pairs(query_set([{0: 1}]), unit_rows(1, 48, seed=1), vectors).value() == 0.5
 
 
 def test_auc_is_left_out_where_it_is_not_asked_for_or_not_defined(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_an_adoption_is_recorded_before_the_first_batch_is_drawn_from_it(tmp_pat
     def open_source(artifact: Artifact, batches_per_epoch: int, encode: EncodeQueries) -> Counted:
         return Watched(artifact.number, 60, bench.draws)
 
-    bench.open_source = open_source  # type: ignore[method-assign]
+    bench.open_source = open_source  # type: ignore[method-assign]  # of this one bench
     bench.run()
     assert seen == [number for _, number in bench.draws]
 
