@@ -16,6 +16,7 @@ from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.live_search import LiveSearch
 from miner.mining import MiningTask
 from miner.mixing import MixedPlan
+from miner.per_query import PerQueryPool
 from miner.publish import open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
 from miner.verdicts import StoredVerdicts, read_verdicts
@@ -146,6 +147,8 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         if config.negatives.live:
             generation = run.store.generations.at(artifact.parents["generation"])
             return LiveSearch(open_to_vectors(generation), mining_task(run), encode_queries, count)
+        if config.negatives.per_query is not None:
+            return PerQueryPool(pool, config.negatives.per_query, count)
         return StoredPool(pool, artifact.number, sampler, count, config.seed, batches_per_epoch)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:

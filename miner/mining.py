@@ -11,6 +11,7 @@ import numpy as np
 from miner.communities import B3
 from miner.counter_hash import uniform
 from miner.filters import FilterConfig, judge
+from miner.per_query import PerQueryConfig
 from miner.samplers import SamplerConfig
 from miner.sources import SOURCES, Asked, OpenGeneration, exact_scores, find
 from miner.verdicts import StoredVerdicts
@@ -27,6 +28,7 @@ class MiningConfig:
     """The [negatives] of a run: ``depth`` candidates a query from each source, the limits of FilterConfig, a sampler.
 
     ``live``: the trainer searches for each batch's queries as they are, in the generation of the set in use (ADORE).
+    ``per_query``: a query keeps its negatives until they have become easy (Conan).
     ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file.
     Raises InputError naming the key of a value that cannot be mined with.
     """
@@ -42,6 +44,7 @@ class MiningConfig:
     iqr: float | None = None
     verdicts: str | None = None
     live: bool = False
+    per_query: PerQueryConfig | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class MiningConfig:
             raise InputError('[negatives] sources = ["momentum"]: there is no set before the first; add "ann"')
         if self.live and self.sources != ("ann",):
             raise InputError(f'[negatives] sources = {list(self.sources)}: live = true searches, it needs ["ann"]')
+        if self.per_query is not None and (self.live or self.sampler != SamplerConfig()):
+            raise InputError("[negatives] per_query assigns ranks: take sampler and live out")
         if self.depth < 1:
             raise InputError(f"[negatives] depth = {self.depth}: write 1 or more")
         if self.filters.range_min >= self.width:

@@ -3,6 +3,7 @@
 Does not know how vectors are made, nor which process made them.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ class Objective(nn.Module):
         self.facts: dict[str, float] = {}
         self._guide = guide
         self._queries = torch.empty(0)
+        self._scores = torch.empty(0)
         self.learned = LearnedTemperature(config.temperature) if config.temperature_schedule == "learned" else None
 
     def temperature(self, step: int) -> Tensor | float:
@@ -67,6 +69,13 @@ class Objective(nn.Module):
         vectors: FloatArray = self._queries.float().cpu().numpy()
         return vectors
 
+    def hard_scores(self, batch: Batch) -> FloatArray:
+        """Return the mean score float32 [b] of each query's own negatives in the last batch, nan where it has none."""
+        scores = np.where(batch.hard, self._scores.float().cpu().numpy(), np.float32(0))
+        count = batch.hard.sum(axis=1)
+        mean: FloatArray = np.where(count > 0, scores.sum(axis=1) / np.maximum(count, 1), np.nan).astype(np.float32)
+        return mean
+
     def guide_scores(self, queries: list[str], passages: list[str]) -> Tensor | None:
         """Return the guide's similarities float32 [b, n] of a batch's texts, None without a guide."""
         if self._guide is None:
@@ -83,6 +92,7 @@ class Objective(nn.Module):
         )
         self._queries = queries.detach()
         scores, temperature = queries @ passages.T, self.temperature(step)
+        self._scores = scores.detach()
         with torch.no_grad():
             self.facts = {
                 "temperature": self.temperature_at(step),

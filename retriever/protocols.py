@@ -5,7 +5,8 @@ Numpy in, numpy out; does not know torch, FAISS or any implementation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,6 +165,23 @@ class NegativeSource(Protocol):
 
     def draw(self, query_rows: IntArray, step: int) -> Negatives:
         """Return negatives for ``query_rows`` int32 [batch] at training step ``step``."""
+        ...
+
+
+@runtime_checkable
+class WatchingSource(NegativeSource, Protocol):
+    """A source whose draws follow from the scores that training sees; its state belongs to a checkpoint."""
+
+    def observe(self, query_rows: IntArray, scores: FloatArray) -> None:
+        """Take the mean score float32 [batch] of each query's drawn negatives, nan where it had none."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the state into ``folder``."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Take up what ``save`` wrote."""
         ...
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from threading import Event
 from typing import Literal
 
@@ -27,7 +28,7 @@ from retriever.losses.contrastive import LossConfig
 from retriever.negatives import open_negative_set
 from retriever.objective import Objective
 from retriever.optimiser import adamw, learning_rate
-from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource
+from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.staleness import Probe, measure, take_probe
@@ -183,6 +184,8 @@ class Trainer:
         if self._adoption.adopted is not None:
             self._use(self._adoption.adopted)
         self._order.restore(checkpoint.path / "training", self._adoption.adopted)
+        if isinstance(self._source, WatchingSource):
+            self._source.restore(checkpoint.path / "training")
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
@@ -289,6 +292,8 @@ class Trainer:
         for part in range(config.accumulation):
             batch = self._batch(self._state.step * config.accumulation + part)
             loss = self._batch_step.backward(batch, self._state.step, last=part == config.accumulation - 1)
+            if isinstance(self._source, WatchingSource):
+                self._source.observe(batch.query_rows, self._batch_step.objective.hard_scores(batch))
             if self._order.keeps_bank:
                 self._order.note(batch.query_rows, self._batch_step.objective.query_vectors())
             total += loss.item() / config.accumulation
@@ -322,7 +327,7 @@ class Trainer:
         model = self._accelerator.unwrap_model(self._model)
         facts = {"refresh": refresh, "final": final, "precision": self._precision}
         self._state.temperature = self._batch_step.objective.state()
-        saved = publish_checkpoint(store, model, self._optimizer, self._state, self._order.save, parents, facts)
+        saved = publish_checkpoint(store, model, self._optimizer, self._state, self._save_order, parents, facts)
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
         if refresh:
@@ -332,6 +337,12 @@ class Trainer:
         built = -1 if newest is None else newest.parents["checkpoint"]
         self._marked = {number for number in self._marked if number > built}
         store.retain("checkpoints", self._parts.train.keep_checkpoints, grace_seconds=60, also=self._marked)
+
+    def _save_order(self, folder: Path) -> None:
+        """Write what decides the next batches, where that follows from those before."""
+        self._order.save(folder)
+        if isinstance(self._source, WatchingSource):
+            self._source.save(folder)
 
     def _warn(self, message: str) -> None:
         self._report("warning", message=message)

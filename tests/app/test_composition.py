@@ -173,8 +173,9 @@ def test_what_a_run_cannot_have_is_refused_at_its_start(
         [("depth = 10", 'depth = 10\nadaptive = 1.0\niqr = 1.5\nsampler = { name = "simans", b = 1.0 }')],
         [("depth = 10", 'depth = 10\nsampler = { name = "log_rank" }'), ('"steps:3"', '"steps:3"\nmethod = "rescore"')],
         [("[negatives]", B3), ("depth = 10", 'depth = 10\nsources = ["momentum", "bm25"]')],
+        [("depth = 10", "depth = 10\nper_query = { first = 1 }")],
     ],
-    ids=["sources", "filters and simans", "log_rank and rescore", "b3 and bm25"],
+    ids=["sources", "filters and simans", "log_rank and rescore", "b3 and bm25", "per query"],
 )
 def test_each_choice_of_negatives_trains_to_the_end(tiny: Path, tmp_path: Path, changes: list[tuple[str, str]]) -> None:
     run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")

@@ -37,8 +37,8 @@ def test_figures_of_a_run_that_can_be_checked_by_eye(tmp_path: Path) -> None:
         "RR@10": 0.75,
         "R@100": 1,
         "AUC": pytest.approx((5.5 + 4.5) / 12),
-        # 4, 1, 3 against 3, 2, 1, 2, 4: means 8/3 and 12/5, squared deviations 14/3 and 26/5
-        "separation": pytest.approx((8 / 3 - 12 / 5) / np.sqrt((14 / 3 + 26 / 5) / 6)),
+        # 4 and 3 against 3, 2, 1, 1, 2, 4: means 7/2 and 13/6, squared deviations 1/2 and 41/6
+        "separation": pytest.approx((7 / 2 - 13 / 6) / np.sqrt((1 / 2 + 41 / 6) / 6)),
     }
     assert found.per_query["RR@10"].tolist() == [1, 0.5]
 
