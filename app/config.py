@@ -131,7 +131,6 @@ def _check_values(config: RunConfig) -> None:
     model, train, refresh = config.model, config.train, config.refresh
     parse_trigger(refresh.trigger, train.save_every)
     measured = staleness_limit(refresh.trigger) is not None
-    drawn = train.num_negatives if train.drawn_negatives is None else train.drawn_negatives
     rules = {
         "seed must not be negative": config.seed >= 0,
         "model.query_max_length and passage_max_length must be at least 1": all(
@@ -141,7 +140,8 @@ def _check_values(config: RunConfig) -> None:
         "train.batch_size must be at least 1": train.batch_size >= 1,
         "train.accumulation must be at least 1": train.accumulation >= 1,
         "train.num_negatives must not be negative": train.num_negatives >= 0,
-        "train.num_negatives and drawn_negatives must not exceed negatives.depth": drawn <= config.negatives.depth,
+        "train.num_negatives must not exceed negatives.depth": train.num_negatives <= config.negatives.depth,
+        "train.drawn_negatives must not exceed negatives.depth": (train.drawn_negatives or 0) <= config.negatives.depth,
         "train.learning_rate must be above 0": train.learning_rate > 0,
         "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
         "train.save_every, log_every and keep_checkpoints must be at least 1": min(
