@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import TextIO
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -44,7 +45,8 @@ DESCRIPTION = (
 class ServerConfig:
     """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`).
 
-    Where there are ``keys``, each request must bring one.
+    Where there are ``keys``, each request must bring one. ``load_first``: nothing is let in before the first attempt to
+    load what SERVED names, since other workers behind the same socket can answer meanwhile.
     """
 
     max_body_bytes: int = 32 << 20
@@ -53,6 +55,7 @@ class ServerConfig:
     job_command: tuple[str, ...] | None = None
     log_stream: TextIO | None = None
     keys: Keys | None = None
+    load_first: bool = False
 
 
 def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
@@ -74,6 +77,8 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         stop = Event()
         reaper = Thread(target=_reap, args=(service, stop), name="reap-jobs", daemon=True)
         admission.start()
+        if config.load_first:
+            await run_in_threadpool(serving.catch_up)
         serving.start()
         reaper.start()
         service.recall.start()

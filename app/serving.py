@@ -132,9 +132,10 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
     try:
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
-        app = create_app(ServerConfig(keys=keys), Store(root), openers(options.ranker), jobs)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
-        DrainingServer(config, app, options.drain_seconds).run(sockets=[listener])
+        config = ServerConfig(keys=keys, load_first=options.workers > 1)
+        app = create_app(config, Store(root), openers(options.ranker), jobs)
+        settings = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
+        DrainingServer(settings, app, options.drain_seconds).run(sockets=[listener])
     finally:
         jobs.close()
         if keys is not None:

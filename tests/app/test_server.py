@@ -1,11 +1,16 @@
 import math
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from app.server import is_loopback
-from tests.app.served import Server, new_store, publish_generation, serving
+from app.server import ServerConfig, is_loopback
+from retriever.artifacts import Artifact
+from retriever.protocols import TokenEncoder
+from tests.app.served import OPENERS, Server, listening, new_store, publish_generation, serving
 
 ROUTES = {
     ("post", "/v1/encode"): {200, 400, 413, 415, 422, 429, 500, 503},
@@ -53,6 +58,20 @@ def test_the_document_lists_every_route_with_its_statuses(server: Server) -> Non
                     (content,) = response["content"].values()
                     assert content["schema"]["$ref"].endswith(f"/{body}")
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_a_worker_among_others_lets_nothing_in_before_it_has_loaded(tmp_path: Path) -> None:
+    """Else a worker that was started again would answer 503 while those beside it could answer."""
+
+    def slowly(generation: Artifact) -> TokenEncoder:
+        time.sleep(0.3)
+        return OPENERS.encoder(generation)
+
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    slow = replace(OPENERS, encoder=slowly)
+    with listening(store, ServerConfig(load_first=True), slow) as port:
+        assert httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
 
 
 def test_docs_need_no_other_server(server: Server) -> None:
