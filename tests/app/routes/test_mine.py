@@ -10,7 +10,7 @@ from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
 from tests.app.served import Server
 
-NOT_FROM_A_REQUEST = {"verdicts", "live"}
+NOT_FROM_A_REQUEST = {"verdicts", "live", "per_query"}
 """A file, and no path comes from a request; and what only a trainer does."""
 QUERY = {"id": "q", "text": "alpha beta gamma", "positives": ["p0"]}
 
