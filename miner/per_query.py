@@ -85,8 +85,10 @@ class PerQueryPool:
         """Write what each query has."""
         save_file({"turn": self._turn, "assigned": self._assigned}, folder / STATE)
 
-    def restore(self, folder: Path) -> None:
-        """Take up what ``save`` wrote of the same set; without it every query begins with its best."""
-        if (folder / STATE).exists():
-            saved = load_file(folder / STATE)
-            self._turn[:], self._assigned[:] = saved["turn"], saved["assigned"]
+    def restore(self, folder: Path) -> bool:
+        """Take up what ``save`` wrote of the same set; False without it: every query begins with its best."""
+        if not (folder / STATE).exists():
+            return False
+        saved = load_file(folder / STATE)
+        self._turn[:], self._assigned[:] = saved["turn"], saved["assigned"]
+        return True

@@ -65,11 +65,15 @@ class BatchOrder:
             tensors = {"bank": self._bank, "plan": self._plan, "epoch": np.array([self._epoch])}
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / BANK)
 
-    def restore(self, folder: Path, negatives: Artifact | None) -> None:
-        """Take up what ``save`` wrote, while ``negatives`` are in use; a run that kept no bank begins one."""
+    def restore(self, folder: Path, negatives: Artifact | None) -> bool:
+        """Take up what ``save`` wrote, while ``negatives`` are in use; False if a bank is to be begun anew."""
         self._planner = self._open_planner(negatives)
         self._epoch = -1
-        if self._bank is not None and (folder / BANK).exists():
-            saved = load_file(folder / BANK)
-            self._bank[:] = saved["bank"]
-            self._epoch, self._plan = int(saved["epoch"][0]), saved["plan"]
+        if self._bank is None:
+            return True
+        if not (folder / BANK).exists():
+            return False
+        saved = load_file(folder / BANK)
+        self._bank[:] = saved["bank"]
+        self._epoch, self._plan = int(saved["epoch"][0]), saved["plan"]
+        return True

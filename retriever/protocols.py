@@ -180,8 +180,8 @@ class WatchingSource(NegativeSource, Protocol):
         """Write the state into ``folder``."""
         ...
 
-    def restore(self, folder: Path) -> None:
-        """Take up what ``save`` wrote."""
+    def restore(self, folder: Path) -> bool:
+        """Take up what ``save`` wrote; False if there is nothing, and the state begins anew."""
         ...
 
 

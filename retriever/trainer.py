@@ -183,9 +183,11 @@ class Trainer:
         self._adoption.resume(self._state.step)
         if self._adoption.adopted is not None:
             self._use(self._adoption.adopted)
-        self._order.restore(checkpoint.path / "training", self._adoption.adopted)
+        found = self._order.restore(checkpoint.path / "training", self._adoption.adopted)
         if isinstance(self._source, WatchingSource):
-            self._source.restore(checkpoint.path / "training")
+            found &= self._source.restore(checkpoint.path / "training")
+        if not found:
+            self._warn(f"{checkpoint.path}: trained without what [batches] or per_query keep; they begin anew")
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}

@@ -83,12 +83,12 @@ def test_the_state_survives_a_checkpoint(tmp_path: Path) -> None:
     one.save(tmp_path)
     other = source()
     assert isinstance(other, WatchingSource)
-    other.restore(tmp_path)
+    assert other.restore(tmp_path)
     assert drawn(other) == drawn(one) != drawn(source())
     for each in (one, other):
         each.observe(ROWS, np.full(QUERIES, 0.4, np.float32))
     assert drawn(other) == drawn(one)
-    other.restore(tmp_path / "none")
+    assert not other.restore(tmp_path / "none")
 
 
 @pytest.mark.parametrize("keys", [{"drop": 0.0}, {"below": -1.0}, {"first": -1}])

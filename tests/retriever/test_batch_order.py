@@ -83,13 +83,13 @@ def test_a_resumed_epoch_keeps_the_plan_of_the_bank_that_it_began_with(tmp_path:
     run_to(5, broken)
     broken.save(tmp_path)
     resumed = fresh()
-    resumed.restore(tmp_path, None)
+    assert resumed.restore(tmp_path, None) and not fresh().restore(tmp_path / "none", None)
     assert run_to(9, resumed, start=5) == whole[5:]
 
 
 def test_without_a_bank_nothing_is_written(tmp_path: Path) -> None:
     run = order([])
     run.save(tmp_path)
-    run.restore(tmp_path, negatives(2))
+    assert run.restore(tmp_path, negatives(2))
     assert not [*tmp_path.iterdir()] and not run.keeps_bank
     assert run.at(0)[0].tolist() == [4, 5]
