@@ -4,9 +4,9 @@ Does not know stores or pointers: facts and figures in, verdict out.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,21 @@ CHANCE = 0.01
 """A limit is broken where the figures would be this improbable if it held."""
 MOST_FLIPS = 0.1
 """Share of the dev queries that may go from answered to not answered."""
+LEAST_QUERIES_OF_A_SLICE = 20
+"""A slice with fewer dev queries is not looked at by itself."""
 MOST_ROWS_LOST = 0.01
 """Share of the passages by which the corpus may shrink."""
 DRAWS, BLOCK_DRAWS = 10_000, 500
 
 Facts = Mapping[str, Any]
-Pairs = tuple[FloatArray, FloatArray]
-"""nDCG@10 float32 [n] of the queries that two generations have in common: the new one's, the served one's."""
+
+
+class Pairs(NamedTuple):
+    """nDCG@10 float32 [n] of the queries that two generations have in common; ``slices`` names each one's, or none."""
+
+    now: FloatArray
+    before: FloatArray
+    slices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,10 @@ def _checks(new: Facts, served: Facts | None, pairs: Pairs | None) -> Iterator[C
     if "step" in new and "step" in served:
         passed = new["step"] >= served["step"]
         yield Check("step", passed, f"step {new['step']}, served {served['step']}: an older checkpoint may not follow")
-    if pairs is not None and len(pairs[0]):
-        yield _fall(*pairs)
-        yield _flips(*pairs)
+    if pairs is not None and len(pairs.now):
+        yield _fall(pairs.now, pairs.before)
+        yield _flips(pairs.now, pairs.before)
+        yield from _slices(pairs)
     elif _comparable(new, served):
         now, before = new["dev"][METRIC], served["dev"][METRIC]
         reason = f"dev {METRIC} {now:.4f}, served {before:.4f}, at most {MARGIN} below allowed"
@@ -136,6 +145,23 @@ def probability_of_fall(differences: FloatArray, seed: int = 0) -> float:
         signs = generator.integers(0, 2, (BLOCK_DRAWS, len(moved)), dtype=np.int8) * np.float32(2) - 1
         as_low += int((signs @ moved <= observed).sum())
     return (as_low + 1) / (DRAWS + 1)
+
+
+def _slices(pairs: Pairs) -> Iterator[Check]:
+    """No slice may fall as the whole may not; chance is multiplied by the number of slices (Bonferroni)."""
+    names, counts = np.unique(np.array(pairs.slices, str), return_counts=True)
+    looked_at = [str(name) for name, count in zip(names, counts, strict=True) if count >= LEAST_QUERIES_OF_A_SLICE]
+    if len(names) < 2 or not looked_at:
+        return
+    differences = pairs.now - pairs.before
+    fallen = []
+    for name in looked_at:
+        own = np.array([one == name for one in pairs.slices])
+        fall = -float(differences[own].mean())
+        if fall > MARGIN and probability_of_fall(differences[own]) * len(looked_at) < CHANCE:
+            fallen.append(f"{name!r} by {fall:.4f} over {own.sum()} queries")
+    told = f"of {len(looked_at)} slices of the dev queries with at least {LEAST_QUERIES_OF_A_SLICE} "
+    yield Check("slices", not fallen, told + (f"fell: {', '.join(fallen)}" if fallen else "none fell"))
 
 
 def _flips(now: FloatArray, before: FloatArray) -> Check:

@@ -13,6 +13,8 @@ from indexer.gate import Facts, GateVerdict, Pairs, is_partial, judge
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Draft
 from retriever.durable import append_line, read_lines
 from retriever.errors import InputError, StoreError
+from retriever.joining import SEPARATOR
+from retriever.protocols import FloatArray
 from retriever.store import Store
 
 JUDGED = "JUDGED"
@@ -35,11 +37,8 @@ def judge_draft(store: Store, draft: Draft) -> None:
     old = None if served is None else _record(served)
     pairs = None
     if record is not None and old is not None:
-        here, there = shared_queries(record, old)
-        pairs = record.figures[here], old.figures[there]
-        differences = np.full(len(record.ids), np.nan, np.float32)
-        differences[here] = pairs[0] - pairs[1]
-        np.save(draft.path / DIFFERENCES, differences)
+        pairs = compare(record, old)
+        np.save(draft.path / DIFFERENCES, _differences(record, old))
     verdict = judge(draft.facts, None if served is None else served.facts, _facts(store, BEST), pairs)
     draft.facts["gate"] = {**verdict.as_facts(), "against": None if served is None else served.number}
 
@@ -132,7 +131,7 @@ def ledger(store: Store) -> list[dict[str, Any]]:
     return read_lines(store.root / LEDGER)
 
 
-def differences(new: Artifact, old: Artifact) -> tuple[DevRecord, np.ndarray[Any, np.dtype[np.float32]]]:
+def differences(new: Artifact, old: Artifact) -> tuple[DevRecord, FloatArray]:
     """Return the dev record of ``new`` and float32 [Q]: the figure of each of its queries minus that in ``old``.
 
     nan where ``old`` has no query of the same id, text and judgements. Raises InputError if one has no record.
@@ -141,10 +140,25 @@ def differences(new: Artifact, old: Artifact) -> tuple[DevRecord, np.ndarray[Any
     if records[0] is None or records[1] is None:
         bare = new if records[0] is None else old
         raise InputError(f"generation {bare.number} keeps no dev queries; only generations measured on dev compare")
-    here, there = shared_queries(records[0], records[1])
-    found = np.full(len(records[0].ids), np.nan, np.float32)
-    found[here] = records[0].figures[here] - records[1].figures[there]
-    return records[0], found
+    return records[0], _differences(records[0], records[1])
+
+
+def _differences(new: DevRecord, old: DevRecord) -> FloatArray:
+    here, there = shared_queries(new, old)
+    found = np.full(len(new.ids), np.nan, np.float32)
+    found[here] = new.figures[here] - old.figures[there]
+    return found
+
+
+def compare(new: DevRecord, old: DevRecord) -> Pairs:
+    """Return the figures of the queries that both have; a query's slice is what its id has before the first "/".
+
+    That is the data set that it came from where several are joined. Where an id has none there are no slices.
+    """
+    here, there = shared_queries(new, old)
+    parts = [new.ids[place].partition(SEPARATOR) for place in here]
+    slices = [name for name, separator, _ in parts if separator]
+    return Pairs(new.figures[here], old.figures[there], slices if len(slices) == len(parts) else ())
 
 
 def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> dict[str, Any]:
@@ -165,10 +179,7 @@ def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> d
 
 def _pairs(new: Artifact, served: Artifact) -> Pairs | None:
     records = _record(new), _record(served)
-    if records[0] is None or records[1] is None:
-        return None
-    here, there = shared_queries(records[0], records[1])
-    return records[0].figures[here], records[1].figures[there]
+    return None if records[0] is None or records[1] is None else compare(records[0], records[1])
 
 
 def _record(generation: Artifact) -> DevRecord | None:

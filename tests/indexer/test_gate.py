@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.gate import is_partial, judge, probability_of_count, probability_of_fall
+from indexer.gate import Pairs, is_partial, judge, probability_of_count, probability_of_fall
 
 
 def facts(ndcg: float | None, **others: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_a_partial_generation_is_neither_served_nor_best_whatever_its_figures(ol
 def refused(*pairs: Any, **others: Any) -> list[str]:
     """Names of the checks that refuse a generation, given the figures of its queries and of the served one's."""
     arrays = tuple(np.asarray(figures, np.float32) for figures in pairs)
-    verdict = judge(facts(None, **others), facts(None), None, (arrays[0], arrays[1]) if arrays else None)
+    verdict = judge(facts(None, **others), facts(None), None, Pairs(arrays[0], arrays[1]) if arrays else None)
     assert verdict.served == all(check.passed for check in verdict.checks)
     return [check.name for check in verdict.checks if not check.passed]
 
@@ -114,3 +114,25 @@ def test_the_probability_of_a_count_is_binomial() -> None:
     assert probability_of_count(2, 3, 0.5) == pytest.approx(0.5)
     assert probability_of_count(0, 50, 0.1) == pytest.approx(1)
     assert probability_of_count(10, 10, 0.1) == pytest.approx(1e-10)
+
+
+def judged_by_slice(fall: float, slices: list[str]) -> list[str]:
+    """Return the names of the failed checks where the first 60 of 1,000 queries fell, all others rose a little."""
+    generator = np.random.default_rng(0)
+    before = generator.uniform(0.3, 0.9, 1000).astype(np.float32)
+    now = before + np.float32(0.005)
+    now[:60] = before[:60] - np.float32(fall) + generator.normal(0, 0.05, 60).astype(np.float32)
+    verdict = judge(facts(None), facts(None), None, Pairs(now, before, slices))
+    return [check.name for check in verdict.checks if not check.passed]
+
+
+def test_a_slice_that_fell_is_refused_where_the_whole_hides_it() -> None:
+    slices = ["small"] * 60 + ["large"] * 940
+    assert judged_by_slice(0.1, slices) == ["slices"]
+    assert judged_by_slice(0.0, slices) == []
+    assert judged_by_slice(0.1, []) == []
+
+
+def test_a_slice_of_few_queries_is_not_looked_at() -> None:
+    slices = [f"tiny{number // 15}" for number in range(60)] + ["large"] * 940
+    assert judged_by_slice(0.1, slices) == []

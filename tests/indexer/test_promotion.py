@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
-from indexer.promotion import PREVIOUS, ledger, pin_served, promote, promote_if_good, rollback
+from indexer.dev_record import DevRecord
+from indexer.promotion import PREVIOUS, compare, ledger, pin_served, promote, promote_if_good, rollback
 from retriever.artifacts import BEST, SERVED, Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError
@@ -144,3 +146,15 @@ def test_what_was_served_before_is_kept_for_a_rollback(tiny: tuple[Store, Corpus
     store.retain("generations", keep=1, grace_seconds=-1)
     assert store.generations.numbers() == [0, 1, 3]
     assert rollback(store)["to"] == 0
+
+
+def record(*names: str) -> DevRecord:
+    figures = np.full(len(names), 0.5, np.float32)
+    return DevRecord("dev", names, [f"text of {name}" for name in names], [{"p0": 1} for _ in names], figures)
+
+
+def test_slices_are_the_joined_data_sets_and_none_where_an_id_names_none() -> None:
+    joined = record("nq/1", "squad/7", "squad/8/b")
+    assert list(compare(joined, joined).slices) == ["nq", "squad", "squad"]
+    mixed = record("nq/1", "7")
+    assert list(compare(mixed, mixed).slices) == []
