@@ -1,10 +1,11 @@
-"""Who may call which route, and how often: a key's scopes and its limit, before a body is read.
+"""Who may call which route, and how often: a key's scopes and its limits.
 
 Does not know how keys are kept, nor what a route does.
 """
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.admission import TooManyTokensError
+from app.allowance import ALLOWANCE, SpentError
 from app.keys import ADMIN, ENCODE, MINE, SEARCH, WRITE, Key, Keys
 from app.replies import error_reply
 
@@ -23,6 +26,7 @@ ANY = "any"
 """A route that every valid key reaches."""
 OPEN = frozenset({"/", "/docs", "/health", "/livez", "/metrics", "/openapi.json", "/readyz"})
 """What is read without a key: health, figures, documentation."""
+REQUESTS, TOKENS = "requests", "tokens"
 OPEN_FOLDERS = ("/static-offline-docs/",)
 SCOPE_OF = {
     "/": ENCODE,
@@ -52,10 +56,13 @@ def scope_of(method: str, path: str) -> str | None:
 
 
 class Authorize:
-    """Answers 401 without a valid key, 403 beyond its scopes, 429 beyond its requests a minute."""
+    """Answers 401 without a valid key, 403 beyond its scopes, 429 beyond its requests or tokens a minute.
+
+    All but the tokens is looked at before a body is read.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        """Each process counts a key's requests by itself."""
+        """Each process counts a key's requests and tokens by itself."""
         self._app = app
         self._keys = keys
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
@@ -76,6 +83,7 @@ class Authorize:
         request.state.key = None if key is None else key.id
         refused = self._refused(key, wanted)
         if refused is None:
+            ALLOWANCE.set(None if key is None else partial(self._charge, key))
             await self._app(scope, receive, send)
             return
         status, message, headers = refused
@@ -90,10 +98,26 @@ class Authorize:
         if key.per_minute is None:
             return None
         item = RateLimitItemPerMinute(key.per_minute)
-        if self._limiter.hit(item, key.id):
+        if self._limiter.hit(item, REQUESTS, key.id):
             return None
-        seconds = max(1, math.ceil(self._limiter.get_window_stats(item, key.id).reset_time - time.time()))
+        seconds = self._seconds(item, REQUESTS, key)
         return 429, f"key {key.id} may ask {key.per_minute} times a minute", {"Retry-After": str(seconds)}
+
+    def _charge(self, key: Key, tokens: int) -> None:
+        """Count ``tokens`` of ``key``. Raises TooManyTokensError for more than it ever may, SpentError for now."""
+        limit = key.tokens_per_minute
+        if limit is None:
+            return
+        told = f"key {key.id} may spend {limit} tokens a minute, this is {tokens}"
+        if tokens > limit:
+            raise TooManyTokensError(f"{told}; send it in parts")
+        item = RateLimitItemPerMinute(limit)
+        if not self._limiter.hit(item, TOKENS, key.id, cost=tokens):
+            raise SpentError(told, self._seconds(item, TOKENS, key))
+
+    def _seconds(self, item: RateLimitItemPerMinute, what: str, key: Key) -> int:
+        """Return when the oldest that counts is forgotten."""
+        return max(1, math.ceil(self._limiter.get_window_stats(item, what, key.id).reset_time - time.time()))
 
 
 def offered_key(headers: Headers) -> str:

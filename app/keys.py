@@ -33,6 +33,7 @@ class Key(Row):
     hash: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(JSON)
     per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
     created: Mapped[float]
     revoked: Mapped[float | None]
 
@@ -54,13 +55,16 @@ class Keys:
         """Close every connection."""
         self._engine.dispose()
 
-    def create(self, name: str, scopes: Sequence[str], per_minute: int | None = None) -> tuple[str, Key]:
+    def create(
+        self, name: str, scopes: Sequence[str], per_minute: int | None = None, tokens_per_minute: int | None = None
+    ) -> tuple[str, Key]:
         """Return a new secret, which is kept nowhere, and its key. Raises InputError for an unknown scope or none."""
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             raise InputError(f"scope {unknown[0] if unknown else ''!r}: a key has one or more of {', '.join(SCOPES)}")
-        if per_minute is not None and per_minute < 1:
-            raise InputError(f"{per_minute} requests a minute let nothing in; write 1 or more, or leave it out")
+        for what, limit in (("requests", per_minute), ("tokens", tokens_per_minute)):
+            if limit is not None and limit < 1:
+                raise InputError(f"{limit} {what} a minute let nothing in; write 1 or more, or leave it out")
         name_of, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         key = Key(
             id=name_of,
@@ -68,6 +72,7 @@ class Keys:
             hash=_hash(secret),
             scopes=sorted(set(scopes)),
             per_minute=per_minute,
+            tokens_per_minute=tokens_per_minute,
             created=time.time(),
         )
         with self._session.begin() as session:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.admission import Admission, Done, Lane
+from app.allowance import spend
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
 from retriever.query_cache import QueryCache
@@ -90,7 +91,7 @@ class Models:
     async def encode(
         self, admission: Admission, side: Side, texts: Sequence[str], *, patient: bool | None = None
     ) -> Computed:
-        """Return vectors float32 [len(texts), dimensions]; raises what ``Admission.compute`` does.
+        """Return vectors float32 [len(texts), dimensions]; raises what ``Admission.compute`` and ``spend`` do.
 
         ``patient`` None: whatever is more than one batch is.
         """
@@ -102,6 +103,7 @@ class Models:
         tokens = [read.tokens[places[text]] for text in missing]
         if patient is None:
             patient = sum(tokens) > admission.config.batch_tokens
+        spend(sum(tokens))
         done = await admission.compute(self._towers[side], items, tokens, patient)
         fresh = dict(zip(missing, done.results, strict=True))
         if side == "query":
@@ -110,11 +112,12 @@ class Models:
         return _computed(np.stack([found[text] for text in texts]), read, done)
 
     async def score(self, admission: Admission, query: str, passages: Sequence[str]) -> Computed:
-        """Return scores float32 [len(passages)] of the ranker, which must be there; raises what compute does."""
+        """Return scores float32 [len(passages)] of the ranker, which must be there; raises as ``encode``."""
         if self.ranker is None or self._pairs is None:
             raise NoRankerError("no ranker is loaded; serve one with `hone serve --ranker FOLDER`")
         read = await _tokenised(passages, partial(self._tokenise_pairs, query))
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
+        spend(sum(read.tokens))
         done = await admission.compute(self._pairs, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
+from app.allowance import SpentError
 from app.jobs import TooLateError, UnknownJobError
 from app.models import NoRankerError
 from app.searching import NoLexicalIndexError
@@ -96,8 +97,8 @@ def not_ready(message: str) -> Refusal:
     return _later(503, message)
 
 
-def _later(status: int, message: str) -> Refusal:
-    return Refusal(status, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+def _later(status: int, message: str, seconds: int = RETRY_AFTER_SECONDS) -> Refusal:
+    return Refusal(status, message, {"Retry-After": str(seconds)})
 
 
 class OpenAIError(BaseModel):
@@ -166,7 +167,8 @@ async def _on_hone_error(request: Request, error: Exception) -> Response:
     status = _status(error)
     if status is None:
         raise error
-    refusal = _later(status, str(error)) if status in (429, 503) else Refusal(status, str(error))
+    seconds = error.retry_seconds if isinstance(error, SpentError) else RETRY_AFTER_SECONDS
+    refusal = _later(status, str(error), seconds) if status in (429, 503) else Refusal(status, str(error))
     return await _on_refusal(request, refusal)
 
 

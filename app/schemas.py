@@ -94,6 +94,17 @@ Condition = Annotated[
 ]
 
 
+Dimensions = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=MAX_DIMENSIONS,
+        description="Give the first so many numbers of each vector, scaled to the whole's length; such vectors cannot "
+        "be searched with here.",
+    ),
+]
+
+
 class EncodeRequest(Body):
     """Texts to encode with one of the two towers."""
 
@@ -105,6 +116,7 @@ class EncodeRequest(Body):
         default="float",
         description="Numbers, or one base64 string a text that holds its float32 numbers, little-endian.",
     )
+    dimensions: Dimensions = None
 
 
 class EncodeReply(BaseModel):

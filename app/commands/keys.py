@@ -25,12 +25,16 @@ def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, for people.", show_default=False)],
     scope: Annotated[list[str], typer.Option("--scope", help=f"What it may do: {', '.join(SCOPES)}. Repeatable.")],
     per_minute: Annotated[int | None, typer.Option("--per-minute", help="Requests a minute; none: no limit.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens-per-minute", help="Tokens that are computed for it a minute; none: no limit."),
+    ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a key and print it once: only its hash is kept."""
     with _keys(store) as keys:
-        secret, key = keys.create(name, scope, per_minute)
+        secret, key = keys.create(name, scope, per_minute, tokens)
     if json_output:
         print_json({"key": secret, **_shown(key)})
         return
@@ -47,8 +51,9 @@ def list_keys(store: StoreOption = None, json_output: JsonOption = False) -> Non
         return
     for key in shown:
         state = "revoked" if key["revoked"] else "valid"
-        limit = f", {key['per_minute']} a minute" if key["per_minute"] else ""
-        print(f"{key['id']}  {state:7}  {key['name']}: {', '.join(key['scopes'])}{limit}")
+        limits = {"": key["per_minute"], "tokens ": key["tokens_per_minute"]}
+        told = "".join(f", {limit} {what}a minute" for what, limit in limits.items() if limit)
+        print(f"{key['id']}  {state:7}  {key['name']}: {', '.join(key['scopes'])}{told}")
 
 
 @app.command()
@@ -76,4 +81,5 @@ def _keys(store: Path | None) -> Iterator[Keys]:
 def _shown(key: Key) -> dict[str, Any]:
     dates = {"created": key.created, "revoked": key.revoked}
     dated = {name: t and datetime.fromtimestamp(t, UTC).isoformat(timespec="seconds") for name, t in dates.items()}
-    return {"id": key.id, "name": key.name, "scopes": key.scopes, "per_minute": key.per_minute, **dated}
+    limits = {"per_minute": key.per_minute, "tokens_per_minute": key.tokens_per_minute}
+    return {"id": key.id, "name": key.name, "scopes": key.scopes, **limits, **dated}

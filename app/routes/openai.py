@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.replies import BODY, MODEL, OPENAI_ROUTE, Refusal, errors, reply
-from app.routes.encode import packed
-from app.schemas import MAX_DIMENSIONS, MAX_INPUTS, Body, Text, Texts
+from app.routes.encode import check_dimensions, first_of, packed
+from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
 from app.service import ServiceOf, SnapshotOf
 
 router = APIRouter(tags=["faces"])
@@ -45,9 +45,7 @@ class EmbeddingsRequest(Body):
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="Numbers, or base64 of little-endian float32."
     )
-    dimensions: int | None = Field(
-        default=None, ge=1, le=MAX_DIMENSIONS, description="Must be those of the model: vectors are not cut."
-    )
+    dimensions: Dimensions = None
     user: str | None = Field(default=None, max_length=1024, description="Not used.")
 
 
@@ -81,11 +79,10 @@ async def embeddings(body: EmbeddingsRequest, snapshot: SnapshotOf, service: Ser
     side = snapshot.models.side_of(body.model)
     if side is None:
         raise Refusal(404, f"model: {body.model!r} has two sides that differ; ask for 'query' or 'passage'")
-    dimensions = snapshot.encoder.dimensions
-    if body.dimensions not in (None, dimensions):
-        raise Refusal(422, f"dimensions: this model gives {dimensions}, and its vectors cannot be cut")
+    check_dimensions(body.dimensions, snapshot)
     done = await service.encode(snapshot, side, body.input)
-    vectors = done.values if body.encoding_format == "float" else packed(done.values)
+    cut = first_of(done.values, body.dimensions)
+    vectors = cut if body.encoding_format == "float" else packed(cut)
     data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)]
     usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
     return reply({"object": "list", "data": data, "model": body.model, "usage": usage})

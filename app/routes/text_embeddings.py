@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.admission import ComputeError
 from app.models import Computed
 from app.replies import BODY, MODEL, Refusal, errors, not_ready, reply
-from app.schemas import MAX_DIMENSIONS, MAX_INPUTS, Body, Text, Texts
+from app.routes.encode import check_dimensions, first_of
+from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from retriever.protocols import FloatArray
@@ -43,7 +44,7 @@ class EmbedRequest(Body):
         max_length=256,
         description="The side: query, or passage (document is the same); may be left out where both sides are alike.",
     )
-    dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS, description="Must be those of the model.")
+    dimensions: Dimensions = None
 
 
 class RankRequest(Body):
@@ -96,11 +97,9 @@ async def embed(body: EmbedRequest, snapshot: SnapshotOf, service: ServiceOf) ->
     side = snapshot.models.side_of(body.prompt_name)
     if side is None:
         raise Refusal(422, "prompt_name: the two sides of this model differ; say query or passage")
-    dimensions = snapshot.encoder.dimensions
-    if body.dimensions not in (None, dimensions):
-        raise Refusal(422, f"dimensions: this model gives {dimensions}, and its vectors cannot be cut")
+    check_dimensions(body.dimensions, snapshot)
     done = await _computed(service.encode(snapshot, side, body.inputs), body.truncate)
-    vectors = _normalised(done.values, body.normalize)
+    vectors = _normalised(first_of(done.values, body.dimensions), body.normalize)
     return reply(vectors, headers=_times(done, began, sum(map(len, body.inputs))))
 
 

@@ -118,3 +118,25 @@ def test_a_lost_database_of_keys_lets_nobody_in(guarded: Guarded, monkeypatch: p
     monkeypatch.setattr(guarded.keys, "find", lost)
     response = guarded.server.client.post("/v1/search", json=SEARCH)
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def test_a_key_spends_its_tokens_and_is_told_when_there_are_more(guarded: Guarded) -> None:
+    thrifty, key = guarded.keys.create("thrifty", ["encode", "search"], tokens_per_minute=20)
+    free, _ = guarded.keys.create("free", ["encode"])
+    text = "alpha beta gamma delta"
+    answers = [guarded.ask("/v1/encode", thrifty, body={"inputs": f"{text} {n}"}) for n in range(12)]
+    assert answers[0][0] == 200 and answers[-1] == (429, "overloaded")
+    refused = guarded.server.client.post(
+        "/v1/search", json={"queries": text}, headers={"authorization": f"Bearer {thrifty}"}
+    )
+    assert refused.status_code == 429 and 1 <= int(refused.headers["retry-after"]) <= 60
+    assert f"key {key.id} may spend 20 tokens a minute" in refused.json()["error"]
+    assert guarded.ask("/v1/encode", free, body={"inputs": text})[0] == 200
+
+
+def test_a_request_beyond_the_tokens_of_a_whole_minute_is_too_large(guarded: Guarded) -> None:
+    thrifty, _ = guarded.keys.create("thrifty", ["encode"], tokens_per_minute=3)
+    assert guarded.ask("/v1/encode", thrifty, body={"inputs": [f"alpha beta {n}" for n in range(5)]}) == (
+        413,
+        "too_large",
+    )

@@ -68,14 +68,17 @@ def test_openai_encodes(url: str) -> None:
             assert (found.usage.prompt_tokens, found.usage.total_tokens) == (6, 6)
         one = client.embeddings.create(model="anything", input="nu", dimensions=32, user="someone")
         np.testing.assert_array_equal(np.array(one.data[0].embedding, np.float32), EXPECTED[2])
+        short = client.embeddings.create(model="anything", input="nu", dimensions=7).data[0].embedding
+        first = EXPECTED[2][:7]
+        np.testing.assert_allclose(short, first / np.linalg.norm(first), atol=1e-6)
 
 
 def test_openai_s_errors_are_openai_s(url: str, without_ranker: str) -> None:
     with of_openai(url) as client:
         with pytest.raises(openai.UnprocessableEntityError) as caught:
-            client.embeddings.create(model="query", input="a", dimensions=16)
+            client.embeddings.create(model="query", input="a", dimensions=33)
         body: Any = caught.value.body
-        assert body["param"] == "dimensions" and "this model gives 32" in body["message"]
+        assert body["param"] == "dimensions" and "33, but this model has 32" in body["message"]
         assert (body["type"], body["code"]) == ("invalid_request_error", "invalid")
         with pytest.raises(openai.UnprocessableEntityError, match="another tokenizer's"):
             client.embeddings.create(model="query", input=[[1, 2, 3]])
@@ -171,7 +174,10 @@ def test_text_embeddings_inference_s_routes(url: str) -> None:
         assert long.status_code == 413 and "longer than the model reads" in long.json()["error"]
         assert client.post("/embed", json={"inputs": "a " * 513}).status_code == 200
         assert client.post("/embed", json={"inputs": "a", "normalize": False}).status_code == 422
-        assert client.post("/embed", json={"inputs": "a", "dimensions": 31}).status_code == 422
+        assert client.post("/embed", json={"inputs": "a", "dimensions": 33}).status_code == 422
+        assert np.linalg.norm(client.post("/embed", json={"inputs": "a", "dimensions": 31}).json()[0]) == pytest.approx(
+            1
+        )
         body = {"query": "alpha beta", "texts": ["nu", "alpha beta"], "raw_scores": True, "return_text": True}
         ranked = client.post("/rerank", json=body)
         assert [(one["index"], one["text"]) for one in ranked.json()] == [(1, "alpha beta"), (0, "nu")]

@@ -49,6 +49,19 @@ def test_invalid_requests_are_refused_by_name(server: Server, body: object, stat
     assert named in server.post("/v1/encode", body, status)["error"]
 
 
+def test_the_first_numbers_of_a_vector_keep_its_length_and_are_of_another_space(server: Server) -> None:
+    whole = server.post("/v1/encode", {"inputs": "alpha beta"})
+    short = server.post("/v1/encode", {"inputs": "alpha beta", "dimensions": 8})
+    first = np.array(whole["embeddings"][0][:8])
+    expected = first * np.linalg.norm(whole["embeddings"][0]) / np.linalg.norm(first)
+    np.testing.assert_allclose(short["embeddings"][0], expected, atol=1e-6)
+    assert (short["dimensions"], short["space"]) == (8, "hash-32-0/8")
+    body = {"vectors": short["embeddings"], "space": short["space"]}
+    assert server.client.post("/v1/search", json=body).status_code == 409
+    assert server.post("/v1/encode", {"inputs": "alpha beta", "dimensions": 32}) == whole
+    assert "but this model has 32" in server.post("/v1/encode", {"inputs": "a", "dimensions": 33}, 422)["error"]
+
+
 def test_half_a_surrogate_pair_is_no_text(server: Server) -> None:
     response = server.client.post(
         "/v1/encode", content=b'{"inputs": "\\ud800"}', headers={"content-type": "application/json"}
