@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.admission import AdmissionConfig
 from app.draining import start_draining
 from app.jobs import Jobs
 from app.keys import Keys
@@ -43,7 +44,7 @@ class ServeOptions:
 
     ``insecure`` asks for no keys wherever it listens, ``require_keys`` also on loopback. For ``drain_seconds`` after
     SIGTERM the server still answers though it is not ready any more, so that others send it nothing new. ``ranker`` is
-    the folder of a ranker for generations that hold none.
+    the folder of a ranker for generations that hold none. ``admission`` are the limits of each process.
     """
 
     insecure: bool = False
@@ -51,6 +52,7 @@ class ServeOptions:
     workers: int = 1
     drain_seconds: float = 5.0
     ranker: Path | None = None
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
 
 def serve_store(root: Path, host: str, port: int, options: ServeOptions | None = None) -> None:
@@ -132,7 +134,7 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
     try:
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
-        config = ServerConfig(keys=keys, load_first=options.workers > 1)
+        config = ServerConfig(admission=options.admission, keys=keys, load_first=options.workers > 1)
         app = create_app(config, Store(root), openers(options.ranker), jobs)
         settings = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
         DrainingServer(settings, app, options.drain_seconds).run(sockets=[listener])

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.admission import AdmissionConfig
 from app.evaluating import Evaluated, evaluate_split, indexed_model, scored_run
 from app.live import progress_view
 from app.opening import openers
@@ -129,6 +130,15 @@ def serve(
     ranker: Annotated[
         Path | None, typer.Option("--ranker", help="Folder of a ranker; default: $HONE_RANKER, else the generation's.")
     ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="Tokens that the model computes at once.")
+    ] = AdmissionConfig.batch_tokens,
+    queue_tokens: Annotated[
+        int, typer.Option("--queue-tokens", min=1, help="Tokens that may wait; beyond, clients get 429.")
+    ] = AdmissionConfig.queue_tokens,
+    deadline_seconds: Annotated[
+        float, typer.Option("--deadline-seconds", help="What waits longer gets 503 and is not computed.")
+    ] = AdmissionConfig.deadline_seconds,
 ) -> None:
     """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
     settings = Settings()
@@ -136,5 +146,11 @@ def serve(
     address = host or settings.host
     port = settings.port if port is None else port
     print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
-    options = ServeOptions(insecure, require_keys, workers, drain_seconds, ranker or settings.ranker)
+    limits = AdmissionConfig(
+        batch_tokens=batch_tokens,
+        patient_batch_tokens=min(batch_tokens, AdmissionConfig.patient_batch_tokens),
+        queue_tokens=queue_tokens,
+        deadline_seconds=deadline_seconds,
+    )
+    options = ServeOptions(insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits)
     serve_store(root, address, port, options)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from app.admission import AdmissionConfig
 from app.commands import ask
 from app.serving import ServeOptions
 from retriever.store import Store
@@ -77,6 +78,11 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
     assert "qrels/none.tsv" in hone(*data, "--split", "none").complaint
 
 
+def test_serve_refuses_limits_that_cannot_be_met(hone: Hone, indexed: Path) -> None:
+    assert "less than one batch" in hone("serve", "--store", indexed, "--queue-tokens", 100).complaint
+    assert "nothing could be answered" in hone("serve", "--store", indexed, "--deadline-seconds", 0).complaint
+
+
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Path, str, int, ServeOptions]] = []
 
@@ -86,14 +92,15 @@ def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: 
     monkeypatch.setattr(ask, "serve_store", serve_store)
     assert "http://127.0.0.1:8000" in hone("serve", "--store", indexed).err
     flags = ("--insecure", "--ranker", "one", "--workers", 2, "--drain-seconds", 1)
-    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", *flags)
+    limits = ("--batch-tokens", 256, "--queue-tokens", 9000, "--deadline-seconds", 2.5)
+    hone("serve", "--store", indexed, "--port", 0, "--host", "::1", *flags, *limits)
     monkeypatch.setenv("HONE_PORT", "9000")
     monkeypatch.setenv("HONE_STORE", "there")
     monkeypatch.setenv("HONE_RANKER", "other")
     hone("serve")
     assert served == [
         (indexed, "127.0.0.1", 8000, ServeOptions()),
-        (indexed, "::1", 0, ServeOptions(insecure=True, workers=2, drain_seconds=1, ranker=Path("one"))),
+        (indexed, "::1", 0, ServeOptions(True, False, 2, 1, Path("one"), AdmissionConfig(256, 256, 9000, 2.5))),
         (Path("there"), "127.0.0.1", 9000, ServeOptions(ranker=Path("other"))),
     ]
     monkeypatch.setenv("HONE_PORT", "many")
