@@ -40,9 +40,20 @@ def is_ready(port: int) -> bool:
 
 
 @contextmanager
-def served(store: Path, port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `hone serve` on ``port``; what it logs goes beside the store."""
-    command = [sys.executable, "-m", "app.cli", "serve", "--store", str(store), "--port", str(port), *arguments]
+def served(store: Path, port: int, *arguments: str, through: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `hone serve` on ``port``, by the command ``through`` if there is one; what it logs goes beside the store."""
+    command = [
+        *through,
+        sys.executable,
+        "-m",
+        "app.cli",
+        "serve",
+        "--store",
+        str(store),
+        "--port",
+        str(port),
+        *arguments,
+    ]
     with (store.parent / f"serve-{port}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
         try:

@@ -4,7 +4,9 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -127,3 +129,28 @@ def test_a_public_address_asks_for_keys(indexed: Path) -> None:
     assert secret not in log and '"status": 401' in log
     for line in log.splitlines()[1:]:
         json.loads(line)
+
+
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 77; shift; exec "$@"'
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a store for one process")
+def test_a_store_that_is_mounted_for_reading_alone_is_served_and_its_jobs_wait(
+    indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the manifests of k8s mount it."""
+    through = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(indexed))
+    if subprocess.run([*through, "true"], check=False).returncode != 0:
+        pytest.skip("mounting a store for reading alone needs the right to mount, as root or in a user namespace")
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'jobs.db'}")
+    before = sorted(path for path in indexed.rglob("*"))
+    port = free_port()
+    with served(indexed, port, "--drain-seconds", "0", through=through):
+        status, text = ask(port, "POST", "/v1/search", BODY)
+        assert status == 200 and json.loads(text)["generation"] == 0
+        status, text = ask(port, "POST", "/v1/index/rebuild")
+        job = json.loads(text)["id"]
+        assert status == 202
+        time.sleep(2)
+        assert json.loads(ask(port, "GET", f"/v1/jobs/{job}")[1])["state"] == "queued"
+    assert sorted(path for path in indexed.rglob("*")) == before
