@@ -15,7 +15,14 @@ from transformers.utils import logging as transformers_logging
 
 from retriever.durable import sha256_json
 from retriever.errors import InputError
-from retriever.ranker_files import longest_input, refuse_other_modules, saved_activation, saved_prompt, usable_positions
+from retriever.ranker_files import (
+    longest_input,
+    refuse_other_modules,
+    saved_activation,
+    saved_label,
+    saved_prompt,
+    usable_positions,
+)
 from retriever.token_batches import pad
 from retriever.tower import tokenizer_sha256, weights_sha256
 
@@ -147,17 +154,18 @@ def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerCo
         max_length=config.max_length or longest_input(name, classifier, tokenizer),
         prompt=saved_prompt(name) if config.prompt is None else config.prompt,
         activation=activation,
-        label=_label_number(config, classifier.config.id2label),
+        label=_label_number(name, saved_label(name) if config.label is None else config.label, classifier.config),
     )
 
 
-def _label_number(config: RankerConfig, labels: Mapping[int, str]) -> int:
-    numbers: dict[int | str | None, int] = {name: number for number, name in labels.items()}
+def _label_number(name: str, label: int | str | None, config: Any) -> int:
+    labels: Mapping[int, str] = config.id2label
+    numbers: dict[int | str | None, int] = {label_name: number for number, label_name in labels.items()}
     numbers |= {number: number for number in labels}
     if len(labels) == 1:
         numbers[None] = 0
-    if config.label not in numbers:
-        known = ", ".join(f"{number} ({name})" for number, name in labels.items())
-        given = "several labels" if config.label is None else f"no label {config.label!r}"
-        raise InputError(f"[ranker] label: {config.name} has {given}; name the one that means relevant: {known}")
-    return numbers[config.label]
+    if label not in numbers:
+        known = ", ".join(f"{number} ({label_name})" for number, label_name in labels.items())
+        given = "several labels" if label is None else f"no label {label!r}"
+        raise InputError(f"[ranker] label: {name} has {given}; name the one that means relevant: {known}")
+    return numbers[label]
