@@ -56,6 +56,7 @@ class RankerStep:
     """The ranker as it is trained, with what turns a batch into a loss.
 
     ``model`` is ``trained`` as the accelerator wrapped it. ``teacher`` scores each pair where the loss reads that.
+    ``cut_pairs`` counts those of this rank that were longer than the ranker reads.
     """
 
     trained: TrainedRanker
@@ -67,6 +68,7 @@ class RankerStep:
     num_negatives: int
     accumulation: int = 1
     teacher: Score | None = None
+    cut_pairs: int = 0
 
     @property
     def _budget(self) -> int:
@@ -98,7 +100,8 @@ class RankerStep:
         lines, places = np.nonzero(mask[mine])
         asked = [queries[mine.start + line] for line in lines]
         read = [passages[column] for column in columns[mine][lines, places]]
-        pairs, _ = self.trained.ranker.tokenize(asked, read)
+        pairs, cut = self.trained.ranker.tokenize(asked, read)
+        self.cut_pairs += cut
         if self.teacher is None:
             return pairs, None
         scores = np.full(mask[mine].shape, np.nan, np.float32)
