@@ -32,8 +32,9 @@ from retriever.ingest import ingest_corpus, load_query_set
 from retriever.joining import dataset_of
 from retriever.negatives import open_batches
 from retriever.protocols import BatchPlanner, Encoder, NegativeSource
+from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
-from retriever.trainer import EncodeQueries, Trainer, Training
+from retriever.trainer import Trainer, Training
 
 
 @dataclass(frozen=True)
@@ -154,29 +155,31 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
+    retriever = RetrieverParts(
+        create_encoder(config.model),
+        _examples(run, in_batch=config.loss.in_batch),
+        planner_opener(run),
+        open_source,
+        open_generation_vectors,
+        config.loss,
+        _guide(config),
+        keep_bank=config.batches.name == "ngame",
+    )
     parts = Training(
         store=run.store,
-        model=create_encoder(config.model),
-        examples=Examples(
-            run.corpus,
-            run.train,
-            in_batch=config.loss.in_batch,
-            seed=config.seed,
-            judged_relevant=None if run.judged is None else run.judged.relevant_to,
-        ),
-        open_planner=planner_opener(run),
-        open_source=open_source,
-        open_vectors=open_generation_vectors,
+        retriever=retriever,
         refresher=refresher,
         report=report,
         train=config.train,
-        loss=config.loss,
         refresh=config.refresh,
         seed=config.seed,
-        guide=_guide(config),
-        keep_bank=config.batches.name == "ngame",
     )
     return Trainer(parts, stop)
+
+
+def _examples(run: Run, *, in_batch: bool) -> Examples:
+    judged = None if run.judged is None else run.judged.relevant_to
+    return Examples(run.corpus, run.train, in_batch=in_batch, seed=run.config.seed, judged_relevant=judged)
 
 
 def _guide(config: RunConfig) -> Encoder | None:

@@ -1,32 +1,33 @@
-"""Checkpoints: the model, and all that exact resumption needs beside it.
+"""Checkpoints: the models, and all that exact resumption needs beside them.
 
 Random states are not among that: each step seeds its generators from (seed, step, rank), see docs/decisions.
 Does not know when a checkpoint is due.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from retriever.artifacts import Artifact
-from retriever.encoder import DualEncoder, load_encoder
+from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError
+from retriever.learner import Learner
 from retriever.store import Store
+
+STATE = "state.json"
 
 
 @dataclass
 class TrainingState:
-    """Where training stands: everything but the tensors.
+    """Where training stands, beside what each model that learns has of its own.
 
-    ``step`` counts finished optimiser steps; it fixes the learning rate, the place in the batch plan and the random
-    states. ``best`` and ``bad_generations`` belong to early stopping; ``judged`` is the last generation it counted.
-    ``temperature`` is log τ where it is learned.
+    ``step`` counts finished optimiser steps; it fixes learning rates, places in the batch plans and random states.
+    ``best`` and ``bad_generations`` belong to early stopping; ``judged`` is the last generation it counted.
     """
 
     seed: int
@@ -34,32 +35,26 @@ class TrainingState:
     best: float | None = None
     bad_generations: int = 0
     judged: int = -1
-    temperature: float | None = None
 
 
 def publish_checkpoint(
     store: Store,
-    model: DualEncoder,
-    optimizer: torch.optim.Optimizer,
+    learners: Mapping[str, Learner],
     state: TrainingState,
-    save_more: Callable[[Path], None],
     parents: dict[str, int],
     facts: dict[str, Any],
 ) -> Artifact:
-    """Publish model, optimiser and ``state``; ``facts`` (refresh, final …) are added to step and weights_sha256.
-
-    ``save_more`` may add files to the folder that it is given.
-    """
+    """Publish what ``learners`` have learned with ``state``; ``facts`` (refresh, final …) are added to theirs."""
     with store.checkpoints.stage(parents) as draft:
-        model.save(draft.path / "model")
         training = draft.path / "training"
         training.mkdir()
-        tensors, groups = _flatten(optimizer)
-        save_file(tensors, training / "optimizer.safetensors")
-        (training / "state.json").write_text(json.dumps({**asdict(state), "groups": groups}) + "\n")
-        save_more(training)
-        weights = model.weights_sha256()
-        draft.facts.update(step=state.step, weights_sha256=weights, model=asdict(model.config), **facts)
+        written = asdict(state)
+        for name, learner in learners.items():
+            saved = learner.save(draft.path)
+            written[name] = saved.state
+            draft.facts.update(saved.facts)
+        (training / STATE).write_text(json.dumps(written) + "\n")
+        draft.facts.update(step=state.step, **facts)
     return store.checkpoints.at(draft.number)
 
 
@@ -79,20 +74,23 @@ def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> 
     return store.checkpoints.at(draft.number)
 
 
-def restore_training(artifact: Artifact, model: DualEncoder, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load the weights into ``model``, the optimiser's state into ``optimizer``, and return the rest.
+def read_state(artifact: Artifact) -> tuple[TrainingState, dict[str, dict[str, Any]]]:
+    """Return where training stands, and the state of each model that learns. Raises CorruptError if unreadable."""
+    with resuming(artifact):
+        saved = json.loads((artifact.path / "training" / STATE).read_text())
+        if "groups" in saved:  # from when the retriever learned alone
+            saved["retriever"] = {name: saved.pop(name) for name in ("groups", "temperature")}
+        learners = {name: saved.pop(name) for name, value in list(saved.items()) if isinstance(value, dict)}
+        return TrainingState(**saved), learners
 
-    Raises CorruptError if one does not fit.
-    """
-    folder = artifact.path / "training"
+
+@contextmanager
+def resuming(artifact: Artifact) -> Iterator[None]:
+    """Raise CorruptError for whatever does not fit in the block."""
     try:
-        model.load_state_dict(load_encoder(model_folder(artifact)).state_dict())
-        saved = json.loads((folder / "state.json").read_text())
-        groups = saved.pop("groups")
-        _restore(optimizer, load_file(folder / "optimizer.safetensors"), groups)
-        return TrainingState(**saved)
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CorruptError(f"{folder}: cannot be resumed ({error})") from error
+        raise CorruptError(f"{artifact.path / 'training'}: cannot be resumed ({error})") from error
 
 
 def can_be_resumed(artifact: Artifact) -> bool:
@@ -100,24 +98,11 @@ def can_be_resumed(artifact: Artifact) -> bool:
     return (artifact.path / "training").is_dir()
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    state = optimizer.state_dict()
-    tensors = {
-        f"{parameter}.{name}": value.contiguous()
-        for parameter, values in state["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
 def model_folder(artifact: Artifact) -> Path:
     """Return the folder of the weights in a checkpoint or generation."""
     return artifact.path / "model"
+
+
+def ranker_folder(artifact: Artifact) -> Path:
+    """Return the folder of the ranker in a checkpoint or generation; it is there if its facts tell of a ranker."""
+    return artifact.path / "ranker"

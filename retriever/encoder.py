@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retriever.durable import sha256_json
-from retriever.engines.fast_training import TOKENS, FastTraining, why_not_fast
+from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, why_not_fast
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import Fingerprints, Side
-from retriever.streams import most_streams
-from retriever.token_batches import bucketed, token_batches
+from retriever.token_batches import token_batches
 from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
 
 PACKAGED_MODEL = "minilm"
 SETTINGS = "hone.json"
-CHUNK = 4
-"""Micro-batches that the fast path forwards together: enough that its threads end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,8 @@ class DualEncoder(nn.Module):
     def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:
         """Return the vectors of each of ``shares``; they pass the tower together, in micro-batches of their own."""
         tower: Tower = getattr(self, side)
-        plans = [_micro_batches(share, self.chunk(budget), min(budget, TOKENS)) for share in shares]
+        lengths = [np.array([len(ids) for ids in share], np.int64) for share in shares]
+        plans = [micro_batches(one, self.chunk(budget), min(budget, TOKENS)) for one in lengths]
         batches = [
             [[share[place] for place in bucket] for bucket in batch]
             for share, plan in zip(shares, plans, strict=True)
@@ -175,17 +173,6 @@ class DualEncoder(nn.Module):
             save_tower(self.query, folder / "query", config.query_max_length, prompts)
             save_tower(self.passage, folder / "passage", config.passage_max_length, prompts)
         (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1) + "\n")
-
-
-def _micro_batches(token_ids: list[list[int]], chunk: int, budget: int) -> list[list[NDArray[np.int64]]]:
-    """Return places as micro-batches of buckets, the same whether the texts come at once or a chunk at a time."""
-    lengths = np.array([len(ids) for ids in token_ids], np.int64)
-    parts = most_streams(torch.device("cpu"))
-    return [
-        [together[bucket] for bucket in batch]
-        for together in token_batches(lengths, chunk)
-        for batch in bucketed(lengths[together], budget, parts)
-    ]
 
 
 def _in_order(parts: list[Tensor], places: list[NDArray[np.int64]]) -> Tensor:

@@ -14,12 +14,21 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from retriever.durable import sha256_json
+from retriever.encoder import model_path
 from retriever.errors import InputError
-from retriever.ranker_files import longest_input, refuse_other_modules, saved_activation, saved_prompt, usable_positions
+from retriever.ranker_files import (
+    longest_input,
+    refuse_other_modules,
+    saved_activation,
+    saved_label,
+    saved_prompt,
+    usable_positions,
+)
 from retriever.token_batches import pad
-from retriever.tower import tokenizer_sha256, weights_sha256
+from retriever.tower import DROPOUT_KEYS, tokenizer_sha256, weights_sha256
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": nn.Identity(), "sigmoid": torch.sigmoid}
+HEAD_DROPOUT_KEYS = ("classifier_dropout", "seq_classif_dropout")
 INPUTS = ("input_ids", "token_type_ids")
 Pair = Mapping[str, list[int]]
 """One tokenised pair: "input_ids" and, where the model reads them, "token_type_ids"."""
@@ -89,10 +98,14 @@ class PairClassifier(nn.Module):
     def scores(self, logits: Tensor) -> Tensor:
         """Return the scores float32 [n] for logits [n, labels]."""
         assert self.config.activation is not None
-        return ACTIVATIONS[self.config.activation](self._of_label(logits.float()))
+        return ACTIVATIONS[self.config.activation](self.log_odds(logits))
 
-    def _of_label(self, logits: Tensor) -> Tensor:
-        """Return the log-odds [n] of the relevant label, of which the sigmoid is its softmax probability."""
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Return the log-odds float32 [n] of the relevant label for ``logits`` [n, labels].
+
+        Of several labels, their sigmoid is its softmax probability.
+        """
+        logits = logits.float()
         if logits.shape[1] == 1:
             return logits[:, 0]
         assert isinstance(self.config.label, int)
@@ -112,13 +125,49 @@ def load_ranker(config: RankerConfig) -> PairClassifier:
     Raises InputError if it cannot be found, lacks a trained head, a fast tokenizer or a padding token, or has a part
     that would be left out here, and for a setting that the model does not allow.
     """
-    name = config.name
+    classifier, tokenizer, missing = _opened(config.name, {})
+    refuse_other_modules(config.name)
+    if missing:
+        raise InputError(
+            f"[ranker] name = {config.name!r}: holds no weights for {', '.join(missing)}; choose a trained ranker"
+        )
+    return PairClassifier(classifier, tokenizer, _resolved(config, classifier, tokenizer)).eval()
+
+
+def start_ranker(config: RankerConfig, seed: int, dropout: float | None = None) -> PairClassifier:
+    """Return the classifier that training starts from: as ``load_ranker`` does, or an encoder with a fresh head.
+
+    "minilm" is the packaged encoder. ``seed`` alone decides the head, of one label that is read as its log-odds'
+    sigmoid. ``dropout`` None leaves that of the model's files. Raises InputError as ``load_ranker`` does.
+    """
+    settings = {} if dropout is None else dict.fromkeys((*DROPOUT_KEYS, *HEAD_DROPOUT_KEYS), dropout)
+    config = replace(config, name=model_path(config.name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier, tokenizer, missing = _opened(config.name, settings)
+        if not missing:
+            refuse_other_modules(config.name)
+            return PairClassifier(classifier, tokenizer, _resolved(config, classifier, tokenizer))
+        of_encoder = [name for name in missing if name.startswith(f"{classifier.base_model_prefix}.")]
+        if of_encoder == missing or not all(".pooler." in name for name in of_encoder):
+            lost = f"holds no weights for {', '.join(of_encoder)}"
+            raise InputError(f"[ranker] name = {config.name!r}: {lost}; choose a ranker or an encoder")
+        torch.manual_seed(seed)
+        classifier, tokenizer, _ = _opened(config.name, {**settings, "num_labels": 1})
+    fresh = replace(config, prompt=config.prompt or "", activation=config.activation or "sigmoid")
+    return PairClassifier(classifier, tokenizer, _resolved(fresh, classifier, tokenizer))
+
+
+def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
+    """Return classifier, tokenizer, and the names of weights that the files lack; ``settings`` go before theirs."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
     try:
-        settings = AutoConfig.from_pretrained(name)
-        refuse_other_modules(name)
+        own = AutoConfig.from_pretrained(name)
+        for key, value in settings.items():
+            if hasattr(own, key):
+                setattr(own, key, value)
         classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=settings, dtype=torch.float32, output_loading_info=True
+            name, config=own, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except InputError:
@@ -126,12 +175,9 @@ def load_ranker(config: RankerConfig) -> PairClassifier:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"[ranker] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise InputError(f"[ranker] name = {name!r}: holds no weights for {missing}; choose a trained ranker")
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise InputError(f"[ranker] name = {name!r}: needs a fast tokenizer (tokenizer.json) with a padding token")
-    return PairClassifier(classifier, tokenizer, _resolved(config, classifier, tokenizer)).eval()
+    return classifier, tokenizer, sorted(report["missing_keys"])
 
 
 def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerConfig:
@@ -147,17 +193,18 @@ def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerCo
         max_length=config.max_length or longest_input(name, classifier, tokenizer),
         prompt=saved_prompt(name) if config.prompt is None else config.prompt,
         activation=activation,
-        label=_label_number(config, classifier.config.id2label),
+        label=_label_number(name, saved_label(name) if config.label is None else config.label, classifier.config),
     )
 
 
-def _label_number(config: RankerConfig, labels: Mapping[int, str]) -> int:
-    numbers: dict[int | str | None, int] = {name: number for number, name in labels.items()}
+def _label_number(name: str, label: int | str | None, config: Any) -> int:
+    labels: Mapping[int, str] = config.id2label
+    numbers: dict[int | str | None, int] = {label_name: number for number, label_name in labels.items()}
     numbers |= {number: number for number in labels}
     if len(labels) == 1:
         numbers[None] = 0
-    if config.label not in numbers:
-        known = ", ".join(f"{number} ({name})" for number, name in labels.items())
-        given = "several labels" if config.label is None else f"no label {config.label!r}"
-        raise InputError(f"[ranker] label: {config.name} has {given}; name the one that means relevant: {known}")
-    return numbers[config.label]
+    if label not in numbers:
+        known = ", ".join(f"{number} ({label_name})" for number, label_name in labels.items())
+        given = "several labels" if label is None else f"no label {label!r}"
+        raise InputError(f"[ranker] label: {name} has {given}; name the one that means relevant: {known}")
+    return numbers[label]

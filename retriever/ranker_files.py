@@ -3,14 +3,68 @@
 Does not know how pairs are scored.
 """
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from retriever.errors import InputError
-from retriever.tower import saved_json
+from retriever.tower import MODULE_TYPES, saved_json
+
+if TYPE_CHECKING:
+    from retriever.ranker import PairClassifier
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+SETTINGS = "hone.json"
+CLASSES = {"identity": "torch.nn.modules.linear.Identity", "sigmoid": "torch.nn.modules.activation.Sigmoid"}
+"""What CrossEncoder calls each activation."""
+
+
+def save_ranker(model: "PairClassifier", folder: Path) -> None:
+    """Write ``folder`` so that ``load_ranker`` needs its name alone, and CrossEncoder loads it with the same scores.
+
+    With several labels CrossEncoder gives the logits of all; which of them means relevant is for ``load_ranker``.
+    """
+    config = model.config
+    assert config.activation is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    model.classifier.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    activation, prompt = CLASSES[config.activation], config.prompt
+    written: dict[str, Any] = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": f"{MODULE_TYPES}.Transformer"}],
+        "sentence_bert_config.json": {
+            "transformer_task": "sequence-classification",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "scores",
+            **({"max_seq_length": config.max_length} if config.max_length else {}),
+        },
+        SENTENCE_TRANSFORMERS: {
+            "model_type": "CrossEncoder",
+            "activation_fn": activation,
+            "prompts": {"query": prompt} if prompt else {},
+            "default_prompt_name": "query" if prompt else None,
+        },
+        SETTINGS: {"label": config.label},
+        # Where sentence-transformers looked for the same before its version 6.
+        "config.json": _with(folder / "config.json", sentence_transformers={"activation_fn": activation}),
+    }
+    if config.max_length:
+        named = {"model_max_length": config.max_length}
+        written["tokenizer_config.json"] = _with(folder / "tokenizer_config.json", **named)
+    for name, content in written.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _with(path: Path, **entries: Any) -> Any:
+    return {**json.loads(path.read_text()), **entries}
+
+
+def saved_label(name: str) -> int | None:
+    """Return the number of the relevant label that ``save_ranker`` wrote, None if the model's files do not say."""
+    label: int | None = (saved_json(name, SETTINGS) or {}).get("label")
+    return label
 
 
 def refuse_other_modules(name: str) -> None:

@@ -68,6 +68,14 @@ class Ranks:
         dist.all_reduce(holder)
         return bool(holder.item())
 
+    def sum(self, number: float) -> float:
+        """Return the sum of the ranks' numbers, alike on all."""
+        if self.count == 1:
+            return number
+        holder = torch.tensor([number], dtype=torch.float32, device=self._accelerator.device)
+        dist.all_reduce(holder)
+        return float(holder.item())
+
     def wait(self) -> None:
         """Return when every rank has come here."""
         self._accelerator.wait_for_everyone()

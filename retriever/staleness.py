@@ -3,14 +3,18 @@
 Does not know when this is measured, nor what follows from it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.negatives import NegativeSet
+from retriever.adoption import Report
+from retriever.artifacts import Artifact
+from retriever.negatives import NegativeSet, open_negative_set
 from retriever.protocols import FloatArray, IntArray
+from retriever.refresh_policy import RefreshConfig, staleness_limit
 
 TOP = 10
 """k of overlap@k."""
@@ -88,3 +92,46 @@ def measure(probe: Probe, query_vectors: FloatArray, passage_vectors: FloatArray
 
 def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if values.size else 0.0
+
+
+@dataclass(frozen=True)
+class Present:
+    """The model as it is: vectors of training queries and of corpus rows (int32 [n] → float32 [n, dim]), and τ."""
+
+    query_vectors: Callable[[IntArray], FloatArray]
+    passage_vectors: Callable[[IntArray], FloatArray]
+    temperature: Callable[[], float]
+
+
+class StalenessWatch:
+    """Measures as often as [refresh] asks, and tells when the negatives in use have become too stale."""
+
+    def __init__(self, config: RefreshConfig, seed: int, present: Present) -> None:
+        """``seed`` chooses the queries."""
+        self._config, self._seed, self._present = config, seed, present
+        self._probe: Probe | None = None
+
+    def adopt(self, negatives: Artifact) -> None:
+        """Watch this set from now on."""
+        config = self._config
+        if config.probe_every:
+            pool = open_negative_set(negatives.path)
+            self._probe = take_probe(pool, config.probe_queries, config.probe_depth, self._seed)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether staleness is to be measured at ``step`` of the run."""
+        return self._config.probe_every > 0 and step % self._config.probe_every == 0
+
+    def is_stale(self, step: int, report: Report) -> bool:
+        """Measure, report, and tell whether that is worse than the trigger allows, once a set."""
+        if self._probe is None:
+            return False
+        present, probe = self._present, self._probe
+        queries, passages = present.query_vectors(probe.queries), present.passage_vectors(probe.rows)
+        found = measure(probe, queries, passages, present.temperature())
+        report("staleness", step=step, **{name: round(value, 4) for name, value in asdict(found).items()})
+        limit = staleness_limit(self._config.trigger)
+        if limit is None or 1 - found.overlap <= limit:
+            return False
+        self._probe = None  # until the next set is adopted
+        return True

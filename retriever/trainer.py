@@ -1,97 +1,41 @@
-"""The training loop: draw a batch, compare, step; mark checkpoints for a refresh, adopt negative sets between steps.
+"""The training loop: let each model that learns take its steps in turn; mark checkpoints, adopt negatives in between.
 
-Does not know who encodes the corpus, mines negatives or shows progress.
+Does not know what a model learns, who encodes the corpus, mines negatives or shows progress.
 """
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from threading import Event
-from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
-from retriever.batch_order import BatchOrder, OpenPlanner
-from retriever.batch_step import BatchStep, Gather
-from retriever.checkpoint import TrainingState, publish_checkpoint, restore_training
-from retriever.device import DTYPES, Precision, pick_device, resolve_precision
-from retriever.encoder import DualEncoder
-from retriever.errors import CorruptError, InputError
-from retriever.examples import Batch, Examples
-from retriever.losses.contrastive import LossConfig
-from retriever.negatives import open_negative_set
-from retriever.objective import Objective
-from retriever.optimiser import adamw, learning_rate
-from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
-from retriever.ranks import Ranks
-from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
-from retriever.staleness import Probe, measure, take_probe
+from retriever.checkpoint import TrainingState, publish_checkpoint, read_state
+from retriever.errors import CorruptError
+from retriever.learner import Learner, open_workplace
+from retriever.learner import TrainConfig as TrainConfig
+from retriever.phases import RETRIEVER_ALONE, LearnerName, PhasesConfig
+from retriever.ranker_learner import RankerLearner, RankerParts
+from retriever.refresh_policy import RefreshConfig, parse_trigger
+from retriever.retriever_learner import RetrieverLearner, RetrieverParts
+from retriever.staleness import Present, StalenessWatch
 from retriever.store import Store
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """[train]: budget, optimiser and bookkeeping.
-
-    ``towers`` "query" trains the query tower alone, against passage vectors that stay (ADORE). Of ``drawn_negatives``
-    a query, where given, the ``num_negatives`` that score highest by the present weights are learned from (max loss).
-    ``grad_cache`` bounds memory by a micro-batch instead of the batch, ``gradient_checkpointing`` by a layer instead of
-    all: each computes every forward pass twice. ``patience`` counts generations without a better dev metric.
-    """
-
-    max_steps: int = 600
-    batch_size: int = 32
-    num_negatives: int = 1
-    drawn_negatives: int | None = None
-    towers: Literal["both", "query"] = "both"
-    learning_rate: float = 5e-5
-    warmup_steps: int = 60
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    accumulation: int = 1
-    grad_cache: bool = False
-    gradient_checkpointing: bool = False
-    precision: Precision = "auto"
-    device: Literal["auto", "cpu"] = "auto"
-    save_every: int = 50
-    keep_checkpoints: int = 2
-    log_every: int = 1
-    patience: int | None = None
-
-
-EncodeQueries = Callable[[IntArray], FloatArray]
-"""Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
-
-
-@dataclass(frozen=True)
 class Training:
-    """Everything that one run of the trainer is made of.
-
-    ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
-    the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
-    ``keep_bank``: the planner reads the embeddings that training makes of the queries.
-    """
+    """Everything that one run of the trainer is made of; without ``ranker`` the retriever learns alone."""
 
     store: Store
-    model: DualEncoder
-    examples: Examples
-    open_planner: OpenPlanner
-    open_source: Callable[[Artifact, int, EncodeQueries], NegativeSource]
-    open_vectors: Callable[[Artifact], Gather]
+    retriever: RetrieverParts
     refresher: Refresher
     report: Report
     train: TrainConfig
-    loss: LossConfig
     refresh: RefreshConfig
     seed: int
-    guide: Encoder | None = None
-    keep_bank: bool = False
+    ranker: RankerParts | None = None
+    phases: PhasesConfig = RETRIEVER_ALONE
     dev_metric: str = "nDCG@10"
 
 
@@ -114,46 +58,27 @@ class Trainer:
         self._parts = parts
         self._stop = stop
         self._due = parse_trigger(parts.refresh.trigger, parts.train.save_every)
-        device = torch.device("cpu") if parts.train.device == "cpu" else pick_device("auto")
-        self._precision = resolve_precision(parts.train.precision, device)
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if self._precision == "bf16" else "no",
-            cpu=parts.train.device == "cpu",
-            # Buffers are constants, and ranks may forward a different number of micro-batches: none is broadcast.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        place = open_workplace(parts.train)
+        self._ranks, self._precision = place.ranks, place.precision
+        phases, most = parts.phases, parts.train.max_steps
+        self._learners: dict[str, Learner] = {}
+        if parts.ranker is not None:
+            steps = phases.taken("ranker", most)
+            self._learners["ranker"] = RankerLearner(parts.ranker, parts.train, steps, place, self._warn)
+        steps = phases.taken("retriever", most)
+        retriever = RetrieverLearner(parts.retriever, parts.train, steps, place, self._warn)
+        self._learners["retriever"] = retriever
+        vectors = retriever.batch_step
+        present = Present(
+            vectors.query_vectors,
+            vectors.passage_vectors,
+            lambda: vectors.objective.temperature_at(phases.taken("retriever", self._state.step)),
         )
-        self._ranks = Ranks(self._accelerator)
-        if self._accelerator.device.type == "cpu":
-            parts.model.attend("eager")
-            checkpointing = parts.train.gradient_checkpointing
-            for reason in parts.model.train_fast(DTYPES[self._precision], checkpointing=checkpointing):
-                self._warn(f"training goes through transformers' forward pass, slower than the fast one: {reason}")
-        if parts.train.gradient_checkpointing:
-            parts.model.checkpoint_gradients()
-        if parts.train.batch_size < self._ranks.count:
-            raise InputError(f"[train] batch_size = {parts.train.batch_size}: fewer than the {self._ranks.count} ranks")
-        _freeze(parts.model, parts.train)
-        objective = Objective(parts.loss, parts.guide).to(self._accelerator.device)
-        self._optimizer = adamw([parts.model, objective], parts.train.weight_decay)
-        self._model, self._wrapped = self._accelerator.prepare(parts.model, self._optimizer)
-        self._batch_step = BatchStep(
-            parts.model,
-            self._model,
-            parts.examples,
-            objective,
-            self._accelerator,
-            self._ranks,
-            parts.train.grad_cache,
-            parts.train.accumulation,
-        )
+        self._watch = StalenessWatch(parts.refresh, parts.seed, present)
         self._adoption = Adoption(parts.store, parts.refresh, self._due, parts.refresher, self._report, stop)
         self._state = TrainingState(parts.seed)
-        self._source: NegativeSource | None = None
-        self._probe: Probe | None = None
         self._marked: set[int] = set()
         self._checkpoint = self._saved = -1
-        dimensions = parts.model.dimensions if parts.keep_bank else None
-        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions)
 
     def run(self) -> Outcome:
         """Train until max_steps, early stopping or ``stop``. Raises StaleError as [refresh] on_stale asks."""
@@ -165,7 +90,6 @@ class Trainer:
         return Outcome(reason, self._state.step, self._checkpoint, self._adoption.count, self._adoption.max_staleness)
 
     def _start(self) -> None:
-        self._model.train()
         checkpoints = self._parts.store.checkpoints
         found = checkpoints.intact(CURRENT, self._warn) if self._ranks.is_first else None
         number = self._ranks.broadcast(-1 if found is None else found.number)
@@ -176,18 +100,18 @@ class Trainer:
 
     def _resume(self, checkpoint: Artifact) -> None:
         store = self._parts.store
-        model = self._accelerator.unwrap_model(self._model)
-        self._state = restore_training(checkpoint, model, self._optimizer)
-        self._batch_step.objective.restore(self._state.temperature)
+        self._state, states = read_state(checkpoint)
         self._checkpoint, self._saved = checkpoint.number, self._state.step
         self._adoption.resume(self._state.step)
-        if self._adoption.adopted is not None:
-            self._use(self._adoption.adopted)
-        found = self._order.restore(checkpoint.path / "training", self._adoption.adopted)
-        if isinstance(self._source, WatchingSource):
-            found &= self._source.restore(checkpoint.path / "training")
-        if not found:
-            self._warn(f"{checkpoint.path}: trained without what [batches] or per_query keep; they begin anew")
+        adopted = self._adoption.adopted
+        for name, learner in self._learners.items():
+            missing = learner.restore(checkpoint, states.pop(name, {}), adopted)
+            if missing is not None:
+                self._warn(f"{checkpoint.path}: trained without {missing}; that begins anew")
+        for name in states:
+            self._warn(f"{checkpoint.path}: holds a {name} that this run does not train; later checkpoints do not")
+        if adopted is not None and self._ranks.is_first:
+            self._watch.adopt(adopted)
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
@@ -214,9 +138,9 @@ class Trainer:
                 return "stopped early"
             if self._ranks.any(self._stop.is_set()):
                 return "interrupted"
-            loss = self._step()
+            name, loss = self._step()
             self._state.step += 1
-            self._report_step(loss, (self._state.step - first) / (time.monotonic() - started))
+            self._report_step(name, loss, (self._state.step - first) / (time.monotonic() - started))
             marked = self._is_stale() or self._due(self._state.step)
             if self._state.step < config.max_steps and (marked or self._state.step % config.save_every == 0):
                 self._save(refresh=marked)
@@ -228,8 +152,10 @@ class Trainer:
         if number < 0:
             return
         adopted = self._parts.store.negatives.at(number)
-        self._use(adopted)
-        self._order.adopt(adopted)
+        for learner in self._learners.values():
+            learner.adopt(adopted)
+        if self._ranks.is_first:
+            self._watch.adopt(adopted)
         self._report(
             "adopted",
             step=self._state.step,
@@ -238,36 +164,12 @@ class Trainer:
             staleness=self._state.step - adopted.facts["step"],
         )
 
-    def _use(self, adopted: Artifact) -> None:
-        parts, config = self._parts, self._parts.refresh
-        self._source = parts.open_source(adopted, self._order.batches_per_epoch, self._batch_step.query_vectors)
-        if parts.train.towers == "query":
-            self._batch_step.frozen = parts.open_vectors(adopted)
-        if config.probe_every and self._ranks.is_first:
-            pool = open_negative_set(adopted.path)
-            self._probe = take_probe(pool, config.probe_queries, config.probe_depth, parts.seed)
-
     def _is_stale(self) -> bool:
         """Measure how stale the negatives are, when that is due; True marks a checkpoint, once a set."""
-        config, step = self._parts.refresh, self._state.step
-        if not config.probe_every or step % config.probe_every:
+        step = self._state.step
+        if not self._watch.is_due(step):
             return False
-        stale = False
-        if self._probe is not None:
-            vectors = self._batch_step
-            found = measure(
-                self._probe,
-                vectors.query_vectors(self._probe.queries),
-                vectors.passage_vectors(self._probe.rows),
-                vectors.objective.temperature_at(step),
-            )
-            told = {name: round(value, 4) for name, value in asdict(found).items()}
-            self._report("staleness", step=step, **told)
-            limit = staleness_limit(config.trigger)
-            stale = limit is not None and 1 - found.overlap > limit
-        if stale:
-            self._probe = None  # until the next set is adopted
-        return self._ranks.any(stale)
+        return self._ranks.any(self._ranks.is_first and self._watch.is_stale(step, self._report))
 
     def _judge_generation(self) -> bool:
         """Count the generation behind the negatives (so that it depends on the step alone); True ends the run."""
@@ -284,36 +186,12 @@ class Trainer:
             stopping = patience is not None and self._state.bad_generations >= patience
         return self._ranks.any(stopping)
 
-    def _step(self) -> float:
-        config = self._parts.train
-        rate = learning_rate(self._state.step, config.learning_rate, config.warmup_steps, config.max_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(hash((self._parts.seed, self._state.step, self._ranks.index)) % 2**63)
-        total = 0.0
-        for part in range(config.accumulation):
-            batch = self._batch(self._state.step * config.accumulation + part)
-            loss = self._batch_step.backward(batch, self._state.step, last=part == config.accumulation - 1)
-            if isinstance(self._source, WatchingSource):
-                self._source.observe(batch.query_rows, self._batch_step.objective.hard_scores(batch))
-            if self._order.keeps_bank:
-                self._order.note(batch.query_rows, self._batch_step.objective.query_vectors())
-            total += loss.item() / config.accumulation
-        if not math.isfinite(total):
-            raise InputError(f"[train] the loss is {total} at step {self._state.step}; lower [train] learning_rate")
-        self._batch_step.objective.average(self._ranks.count)
-        self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
-        self._wrapped.step()
-        self._batch_step.objective.bound()
-        self._wrapped.zero_grad()
-        return total
-
-    def _batch(self, position: int) -> Batch:
-        rows, epoch = self._order.at(position)
-        drawn = None if self._source is None else self._source.draw(rows, position)
-        if drawn is not None and self._parts.train.drawn_negatives is not None:
-            drawn = self._batch_step.hardest(rows, drawn, self._parts.train.num_negatives)
-        return self._parts.examples.batch(rows, epoch, drawn)
+    def _step(self) -> tuple[LearnerName, float]:
+        """Let the model whose turn it is take a step; return its name and loss."""
+        step, phases = self._state.step, self._parts.phases
+        torch.manual_seed(hash((self._parts.seed, step, self._ranks.index)) % 2**63)
+        name = phases.learner_at(step)
+        return name, self._learners[name].step(phases.taken(name, step))
 
     def _save(self, *, refresh: bool, final: bool = False) -> None:
         if self._ranks.is_first:
@@ -323,13 +201,11 @@ class Trainer:
 
     def _publish(self, refresh: bool, final: bool) -> None:
         store = self._parts.store
-        parents = {"corpus": self._parts.examples.corpus.number}
+        parents = {"corpus": self._parts.retriever.examples.corpus.number}
         if self._adoption.adopted is not None:
             parents["negatives"] = self._adoption.adopted.number
-        model = self._accelerator.unwrap_model(self._model)
         facts = {"refresh": refresh, "final": final, "precision": self._precision}
-        self._state.temperature = self._batch_step.objective.state()
-        saved = publish_checkpoint(store, model, self._optimizer, self._state, self._save_order, parents, facts)
+        saved = publish_checkpoint(store, self._learners, self._state, parents, facts)
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
         if refresh:
@@ -340,12 +216,6 @@ class Trainer:
         self._marked = {number for number in self._marked if number > built}
         store.retain("checkpoints", self._parts.train.keep_checkpoints, grace_seconds=60, also=self._marked)
 
-    def _save_order(self, folder: Path) -> None:
-        """Write what decides the next batches, where that follows from those before."""
-        self._order.save(folder)
-        if isinstance(self._source, WatchingSource):
-            self._source.save(folder)
-
     def _warn(self, message: str) -> None:
         self._report("warning", message=message)
 
@@ -353,8 +223,8 @@ class Trainer:
         if self._ranks.is_first:
             self._parts.report(event, **fields)
 
-    def _report_step(self, loss: float, rate: float) -> None:
-        step, config = self._state.step, self._parts.train
+    def _report_step(self, name: LearnerName, loss: float, rate: float) -> None:
+        step, config, learner = self._state.step, self._parts.train, self._learners[name]
         if step % config.log_every and step != config.max_steps:
             return
         adopted = self._adoption.adopted
@@ -362,9 +232,10 @@ class Trainer:
             "step",
             step=step,
             of=config.max_steps,
+            phase=name,
             loss=round(loss, 4),
-            learning_rate=learning_rate(step - 1, config.learning_rate, config.warmup_steps, config.max_steps),
-            **{name: round(value, 4) for name, value in self._batch_step.objective.facts.items()},
+            learning_rate=learner.schedule.rate(self._parts.phases.taken(name, step) - 1),
+            **{fact: round(value, 4) for fact, value in learner.facts.items()},
             steps_per_second=round(rate, 3),
             eta_seconds=round((config.max_steps - step) / rate, 1),
             negatives=None if adopted is None else adopted.number,
@@ -380,10 +251,3 @@ def mark_best(store: Store) -> int | None:
         return None
     store.checkpoints.point(BEST, best.parents["checkpoint"])
     return best.parents["checkpoint"]
-
-
-def _freeze(model: DualEncoder, config: TrainConfig) -> None:
-    if config.towers == "query":
-        if model.query is model.passage:
-            raise InputError('[train] towers = "query" needs [model] tied = false: one tower cannot stay and move')
-        model.passage.requires_grad_(False)

@@ -18,6 +18,7 @@ from retriever.ingest import ingest_corpus, load_query_set
 from retriever.losses.contrastive import LossConfig
 from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
+from retriever.retriever_learner import RetrieverParts
 from retriever.store import Store
 from retriever.trainer import TrainConfig, Trainer, Training
 
@@ -76,13 +77,17 @@ def train(pace: Pace, scratch: Path) -> None:
     queries = load_query_set(data, "train", corpus, warn=lambda message: report("warning", message=message))
     given = Given(store, json.loads(Path(told["negatives"]).read_text()), told["batch_size"])
     length = told["max_length"]
-    parts = Training(
-        store=store,
-        model=create_encoder(ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)),
-        examples=Examples(corpus, queries, in_batch=True, seed=0),
+    retriever = RetrieverParts(
+        create_encoder(ModelConfig(dropout=told["dropout"], query_max_length=length, passage_max_length=length)),
+        Examples(corpus, queries, in_batch=True, seed=0),
         open_planner=lambda artifact: given,
         open_source=lambda artifact, batches, encode: given,
         open_vectors=given.vectors,
+        loss=LossConfig(temperature=told["temperature"]),
+    )
+    parts = Training(
+        store=store,
+        retriever=retriever,
         refresher=given,
         report=report,
         train=TrainConfig(
@@ -95,7 +100,6 @@ def train(pace: Pace, scratch: Path) -> None:
             device="cpu",
             save_every=told["steps"] + 1,
         ),
-        loss=LossConfig(temperature=told["temperature"]),
         refresh=RefreshConfig(trigger=f"steps:{told['steps'] + 1}", adopt="scheduled", lag=0, probe_every=0),
         seed=0,
     )

@@ -1,4 +1,4 @@
-"""Sequence classifiers of the BERT family by the fast forward pass, the last layer for the token that the head reads.
+"""Sequence classifiers of the BERT family by the fast passes, the last layer for the token that the head reads.
 
 Does not know texts, nor what its logits mean.
 """
@@ -16,7 +16,7 @@ Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _of_bert(classifier: Any, first: Tensor) -> Any:
-    return classifier.classifier(classifier.bert.pooler(first))
+    return classifier.classifier(classifier.dropout(classifier.bert.pooler(first)))
 
 
 def _of_roberta(classifier: Any, first: Tensor) -> Any:
@@ -24,11 +24,11 @@ def _of_roberta(classifier: Any, first: Tensor) -> Any:
 
 
 def _of_distilbert(classifier: Any, first: Tensor) -> Any:
-    return classifier.classifier(classifier.pre_classifier(first[:, 0]).relu())
+    return classifier.classifier(classifier.dropout(classifier.pre_classifier(first[:, 0]).relu()))
 
 
 def _of_modernbert(classifier: Any, pooled: Tensor) -> Any:
-    return classifier.classifier(classifier.head(pooled[:, 0]))
+    return classifier.classifier(classifier.drop(classifier.head(pooled[:, 0])))
 
 
 HEADS: dict[str, Callable[[Any, Tensor], Any]] = {
@@ -41,7 +41,27 @@ HEADS: dict[str, Callable[[Any, Tensor], Any]] = {
     "DistilBertForSequenceClassification": _of_distilbert,
     "ModernBertForSequenceClassification": _of_modernbert,
 }
-"""From the state that a classifier's head reads, [n, 1, dim], to its logits, by the class of the classifier."""
+"""From the states that a classifier's head reads the first of, [n, length, dim], to logits, by the classifier's class.
+
+Their dropout is that of the classifier, so none where it is not trained.
+"""
+
+
+def of_mean(classifier: Any) -> bool:
+    """Tell whether the head reads the mean of all tokens; only ModernBERT leaves the choice."""
+    return getattr(classifier.config, "classifier_pooling", "cls") == "mean"
+
+
+def head_logits(classifier: Any, states: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits float32 [n, labels] of last hidden states float32 [n, length, dim] and mask [n, length].
+
+    ``classifier`` must be of a class in HEADS.
+    """
+    if of_mean(classifier):
+        weights = mask.unsqueeze(-1).float()
+        states = (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    found: Tensor = HEADS[type(classifier).__name__](classifier, states)
+    return found
 
 
 def fast_logits(classifier: Any, dtype: torch.dtype) -> Logits | None:
@@ -49,18 +69,13 @@ def fast_logits(classifier: Any, dtype: torch.dtype) -> Logits | None:
 
     The head computes in float32. ``classifier`` must not be trained further.
     """
-    head = HEADS.get(type(classifier).__name__)
-    of_mean = getattr(classifier.config, "classifier_pooling", "cls") == "mean"  # only ModernBERT leaves the choice
-    forward = None if head is None else fast_forward(classifier.base_model, dtype, first_only=not of_mean)
-    if head is None or forward is None:
+    if type(classifier).__name__ not in HEADS:
+        return None
+    forward = fast_forward(classifier.base_model, dtype, first_only=not of_mean(classifier))
+    if forward is None:
         return None
 
     def logits(ids: Tensor, mask: Tensor, segments: Tensor | None) -> Tensor:
-        states = forward(ids, mask, segments).float()
-        if of_mean:
-            weights = mask.unsqueeze(-1).float()
-            states = (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        found: Tensor = head(classifier, states)
-        return found
+        return head_logits(classifier, forward(ids, mask, segments).float(), mask)
 
     return logits

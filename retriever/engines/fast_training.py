@@ -9,7 +9,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, linear
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from retriever.engines.fast_forward import FAMILIES, MASKED
 from retriever.engines.training_ops import Bucket, Dice, activate_and_multiply, attend, drop, scale
 from retriever.streams import most_streams, streams
-from retriever.token_batches import pad
+from retriever.token_batches import bucketed, pad, token_batches
 
 Weights = dict[str, Tensor]
 """By name: "0.qkv.weight", "final_norm.weight" …; what a model lacks, say a bias, is not in it."""
@@ -28,6 +30,8 @@ NORMS = ("attention_norm", "norm")
 SEEDS = 2**62
 TOKENS = 1024
 """Of a micro-batch: what a layer computes for it stays in a core's cache."""
+CHUNK = 4
+"""Micro-batches that are forwarded together: enough that the threads end at about the same time."""
 OWN_CODE = ("transformers.", "torch.nn.modules.")
 
 
@@ -68,6 +72,16 @@ class MicroBatch:
         return torch.cat([torch.arange(bucket.length).repeat(bucket.texts) for bucket in self.buckets])
 
 
+def micro_batches(lengths: NDArray[np.int64], chunk: int, budget: int) -> list[list[NDArray[np.int64]]]:
+    """Return places of texts as micro-batches of buckets, the same whether the texts come at once or chunk by chunk."""
+    parts = most_streams(torch.device("cpu"))
+    return [
+        [together[bucket] for bucket in batch]
+        for together in token_batches(lengths, chunk)
+        for batch in bucketed(lengths[together], budget, parts)
+    ]
+
+
 def why_not_fast(transformer: Any) -> str | None:
     """Return why ``transformer`` must be trained by its own forward pass, None if FastTraining computes the same."""
     config = transformer.config
@@ -103,10 +117,13 @@ class FastTraining:
         self._kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * len(paths)
         self._layer = self._modern if self._config.model_type == "modernbert" else self._classic
 
-    def __call__(self, batches: Sequence[Sequence[Texts]]) -> list[tuple[Tensor, Tensor]]:
+    def __call__(
+        self, batches: Sequence[Sequence[Texts]], segments: Sequence[Sequence[Texts]] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return each bucket's last hidden state, float32 [texts, length, dim], and mask int64 [texts, length].
 
-        ``batches`` are micro-batches of buckets of texts. The dropout of each comes from one draw of torch's generator.
+        ``batches`` are micro-batches of buckets of texts; ``segments``, laid out alike, tell the texts of a pair apart.
+        The dropout of each micro-batch comes from one draw of torch's generator.
         """
         ids, mask = map(torch.from_numpy, pad(list(chain(*chain(*batches))), self._pad_id))
         micro_batches, masks, first = [], [], 0
@@ -125,16 +142,19 @@ class FastTraining:
         with torch.autocast("cpu", enabled=False):
             weights = self._weights()
             way = _Way(self._forward, micro_batches, self._dtype, list(weights), torch.is_grad_enabled())
-            states: Tensor = _InStreams.apply(way, self._embed(ids), *weights.values())  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
+            states: Tensor = _InStreams.apply(way, self._embed(ids, segments), *weights.values())  # type: ignore[no-untyped-call]  # torch gives Function.apply no types
         parts = torch.split(states, [own.numel() for own in masks])
         return [(part.view(*own.shape, -1), own) for part, own in zip(parts, masks, strict=True)]
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, segments: Sequence[Sequence[Texts]] | None) -> Tensor:
         """Return the embeddings of ``ids`` [n, length] before their dropout, float32 [n · length, dim]."""
         embeddings = self._transformer.embeddings
+        given = {"input_ids": ids}
+        if segments is not None:
+            given["token_type_ids"] = torch.from_numpy(pad(list(chain(*chain(*segments))), 0)[0])
         training = embeddings.training
         embeddings.eval()  # torch's dropout is slow on a CPU; ours comes with each micro-batch
-        embedded: Tensor = embeddings(input_ids=ids).flatten(0, 1)
+        embedded: Tensor = embeddings(**given).flatten(0, 1)
         embeddings.train(training)
         return embedded
 

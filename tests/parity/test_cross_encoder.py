@@ -1,6 +1,7 @@
 """Scores against sentence-transformers' CrossEncoder on the same weights, for each architecture."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sentence_transformers import CrossEncoder
 
 from retriever.protocols import FloatArray
 from retriever.ranker import RankerConfig, load_ranker
+from retriever.ranker_files import save_ranker
 from retriever.scoring import TorchRanker
 from tests.stand_ins import WORDS
 from tests.tiny_ranker import ARCHITECTURES, write_tiny_ranker
@@ -65,6 +67,30 @@ def test_a_saved_cross_encoder_keeps_activation_length_and_prompt(activation: to
     )
     model.save_pretrained(str(tmp_path / "saved"))
     assert np.abs(our_scores(tmp_path / "saved") - their_scores(model)).max() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("activation", "prompt", "max_length"), [("identity", "boki ", 20), ("sigmoid", "", None)])
+def test_what_we_save_has_the_same_scores_in_theirs(
+    architecture: str, activation: str, prompt: str, max_length: int | None, tmp_path: Path
+) -> None:
+    plain = write_tiny_ranker(tmp_path / "plain", architecture)
+    model = load_ranker(RankerConfig(str(plain), activation=activation, prompt=prompt, max_length=max_length))
+    save_ranker(model, tmp_path / "saved")
+    again = load_ranker(RankerConfig(str(tmp_path / "saved")))
+    assert replace(again.config, name="") == replace(model.config, name="")
+    assert again.fingerprint("fp32") == model.fingerprint("fp32")
+    expected = their_scores(theirs(tmp_path / "saved"))
+    assert expected.std() > (0.1 if activation == "identity" else 0.01)
+    assert np.abs(TorchRanker(model, device="cpu").score(QUERIES, PASSAGES) - expected).max() < 1e-5
+
+
+def test_what_we_save_of_several_labels_gives_theirs_all_of_them(tmp_path: Path) -> None:
+    plain = write_tiny_ranker(tmp_path / "plain", num_labels=3)
+    model = load_ranker(RankerConfig(str(plain), label=2))
+    save_ranker(model, tmp_path / "saved")
+    assert load_ranker(RankerConfig(str(tmp_path / "saved"))).config.label == 2
+    assert np.abs(their_scores(theirs(tmp_path / "saved")) - their_scores(theirs(plain))).max() < 1e-5
 
 
 @pytest.mark.parametrize("labels", [2, 3])

@@ -17,6 +17,7 @@ from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
 from retriever.protocols import Negatives
 from retriever.refresh_policy import RefreshConfig
+from retriever.retriever_learner import RetrieverLearner
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 
 
@@ -29,7 +30,9 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def batch_step(bench: Bench) -> BatchStep:
-    return bench.trainer()._batch_step
+    learner = bench.trainer()._learners["retriever"]
+    assert isinstance(learner, RetrieverLearner)
+    return learner.batch_step
 
 
 def test_the_hardest_of_the_drawn_are_kept(tmp_path: Path) -> None:

@@ -1,19 +1,30 @@
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from retriever.artifacts import Artifact
-from retriever.checkpoint import TrainingState, model_folder, publish_checkpoint, publish_model, restore_training
+from retriever.checkpoint import TrainingState, model_folder, publish_checkpoint, publish_model, read_state
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
 from retriever.errors import CorruptError
+from retriever.learner import Learner
 from retriever.store import Store
+from tests.retriever.training_stand_ins import Bench
 from tests.tiny_model import write_tiny_model
 
 STATE = TrainingState(seed=3, step=7, best=0.25, bad_generations=1, judged=2)
 FACTS = {"refresh": True, "final": False}
+
+
+@pytest.fixture(autouse=True)
+def own_process() -> Iterator[None]:
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -23,70 +34,83 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store", create=True)
+    return Store(tmp_path / "other", create=True)
 
 
-def optimizer_of(model: DualEncoder) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+class Towers(Bench):
+    """A bench whose model has one tower, or a tower a side."""
+
+    tied = True
+
+    def model(self) -> DualEncoder:
+        return create_encoder(ModelConfig(str(self.folder / "tiny"), tied=self.tied, dropout=0.2))
 
 
-def step(model: DualEncoder, optimizer: torch.optim.Optimizer, target: float) -> None:
-    """Take one step towards vectors whose numbers are ``target``."""
-    queries, passages = model(model.tokenize("query", ["baka bala"])[0], model.tokenize("passage", ["beki"])[0], 64)
-    ((queries - target) ** 2 + (passages - target) ** 2).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
+def learner(folder: Path, *, tied: bool = True) -> Learner:
+    """Return what a new process starts with."""
+    bench = Towers(folder)
+    bench.tied = tied
+    return bench.trainer()._learners["retriever"]
 
 
-def trained(tiny: Path, tied: bool = True) -> tuple[DualEncoder, torch.optim.AdamW]:
-    model = create_encoder(ModelConfig(str(tiny), tied=tied)).eval()
-    optimizer = optimizer_of(model)
-    for target in (0.1, 0.2):
-        step(model, optimizer, target)
-    return model, optimizer
+def step(one: Learner, number: int) -> None:
+    torch.manual_seed(number)
+    one.step(number)
 
 
-def publish(store: Store, model: DualEncoder, optimizer: torch.optim.Optimizer) -> Artifact:
-    return publish_checkpoint(store, model, optimizer, STATE, lambda folder: None, {"corpus": 0}, FACTS)
+def trained(folder: Path, tied: bool = True) -> Learner:
+    one = learner(folder, tied=tied)
+    step(one, 0), step(one, 1)
+    return one
+
+
+def publish(store: Store, one: Learner) -> Artifact:
+    return publish_checkpoint(store, {"retriever": one}, STATE, {"corpus": 0}, FACTS)
+
+
+def restore(checkpoint: Artifact, one: Learner) -> TrainingState:
+    state, learners = read_state(checkpoint)
+    assert one.restore(checkpoint, learners["retriever"], None) is None
+    return state
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_restored_training_goes_on_to_the_bit(store: Store, tiny: Path, tied: bool) -> None:
-    model, optimizer = trained(tiny, tied)
-    checkpoint = publish(store, model, optimizer)
-    fresh = create_encoder(ModelConfig(str(tiny), tied=tied)).eval()
-    fresh_optimizer = optimizer_of(fresh)
-    assert restore_training(checkpoint, fresh, fresh_optimizer) == STATE
-    assert fresh.weights_sha256() == model.weights_sha256()
-    for target in (0.3, 0.4):
-        step(model, optimizer, target)
-        step(fresh, fresh_optimizer, target)
-    assert fresh.weights_sha256() == model.weights_sha256() != checkpoint.facts["weights_sha256"]
+def test_a_restored_training_goes_on_to_the_bit(store: Store, tmp_path: Path, tied: bool) -> None:
+    one = trained(tmp_path, tied)
+    checkpoint, fresh = publish(store, one), learner(tmp_path, tied=tied)
+    assert restore(checkpoint, fresh) == STATE
+    ends = []
+    for each in (one, fresh):
+        step(each, 2), step(each, 3)
+        ends.append(publish(store, each).facts["weights_sha256"])
+    assert ends[0] == ends[1] != checkpoint.facts["weights_sha256"]
 
 
-def test_a_checkpoint_says_what_it_is(store: Store, tiny: Path) -> None:
-    model, optimizer = trained(tiny)
-    checkpoint = publish(store, model, optimizer)
+def test_a_checkpoint_says_what_it_is(store: Store, tmp_path: Path) -> None:
+    checkpoint = publish(store, trained(tmp_path))
     checkpoint.verify()
     assert store.checkpoints.get() == checkpoint
     assert dict(checkpoint.parents) == {"corpus": 0}
     facts = checkpoint.facts
     assert (facts["step"], facts["refresh"], facts["final"]) == (7, True, False)
+    model = load_encoder(model_folder(checkpoint))
     assert facts["weights_sha256"] == model.weights_sha256()
     assert ModelConfig(**facts["model"]) == model.config
-    assert load_encoder(model_folder(checkpoint)).weights_sha256() == model.weights_sha256()
 
 
-def write_more(folder: Path) -> None:
-    (folder / "more").write_text("more")
-
-
-def test_a_checkpoint_before_the_first_step_can_be_resumed(store: Store, tiny: Path) -> None:
-    model = create_encoder(ModelConfig(str(tiny)))
-    checkpoint = publish_checkpoint(store, model, optimizer_of(model), TrainingState(5), write_more, {}, FACTS)
-    assert restore_training(checkpoint, model, optimizer_of(model)) == TrainingState(5)
-    assert (checkpoint.path / "training/more").read_text() == "more"
+def test_a_checkpoint_before_the_first_step_can_be_resumed(store: Store, tmp_path: Path) -> None:
+    checkpoint = publish_checkpoint(store, {"retriever": learner(tmp_path)}, TrainingState(5), {}, FACTS)
+    assert restore(checkpoint, learner(tmp_path)) == TrainingState(5)
     checkpoint.verify()
+
+
+def test_a_checkpoint_from_when_the_retriever_learned_alone_is_read(store: Store, tmp_path: Path) -> None:
+    checkpoint = publish(store, trained(tmp_path))
+    path = checkpoint.path / "training" / "state.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, **saved.pop("retriever")}))
+    assert "groups" in json.loads(path.read_text())
+    assert restore(checkpoint, learner(tmp_path)) == STATE
 
 
 def cut(path: Path) -> None:
@@ -96,21 +120,19 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, Path.unlink])
 @pytest.mark.parametrize("name", ["training/state.json", "training/optimizer.safetensors", "model/hone.json"])
 def test_a_checkpoint_that_is_damaged_cannot_be_resumed(
-    store: Store, tiny: Path, damage: Callable[[Path], None], name: str
+    store: Store, tmp_path: Path, damage: Callable[[Path], None], name: str
 ) -> None:
-    checkpoint = publish(store, *trained(tiny))
+    checkpoint = publish(store, trained(tmp_path))
     damage(checkpoint.path / name)
-    model = create_encoder(ModelConfig(str(tiny)))
     with pytest.raises(CorruptError, match=r"unreadable|cannot be resumed") as caught:
-        restore_training(checkpoint, model, optimizer_of(model))
+        restore(checkpoint, learner(tmp_path))
     assert str(checkpoint.path) in str(caught.value)
 
 
-def test_a_checkpoint_of_another_shape_cannot_be_resumed(store: Store, tiny: Path) -> None:
-    checkpoint = publish(store, *trained(tiny))
-    other = create_encoder(ModelConfig(str(tiny), tied=False))
+def test_a_checkpoint_of_another_shape_cannot_be_resumed(store: Store, tmp_path: Path) -> None:
+    checkpoint = publish(store, trained(tmp_path))
     with pytest.raises(CorruptError, match="cannot be resumed"):
-        restore_training(checkpoint, other, optimizer_of(other))
+        restore(checkpoint, learner(tmp_path, tied=False))
 
 
 def test_an_untrained_model_is_published_once(store: Store, tiny: Path) -> None:

@@ -22,7 +22,8 @@ from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
 from retriever.optimiser import learning_rate
 from retriever.refresh_policy import RefreshConfig
-from retriever.trainer import EncodeQueries, mark_best
+from retriever.retriever_learner import EncodeQueries
+from retriever.trainer import mark_best
 from tests.retriever.training_stand_ins import REFRESH, TRAIN, Bench, Counted, Idle, InOrder, ignore, stopping_at
 
 LAST = TRAIN.max_steps
@@ -222,7 +223,7 @@ def test_no_adoption_and_no_resumption_warms_the_rate_again(undisturbed: Bench, 
     assert [told["learning_rate"] for told in undisturbed.told("step")] == expected
     for checkpoint in map(undisturbed.store.checkpoints.at, range(1, 5)):
         saved = json.loads((checkpoint.path / "training" / "state.json").read_text())
-        assert {group["lr"] for group in saved["groups"]} == {expected[checkpoint.facts["step"] - 1]}
+        assert {group["lr"] for group in saved["retriever"]["groups"]} == {expected[checkpoint.facts["step"] - 1]}
     bench = Bench(tmp_path, hears=stopping_at("step", 4))
     bench.run()
     bench.hears = ignore

@@ -22,8 +22,9 @@ from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
 from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
+from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
-from retriever.trainer import EncodeQueries, Outcome, TrainConfig, Trainer, Training
+from retriever.trainer import Outcome, TrainConfig, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
 
@@ -211,17 +212,15 @@ class Bench:
     def trainer(self) -> Trainer:
         """Return a new process's trainer over this store."""
         self.store = Store(self.folder / "store")
+        retriever = RetrieverParts(
+            self.model(), self.examples(), self.open_planner, self.open_source, self.open_vectors, self.loss
+        )
         parts = Training(
             store=self.store,
-            model=self.model(),
-            examples=self.examples(),
-            open_planner=self.open_planner,
-            open_source=self.open_source,
-            open_vectors=self.open_vectors,
+            retriever=retriever,
             refresher=self.refresher,
             report=self.report,
             train=self.train,
-            loss=self.loss,
             refresh=self.refresh,
             seed=3,
         )

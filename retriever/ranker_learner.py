@@ -1,0 +1,223 @@
+"""The ranker as a learner: its own batches and negatives, a loss over each query's group, step by step.
+
+Does not know the retriever, checkpoints' other parts, or when negatives are adopted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retriever.artifacts import Artifact
+from retriever.batch_order import BatchOrder, OpenPlanner
+from retriever.checkpoint import ranker_folder, resuming
+from retriever.errors import InputError
+from retriever.examples import Examples
+from retriever.inference import TOKEN_BUDGETS
+from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
+from retriever.optimiser import Optimiser, Schedule
+from retriever.protocols import FloatArray, NegativeSource, Progress, silent
+from retriever.ranker import PairClassifier, RankerConfig, load_ranker
+from retriever.ranker_files import save_ranker
+from retriever.ranker_step import GroupLoss, RankerStep, Score
+from retriever.tower import weights_sha256
+from retriever.trained_ranker import TrainedRanker
+
+OPTIMIZER = "ranker_optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class RankerTrainConfig:
+    """[ranker] of a run: which classifier, as RankerConfig has it, and how it learns.
+
+    An encoder without a head, such as "minilm", gets a fresh one. ``teacher`` names a frozen ranker whose scores the
+    loss reads. ``batch_size`` counts queries, each with its positive and ``num_negatives``.
+    """
+
+    name: str
+    max_length: int | None = None
+    prompt: str | None = None
+    activation: str | None = None
+    label: int | str | None = None
+    dropout: float | None = None
+    loss: RankingLossConfig = field(default_factory=RankingLossConfig)
+    teacher: str | None = None
+    batch_size: int = 16
+    num_negatives: int = 7
+    learning_rate: float = 5e-5
+    warmup_steps: int = 20
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of range, and for a teacher that the loss does not read or lacks."""
+        taught = self.loss.name == "margin_mse"
+        rules = {
+            "max_length must be at least 1": self.max_length is None or self.max_length >= 1,
+            "dropout must lie in [0, 1)": self.dropout is None or 0 <= self.dropout < 1,
+            "batch_size, num_negatives and accumulation must be at least 1": min(
+                self.batch_size, self.num_negatives, self.accumulation
+            )
+            >= 1,
+            "learning_rate must be above 0": self.learning_rate > 0,
+            "warmup_steps must not be negative": self.warmup_steps >= 0,
+            'loss = { name = "margin_mse" } learns a teacher\'s margins: name one as teacher': not taught
+            or self.teacher is not None,
+            f'teacher: loss = {{ name = "{self.loss.name}" }} does not read its scores; take it out': taught
+            or self.teacher is None,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise InputError(f"[ranker] {rule}")
+
+    @property
+    def model(self) -> RankerConfig:
+        """Which classifier."""
+        return RankerConfig(self.name, self.max_length, self.prompt, self.activation, self.label)
+
+
+@dataclass(frozen=True)
+class RankerParts:
+    """Everything that training a ranker is made of.
+
+    ``open_source`` takes an adopted set and the batches of an epoch. ``teacher`` scores pairs where the loss reads
+    that. ``loss`` None is that of ``config``.
+    """
+
+    model: PairClassifier
+    config: RankerTrainConfig
+    examples: Examples
+    open_planner: OpenPlanner
+    open_source: Callable[[Artifact, int], NegativeSource]
+    teacher: Score | None = None
+    loss: GroupLoss | None = None
+
+
+class RankerLearner:
+    """Implements retriever.learner.Learner, and retriever.protocols.Ranker with the weights of this moment."""
+
+    def __init__(self, parts: RankerParts, train: TrainConfig, steps: int, place: Workplace, warn: Warn) -> None:
+        """``steps`` are those that the ranker takes in the whole run."""
+        config = parts.config
+        self._parts, self._place, self._warn = parts, place, warn
+        if config.batch_size < place.ranks.count:
+            raise InputError(f"[ranker] batch_size = {config.batch_size}: fewer than the {place.ranks.count} ranks")
+        trained = TrainedRanker(parts.model)
+        reason = trained.train_fast(place.dtype, checkpointing=place.checkpointing) if place.is_cpu else None
+        if reason is not None:
+            warn(f"the ranker learns by transformers' forward pass, slower than the fast one: {reason}")
+        if place.checkpointing and (reason is not None or not place.is_cpu):
+            trained.checkpoint_gradients()
+        self.schedule = Schedule("ranker", config.learning_rate, config.warmup_steps, steps, train.max_grad_norm)
+        self._optimiser = Optimiser(place.accelerator, trained, [], train.weight_decay, self.schedule)
+        self._step = RankerStep(
+            trained,
+            self._optimiser.model,
+            parts.examples,
+            parts.loss or configured_loss(parts.model, config.loss),
+            place.accelerator,
+            place.ranks,
+            config.num_negatives,
+            config.accumulation,
+            parts.teacher,
+        )
+        self._source: NegativeSource | None = None
+        self._order = BatchOrder(parts.open_planner, len(parts.examples))
+        self._said_cuts = False
+        self._optimiser.model.train()
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Nothing beside the loss."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the scores of this moment."""
+        return self._parts.model.fingerprint(self._place.precision)
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n], the log-odds of each pair by the present weights, without dropout or gradient.
+
+        Raises ValueError if there are not as many of both.
+        """
+        if len(queries) != len(passages):
+            raise ValueError(f"{len(queries)} queries but {len(passages)} passages: pair i is one of each")
+        if not queries:
+            return np.empty(0, np.float32)
+        trained, budget = self._step.trained, TOKEN_BUDGETS[self._place.accelerator.device.type]
+        trained.eval()
+        try:
+            with torch.no_grad(), self._place.accelerator.autocast():
+                logits = trained(self._parts.model.tokenize(queries, passages)[0], budget)
+        finally:
+            trained.train()
+        scores: FloatArray = self._parts.model.log_odds(logits).cpu().numpy()
+        progress(len(queries), len(queries))
+        return scores
+
+    def step(self, step: int) -> float:
+        """Take optimiser step ``step`` and return its loss. Raises InputError if it is no number."""
+        self._optimiser.begin(step)
+        total, parts = 0.0, self._parts.config.accumulation
+        for part in range(parts):
+            position = step * parts + part
+            rows, epoch = self._order.at(position)
+            drawn = None if self._source is None else self._source.draw(rows, position)
+            batch = self._parts.examples.batch(rows, epoch, drawn)
+            total += self._step.backward(batch, last=part == parts - 1) / parts
+        self._optimiser.end(step, total)
+        self._warn_of_cuts()
+        return total
+
+    def _warn_of_cuts(self) -> None:
+        if self._step.cut_pairs and not self._said_cuts:
+            most = self._parts.model.config.max_length
+            self._warn(f"the ranker reads some pairs of query and passage cut to [ranker] max_length = {most} tokens")
+            self._said_cuts = True
+
+    def adopt(self, negatives: Artifact) -> None:
+        """Draw negatives from this set from the next step on."""
+        self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+        self._order.adopt(negatives)
+
+    def save(self, folder: Path) -> Saved:
+        """Write ranker/ and its optimiser."""
+        model = self._parts.model
+        save_ranker(model, folder / "ranker")
+        facts = {
+            "weights_sha256": weights_sha256(model.classifier),
+            "fingerprint": model.fingerprint("fp32"),
+            **{key: value for key, value in asdict(model.config).items() if key != "name"},
+        }
+        return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
+
+    def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
+        """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
+
+        Raises CorruptError if something does not fit.
+        """
+        if negatives is not None:
+            self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+        self._order.restore(checkpoint.path / "training", negatives)
+        if not state:
+            return "the ranker"
+        with resuming(checkpoint):
+            saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
+            self._parts.model.classifier.load_state_dict(saved.classifier.state_dict())
+            self._optimiser.restore(checkpoint.path / "training" / OPTIMIZER, state["groups"])
+        return None
+
+
+def configured_loss(model: PairClassifier, config: RankingLossConfig) -> GroupLoss:
+    """Return the loss of ``config`` over the log-odds of the relevant label, whatever activation is named."""
+
+    def loss(logits: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
+        odds = model.log_odds(logits.flatten(0, 1)).view(mask.shape)
+        return RANKING_LOSSES[config.name](Groups(odds, mask, teacher), config)
+
+    return loss

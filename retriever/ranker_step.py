@@ -1,0 +1,147 @@
+"""One batch through the ranker: each query's positive and its own negatives as pairs, their loss, and its gradient.
+
+Does not know steps of the optimiser, checkpoints, or where negatives come from.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retriever.examples import Batch, Examples
+from retriever.gradcache import cached_backward
+from retriever.inference import TOKEN_BUDGETS
+from retriever.protocols import BoolArray, FloatArray
+from retriever.ranker import Pair
+from retriever.ranks import Ranks
+from retriever.token_batches import token_batches
+from retriever.trained_ranker import TrainedRanker
+
+GroupLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(raw logits float32 [q, 1 + k, labels], the positive first; mask bool [q, 1 + k]; a teacher's scores [q, 1 + k], nan
+where it has none, or None) → the loss of each query, float32 [q]. It must not look across queries."""
+Score = Callable[[Sequence[str], Sequence[str]], FloatArray]
+"""Queries and as many passages → a score of each pair, float32 [n]."""
+
+
+def groups_of(batch: Batch, most: int) -> tuple[NDArray[np.int64], BoolArray]:
+    """Return columns int64 [b, 1 + k] of each query's group, its positive first, and mask bool [b, 1 + k].
+
+    The others are the negatives that were drawn for it. In a batch without any, as before the first negative set, they
+    are up to ``most`` of the passages behind its own that it may be compared with: other queries' positives.
+    """
+    others = batch.hard.copy()
+    others[np.arange(len(others)), batch.positive] = False
+    rows = [np.flatnonzero(row) for row in others]
+    if not others.any():
+        width = batch.allowed.shape[1]
+        turned = [np.roll(np.arange(width), -own - 1)[:-1] for own in batch.positive]
+        rows = [order[batch.allowed[query, order]][:most] for query, order in enumerate(turned)]
+    counts = np.array([len(row) for row in rows])
+    mask = np.arange(1 + counts.max()) <= counts[:, None]
+    columns = np.zeros(mask.shape, np.int64)
+    columns[:, 0] = batch.positive
+    columns[:, 1:][mask[:, 1:]] = np.concatenate(rows)
+    return columns, mask
+
+
+@dataclass
+class RankerStep:
+    """The ranker as it is trained, with what turns a batch into a loss.
+
+    ``model`` is ``trained`` as the accelerator wrapped it. ``teacher`` scores each pair where the loss reads that.
+    ``cut_pairs`` counts those of this rank that were longer than the ranker reads.
+    """
+
+    trained: TrainedRanker
+    model: Any
+    examples: Examples
+    loss: GroupLoss
+    accelerator: Accelerator
+    ranks: Ranks
+    num_negatives: int
+    accumulation: int = 1
+    teacher: Score | None = None
+    cut_pairs: int = 0
+
+    @property
+    def _budget(self) -> int:
+        return TOKEN_BUDGETS[self.accelerator.device.type]
+
+    def backward(self, batch: Batch, *, last: bool) -> float:
+        """Return the mean loss of all the batch's queries, its gradient added to the weights; each rank has a share.
+
+        Queries are independent, so as many whole groups at a time are taken forward and back as a micro-batch has
+        tokens for; a larger group goes through GradCache. Memory is one micro-batch's, the gradient the whole batch's.
+        Ranks average their gradients in the ``last`` batch of an optimiser step.
+        """
+        columns, mask = groups_of(batch, self.num_negatives)
+        mine = self.ranks.share(len(columns))
+        pairs, teacher = self._pairs(batch, columns, mask, mine)
+        parts = list(self._parts(pairs, mask[mine]))
+        total = 0.0
+        for number, (places, group) in enumerate(parts):
+            taught = None if teacher is None else torch.from_numpy(teacher[group])
+            loss_of = partial(self._loss, torch.from_numpy(mask[mine][group]), taught, len(columns))
+            total += self._backward([pairs[i] for i in places], loss_of, last and number == len(parts) - 1)
+        return self.ranks.sum(total) / self.ranks.count * self.accumulation
+
+    def _pairs(
+        self, batch: Batch, columns: NDArray[np.int64], mask: BoolArray, mine: slice
+    ) -> tuple[list[Pair], FloatArray | None]:
+        """Return this rank's pairs, tokenised, group by group, and the teacher's scores float32 [share, 1 + k]."""
+        queries, passages = self.examples.texts(batch)
+        lines, places = np.nonzero(mask[mine])
+        asked = [queries[mine.start + line] for line in lines]
+        read = [passages[column] for column in columns[mine][lines, places]]
+        pairs, cut = self.trained.ranker.tokenize(asked, read)
+        self.cut_pairs += cut
+        if self.teacher is None:
+            return pairs, None
+        scores = np.full(mask[mine].shape, np.nan, np.float32)
+        scores[lines, places] = self.teacher(asked, read)
+        return pairs, scores
+
+    def _parts(self, pairs: list[Pair], mask: BoolArray) -> Iterator[tuple[range, slice]]:
+        """Yield micro-batches: places of pairs, and the groups that they are."""
+        ends = np.cumsum(mask.sum(axis=1))
+        tokens = np.cumsum([len(pair["input_ids"]) for pair in pairs])[ends - 1]
+        most, group = self.trained.chunk(self._budget), 0
+        while group < len(ends):
+            before = int(tokens[group - 1]) if group else 0
+            after = max(group + 1, int(np.searchsorted(tokens, before + most, side="right")))
+            yield range(int(ends[group - 1]) if group else 0, int(ends[after - 1])), slice(group, after)
+            group = after
+
+    def _backward(self, pairs: list[Pair], loss_of: Callable[[Tensor], Tensor], last: bool) -> float:
+        lengths = np.array([len(pair["input_ids"]) for pair in pairs])
+        most = self.trained.chunk(self._budget)
+        if lengths.sum() <= most:
+            with self.ranks.sync_gradients(self.model, last):
+                loss = loss_of(self.model(pairs, self._budget))
+                self.accelerator.backward(loss)
+            return loss.item()
+        chunks = token_batches(lengths, most)
+        order = torch.from_numpy(np.argsort(np.concatenate(chunks)))
+        return cached_backward(
+            chunks,
+            lambda chunk: self.model([pairs[i] for i in chunk], self._budget),
+            lambda logits: loss_of(torch.cat(logits).index_select(0, order.to(logits[0].device))),
+            self.accelerator.backward,
+            lambda last_chunk: self.ranks.sync_gradients(self.model, last and last_chunk),
+        ).item()
+
+    def _loss(self, mask: Tensor, teacher: Tensor | None, queries: int, logits: Tensor) -> Tensor:
+        """Return this micro-batch's part of the mean over ``queries``; ranks will average it, steps add it up."""
+        mask = mask.to(logits.device)
+        places = mask.flatten().nonzero()[:, 0]
+        groups = logits.new_zeros((mask.numel(), logits.shape[1])).index_copy(0, places, logits)
+        taught = None if teacher is None else teacher.to(logits.device)
+        losses = self.loss(groups.view(*mask.shape, -1), mask, taught)
+        return losses.sum() * self.ranks.count / (queries * self.accumulation)

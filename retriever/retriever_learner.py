@@ -1,0 +1,154 @@
+"""The retriever as a learner: its batches, hard negatives and objective, step by step.
+
+Does not know checkpoints' other parts, other learners, or when negatives are adopted.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retriever.artifacts import Artifact
+from retriever.batch_order import BatchOrder, OpenPlanner
+from retriever.batch_step import BatchStep, Gather
+from retriever.checkpoint import model_folder, resuming
+from retriever.encoder import DualEncoder, load_encoder
+from retriever.errors import InputError
+from retriever.examples import Batch, Examples
+from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.losses.contrastive import LossConfig
+from retriever.objective import Objective
+from retriever.optimiser import Optimiser, Schedule
+from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
+
+EncodeQueries = Callable[[IntArray], FloatArray]
+"""Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class RetrieverParts:
+    """Everything that training a retriever is made of.
+
+    ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
+    the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
+    ``keep_bank``: the planner reads the embeddings that training makes of the queries.
+    """
+
+    model: DualEncoder
+    examples: Examples
+    open_planner: OpenPlanner
+    open_source: Callable[[Artifact, int, EncodeQueries], NegativeSource]
+    open_vectors: Callable[[Artifact], Gather]
+    loss: LossConfig
+    guide: Encoder | None = None
+    keep_bank: bool = False
+
+
+class RetrieverLearner:
+    """Implements retriever.learner.Learner."""
+
+    def __init__(self, parts: RetrieverParts, train: TrainConfig, steps: int, place: Workplace, warn: Warn) -> None:
+        """``steps`` are those that the retriever takes in the whole run."""
+        self._parts, self._train, self._ranks = parts, train, place.ranks
+        model = parts.model
+        if place.is_cpu:
+            model.attend("eager")
+            for reason in model.train_fast(place.dtype, checkpointing=place.checkpointing):
+                warn(f"training goes through transformers' forward pass, slower than the fast one: {reason}")
+        if place.checkpointing:
+            model.checkpoint_gradients()
+        if train.batch_size < self._ranks.count:
+            raise InputError(f"[train] batch_size = {train.batch_size}: fewer than the {self._ranks.count} ranks")
+        _freeze(model, train)
+        objective = Objective(parts.loss, parts.guide).to(place.accelerator.device)
+        self.schedule = Schedule("train", train.learning_rate, train.warmup_steps, steps, train.max_grad_norm)
+        self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule)
+        self.batch_step = BatchStep(
+            model,
+            self._optimiser.model,
+            parts.examples,
+            objective,
+            place.accelerator,
+            self._ranks,
+            train.grad_cache,
+            train.accumulation,
+        )
+        self._source: NegativeSource | None = None
+        dimensions = model.dimensions if parts.keep_bank else None
+        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions)
+        self._optimiser.model.train()
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What the objective tells of the last batch."""
+        return self.batch_step.objective.facts
+
+    def step(self, step: int) -> float:
+        """Take optimiser step ``step`` and return its loss. Raises InputError if it is no number."""
+        self._optimiser.begin(step)
+        objective, parts, total = self.batch_step.objective, self._train.accumulation, 0.0
+        for part in range(parts):
+            batch = self._batch(step * parts + part)
+            loss = self.batch_step.backward(batch, step, last=part == parts - 1)
+            if isinstance(self._source, WatchingSource):
+                self._source.observe(batch.query_rows, objective.hard_scores(batch))
+            if self._order.keeps_bank:
+                self._order.note(batch.query_rows, objective.query_vectors())
+            total += loss.item() / parts
+        objective.average(self._ranks.count)
+        self._optimiser.end(step, total)
+        objective.bound()
+        return total
+
+    def _batch(self, position: int) -> Batch:
+        rows, epoch = self._order.at(position)
+        drawn = None if self._source is None else self._source.draw(rows, position)
+        if drawn is not None and self._train.drawn_negatives is not None:
+            drawn = self.batch_step.hardest(rows, drawn, self._train.num_negatives)
+        return self._parts.examples.batch(rows, epoch, drawn)
+
+    def adopt(self, negatives: Artifact) -> None:
+        """Draw negatives from this set, in the plan that belongs to it, from the next step on."""
+        self._use(negatives)
+        self._order.adopt(negatives)
+
+    def _use(self, negatives: Artifact) -> None:
+        parts = self._parts
+        self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.query_vectors)
+        if self._train.towers == "query":
+            self.batch_step.frozen = parts.open_vectors(negatives)
+
+    def save(self, folder: Path) -> Saved:
+        """Write model/, and into training/ the optimiser and what decides the next batches."""
+        model, training = self._parts.model, folder / "training"
+        model.save(folder / "model")
+        self._order.save(training)
+        if isinstance(self._source, WatchingSource):
+            self._source.save(training)
+        state = {
+            "groups": self._optimiser.save(training / OPTIMIZER),
+            "temperature": self.batch_step.objective.state(),
+        }
+        return Saved({"weights_sha256": model.weights_sha256(), "model": asdict(model.config)}, state)
+
+    def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
+        """Take up what ``save`` wrote. Raises CorruptError if it does not fit."""
+        training = checkpoint.path / "training"
+        with resuming(checkpoint):
+            self._parts.model.load_state_dict(load_encoder(model_folder(checkpoint)).state_dict())
+            self._optimiser.restore(training / OPTIMIZER, state["groups"])
+            self.batch_step.objective.restore(state["temperature"])
+        if negatives is not None:
+            self._use(negatives)
+        found = self._order.restore(training, negatives)
+        if isinstance(self._source, WatchingSource):
+            found &= self._source.restore(training)
+        return None if found else "what [batches] or per_query keep"
+
+
+def _freeze(model: DualEncoder, config: TrainConfig) -> None:
+    if config.towers == "query":
+        if model.query is model.passage:
+            raise InputError('[train] towers = "query" needs [model] tied = false: one tower cannot stay and move')
+        model.passage.requires_grad_(False)
