@@ -20,13 +20,17 @@ from retriever.examples import Examples
 from retriever.ingest import load_query_set
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
+from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
+from retriever.ranker import start_ranker
+from retriever.ranker_learner import RankerParts, RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
 from retriever.trainer import Outcome, TrainConfig, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
+from tests.tiny_ranker import write_tiny_ranker
 
 TRAIN = TrainConfig(
     max_steps=7,
@@ -145,10 +149,11 @@ class Idle(MinesAtOnce):
 
 @cache
 def prepared() -> Path:
-    """Return a folder with a data set, its corpus in a store and a tiny model, to be copied."""
+    """Return a folder with a data set, its corpus in a store, a tiny model and a tiny ranker, to be copied."""
     folder = Path(tempfile.mkdtemp(prefix="hone-tests-"))
     atexit.register(shutil.rmtree, folder)
     write_tiny_model(folder / "tiny")
+    write_tiny_ranker(folder / "ranker")
     tiny_store(folder / "store", write_tiny_data(folder / "data"))
     return folder
 
@@ -157,7 +162,8 @@ def prepared() -> Path:
 class Bench:
     """One store with data and a model beside it; each ``run`` is a trainer process of its own.
 
-    ``hears`` is called with each event before it is noted in ``events``; ``draws`` notes (position, set) of each draw.
+    ``hears`` is called with each event before it is noted in ``events``; ``draws`` notes (position, set) of each draw
+    of the retriever's, ``ranker_draws`` of the ranker's.
     """
 
     folder: Path
@@ -166,9 +172,12 @@ class Bench:
     loss: LossConfig = LOSS
     dev: Callable[[int], float | None] = lambda step: None
     dropout: float | None = 0.2
+    ranker: RankerTrainConfig | None = None
+    phases: PhasesConfig = RETRIEVER_ALONE
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
+    ranker_draws: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not (self.folder / "data").exists():
@@ -209,6 +218,31 @@ class Bench:
         """Return vectors by arithmetic."""
         return lambda rows: np.cos(rows[:, None] + np.arange(self.model().dimensions)).astype(np.float32)
 
+    def ranker_parts(self) -> RankerParts | None:
+        """Return the ranker that a process starts with, with batches of its own size."""
+        config = self.ranker
+        if config is None:
+            return None
+        return RankerParts(
+            start_ranker(config.model, 3, config.dropout),
+            config,
+            Examples(self.corpus, self.queries, in_batch=True, seed=3),
+            lambda artifact: InOrder(len(self.queries), config.batch_size),
+            lambda artifact, batches_per_epoch: Counted(artifact.number, len(self.corpus), self.ranker_draws),
+        )
+
+    def ranking(self) -> RankerTrainConfig:
+        """Return what trains the tiny ranker."""
+        return RankerTrainConfig(
+            str(self.folder / "ranker"),
+            dropout=self.dropout,
+            batch_size=3,
+            num_negatives=2,
+            learning_rate=1e-3,
+            warmup_steps=1,
+            accumulation=2,
+        )
+
     def trainer(self) -> Trainer:
         """Return a new process's trainer over this store."""
         self.store = Store(self.folder / "store")
@@ -223,6 +257,8 @@ class Bench:
             train=self.train,
             refresh=self.refresh,
             seed=3,
+            ranker=self.ranker_parts(),
+            phases=self.phases,
         )
         self.stop = Event()
         return Trainer(parts, self.stop)
@@ -240,6 +276,13 @@ class Bench:
         found = self.store.checkpoints.get()
         assert found is not None
         return found
+
+    def both_weights(self) -> list[tuple[int, str, str]]:
+        """Return (step, retriever's digest, ranker's digest) of every checkpoint."""
+        found = map(self.store.checkpoints.at, self.store.checkpoints.numbers())
+        return [
+            (one.facts["step"], one.facts["weights_sha256"], one.facts["ranker"]["weights_sha256"]) for one in found
+        ]
 
     def weights(self) -> str:
         """Return the digest of the newest checkpoint's weights."""
