@@ -32,7 +32,10 @@ from retriever.ingest import ingest_corpus, load_query_set
 from retriever.joining import dataset_of
 from retriever.negatives import open_batches
 from retriever.protocols import BatchPlanner, Encoder, NegativeSource
+from retriever.ranker import RankerConfig, load_ranker, start_ranker
+from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
+from retriever.scoring import TorchRanker
 from retriever.store import Store
 from retriever.trainer import Trainer, Training
 
@@ -72,6 +75,8 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         loaded.append((train, dev, judged))
         try:
             config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
+            if config.ranker is not None:
+                RandomPlan(len(train), config.ranker.batch_size, config.seed, "ranker")
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -173,8 +178,31 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         train=config.train,
         refresh=config.refresh,
         seed=config.seed,
+        ranker=_ranker_parts(run),
+        phases=config.turns,
     )
     return Trainer(parts, stop)
+
+
+def _ranker_parts(run: Run) -> RankerParts | None:
+    """Return what trains the ranker of ``run``: in shuffled batches, on draws that are not the retriever's."""
+    config, settings = run.config, run.config.ranker
+    if settings is None:
+        return None
+
+    def open_source(artifact: Artifact, batches_per_epoch: int) -> NegativeSource:
+        pool, sampler = open_checked_set(artifact, run.corpus, run.train), config.negatives.sampler
+        return StoredPool(pool, artifact.number, sampler, settings.num_negatives, config.seed + 1, batches_per_epoch)
+
+    def open_planner(artifact: Artifact | None) -> BatchPlanner:
+        return RandomPlan(len(run.train), settings.batch_size, config.seed + 1, "ranker")
+
+    teacher = None
+    if settings.teacher is not None:
+        taught_by = RankerConfig(settings.teacher, activation="identity")
+        teacher = TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device).score
+    model = start_ranker(settings.model, config.seed, settings.dropout)
+    return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, teacher)
 
 
 def _examples(run: Run, *, in_batch: bool) -> Examples:

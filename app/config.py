@@ -22,6 +22,8 @@ from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
+from retriever.phases import RETRIEVER_ALONE, PhasesConfig
+from retriever.ranker_learner import RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.trainer import TrainConfig
 
@@ -46,11 +48,18 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    ranker: RankerTrainConfig | None = None
+    phases: PhasesConfig | None = None
     batches: BatchPlanConfig = field(default_factory=BatchPlanConfig)
     mix: MixConfig | None = None
     negatives: MiningConfig = field(default_factory=MiningConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
+
+    @property
+    def turns(self) -> PhasesConfig:
+        """Whose turn each step is."""
+        return RETRIEVER_ALONE if self.ranker is None else self.phases or PhasesConfig()
 
     @property
     def sha256(self) -> str:
@@ -144,6 +153,7 @@ def _check_values(config: RunConfig) -> None:
         "train.drawn_negatives must not exceed negatives.depth": (train.drawn_negatives or 0) <= config.negatives.depth,
         "train.learning_rate must be above 0": train.learning_rate > 0,
         "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
+        **_ranker_rules(config),
         "train.save_every, log_every and keep_checkpoints must be at least 1": min(
             train.save_every, train.log_every, train.keep_checkpoints
         )
@@ -183,3 +193,27 @@ def _check_values(config: RunConfig) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise InputError(rule)
+
+
+def _ranker_rules(config: RunConfig) -> dict[str, bool]:
+    ranker, phases, train = config.ranker, config.turns, config.train
+    if ranker is None:
+        return {"phases deals out the steps of a ranker and a retriever: it needs [ranker]": config.phases is None}
+    of_ranker, of_retriever = (phases.taken(name, train.max_steps) for name in ("ranker", "retriever"))
+    return {
+        "phases.ranker must be at least 1; to train the retriever alone take [ranker] out": phases.ranker >= 1,
+        "phases.retriever must not be negative; 0 trains the ranker alone": phases.retriever >= 0,
+        f"ranker.warmup_steps must not exceed its {of_ranker} of train.max_steps = {train.max_steps}": (
+            ranker.warmup_steps <= of_ranker
+        ),
+        f"train.warmup_steps must not exceed the retriever's {of_retriever} of max_steps = {train.max_steps}": (
+            train.warmup_steps <= of_retriever or phases.retriever == 0
+        ),
+        "ranker.num_negatives must not exceed negatives.depth": ranker.num_negatives <= config.negatives.depth,
+        'refresh.trigger = "never" mines nothing, and a ranker learns from mined negatives': (
+            config.refresh.trigger != "never"
+        ),
+        'phases.retriever = 0 leaves the retriever as it is, so nothing becomes stale: set refresh.trigger = "once"': (
+            phases.retriever > 0 or config.refresh.trigger == "once"
+        ),
+    }

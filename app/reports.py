@@ -56,7 +56,8 @@ def tensorboard(folder: Path) -> Iterator[Report]:
     def report(event: str, **fields: Any) -> None:
         if event == "step":
             for name in STEP_SCALARS & fields.keys():
-                writer.add_scalar(f"train/{name}", fields[name], fields["step"])
+                folder = "ranker" if fields.get("phase") == "ranker" else "train"
+                writer.add_scalar(f"{folder}/{name}", fields[name], fields["step"])
         elif event == "staleness":
             for name in ("overlap", "drift", "easy"):
                 writer.add_scalar(f"staleness/{name}", fields[name], fields["step"])

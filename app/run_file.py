@@ -63,6 +63,18 @@ name = "infonce"            # or decoupled, gce, mw, lambdarank, ccl, multi_simi
 temperature = 0.05
 in_batch = true
 
+# [ranker]                  # a cross-encoder that learns from the same negatives, saved with each checkpoint
+# name = "minilm"           # a ranker, or an encoder that gets a fresh head; a folder or a hub id
+# max_length = 256          # tokens of query and passage together
+# loss = {{ name = "listwise" }}    # or gce, ranknet, lambdarank, margin_mse, asymmetric, em
+# batch_size = 16           # queries a step, each with its positive and num_negatives
+# num_negatives = 7
+# learning_rate = 5e-5
+# warmup_steps = 20
+# [phases]                  # steps of the ranker, then of the retriever, in turn; both count in max_steps
+# ranker = 20
+# retriever = 60            # 0 trains the ranker alone, and needs [refresh] trigger = "once"
+
 [negatives]                 # what is mined of each generation
 sources = ["ann"]           # and "bm25", "lookahead" (near the positive), "momentum" (of the set before): their union
 depth = {depth}                 # candidates a query from each source

@@ -84,11 +84,11 @@ class BatchPlanConfig:
 class RandomPlan:
     """A BatchPlanner that shuffles the queries anew for each epoch, as a function of seed and epoch alone."""
 
-    def __init__(self, queries: int, batch_size: int, seed: int) -> None:
-        """Raise InputError if ``queries`` do not fill one batch of ``batch_size``."""
+    def __init__(self, queries: int, batch_size: int, seed: int, table: str = "train") -> None:
+        """Raise InputError, naming the ``table`` of the run, if ``queries`` do not fill one batch of ``batch_size``."""
         if not 0 < batch_size <= queries:
             raise InputError(
-                f"[train] batch_size = {batch_size}: write a number from 1 to {queries}, the number of training queries"
+                f"[{table}] batch_size = {batch_size}: write 1 to {queries}, the number of training queries"
             )
         self._queries = queries
         self._batch_size = batch_size
