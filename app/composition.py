@@ -178,13 +178,13 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         train=config.train,
         refresh=config.refresh,
         seed=config.seed,
-        ranker=_ranker_parts(run),
+        ranker=_ranker_parts(run, report),
         phases=config.turns,
     )
     return Trainer(parts, stop)
 
 
-def _ranker_parts(run: Run) -> RankerParts | None:
+def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
     """Return what trains the ranker of ``run``: in shuffled batches, on draws that are not the retriever's."""
     config, settings = run.config, run.config.ranker
     if settings is None:
@@ -202,6 +202,7 @@ def _ranker_parts(run: Run) -> RankerParts | None:
         taught_by = RankerConfig(settings.teacher, activation="identity")
         teacher = TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device).score
     model = start_ranker(settings.model, config.seed, settings.dropout)
+    report("ranker", name=settings.name, head="fresh" if model.has_fresh_head else "its own")
     return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, teacher)
 
 

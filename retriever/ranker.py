@@ -3,7 +3,8 @@
 Does not know corpora, batches or training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -57,6 +58,7 @@ class PairClassifier(nn.Module):
         self.classifier = classifier
         self.tokenizer = tokenizer
         self.config = config
+        self.has_fresh_head = False
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Pair], int]:
         """Return the tokens of each pair and how many pairs were cut, the longer text of each first."""
@@ -155,7 +157,9 @@ def start_ranker(config: RankerConfig, seed: int, dropout: float | None = None) 
         torch.manual_seed(seed)
         classifier, tokenizer, _ = _opened(config.name, {**settings, "num_labels": 1})
     fresh = replace(config, prompt=config.prompt or "", activation=config.activation or "sigmoid")
-    return PairClassifier(classifier, tokenizer, _resolved(fresh, classifier, tokenizer))
+    model = PairClassifier(classifier, tokenizer, _resolved(fresh, classifier, tokenizer))
+    model.has_fresh_head = True
+    return model
 
 
 def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
@@ -166,9 +170,10 @@ def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]
         for key, value in settings.items():
             if hasattr(own, key):
                 setattr(own, key, value)
-        classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=own, dtype=torch.float32, output_loading_info=True
-        )
+        with _without_report():  # of missing weights: the caller says it
+            classifier, report = AutoModelForSequenceClassification.from_pretrained(
+                name, config=own, dtype=torch.float32, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except InputError:
         raise
@@ -178,6 +183,16 @@ def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise InputError(f"[ranker] name = {name!r}: needs a fast tokenizer (tokenizer.json) with a padding token")
     return classifier, tokenizer, sorted(report["missing_keys"])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerConfig:

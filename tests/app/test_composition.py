@@ -16,6 +16,7 @@ from retriever.negatives import open_negative_set
 from retriever.store import Store
 from tests.app.command_line import contents, never, opened, silent, write_run
 from tests.stand_ins import write_tiny_data
+from tests.tiny_ranker import write_tiny_ranker
 
 
 def test_a_run_is_its_configuration_with_store_and_data(tiny: Path, tmp_path: Path) -> None:
@@ -254,3 +255,55 @@ def test_what_cannot_be_joined_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(InputError, match=message):
         opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")
+
+
+RANKED = """[ranker]
+name = "{ranker}"
+batch_size = 5
+num_negatives = 3
+warmup_steps = 1
+learning_rate = 1e-3
+[phases]
+ranker = 1
+retriever = 2
+[negatives]"""
+
+
+def ranked(tiny: Path, folder: Path, *changes: tuple[str, str], ranker: Path | None = None) -> Run:
+    """A run with a tiny ranker beside the retriever."""
+    name = ranker or write_tiny_ranker(folder / "ranker")
+    added = ("[negatives]", RANKED.format(ranker=name))
+    return opened(write_run(folder / "run.toml", tiny / "data", tiny / "model", added, *changes), folder / "store")
+
+
+def test_a_ranker_learns_beside_the_retriever_and_both_are_published(tiny: Path, tmp_path: Path) -> None:
+    run = ranked(tiny, tmp_path)
+    assert trainer_events(run, Event()).count("ranker") == 1
+    checkpoints = [run.store.checkpoints.at(number) for number in run.store.checkpoints.numbers()]
+    assert len({one.facts["ranker"]["weights_sha256"] for one in checkpoints}) == len(checkpoints) == 3
+    assert len({one.facts["weights_sha256"] for one in checkpoints}) == 3
+    assert {"ranker/model.safetensors", "training/ranker_optimizer.safetensors"} <= {*checkpoints[-1].manifest["files"]}
+
+
+def test_a_ranker_alone_starts_from_the_retriever_s_own_encoder(tiny: Path, tmp_path: Path) -> None:
+    once = ("retriever = 2", "retriever = 0"), ('trigger = "steps:3"', 'trigger = "once"')
+    run = ranked(tiny, tmp_path, *once, ranker=tiny / "model")
+    trainer_events(run, Event())
+    first, *_, last = [run.store.checkpoints.at(number) for number in run.store.checkpoints.numbers()]
+    assert first.facts["weights_sha256"] == last.facts["weights_sha256"]
+    assert first.facts["ranker"]["weights_sha256"] != last.facts["ranker"]["weights_sha256"]
+
+
+def test_a_teacher_of_the_ranker_is_asked_for_its_log_odds(tiny: Path, tmp_path: Path) -> None:
+    teacher = write_tiny_ranker(tmp_path / "teacher", num_hidden_layers=1)
+    taught = ("batch_size = 5", f'batch_size = 5\nloss = {{ name = "margin_mse" }}\nteacher = "{teacher}"')
+    run = ranked(tiny, tmp_path, taught)
+    trainer_events(run, Event())
+    weights = [run.store.checkpoints.at(n).facts["ranker"]["weights_sha256"] for n in run.store.checkpoints.numbers()]
+    assert len({*weights}) == 3
+
+
+def test_a_ranker_s_batch_of_more_than_all_queries_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[ranker\] batch_size = 21: write 1 to 20"):
+        ranked(tiny, tmp_path, ("batch_size = 5", "batch_size = 21"))
+    assert not (tmp_path / "store" / "corpora" / "CURRENT").exists()

@@ -5,6 +5,7 @@ import pytest
 from app.config import RunConfig, data_folder, read_config
 from miner.communities import B3
 from retriever.errors import InputError
+from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 
 WHOLE = """\
 seed = 7
@@ -218,3 +219,65 @@ def test_what_is_no_toml_file(tmp_path: Path) -> None:
     for name, reason in (("latin", "not TOML"), ("none.toml", "No such file"), (".", "Is a directory")):
         with pytest.raises(InputError, match=reason):
             read_config(tmp_path / name)
+
+
+RANKED = """
+[ranker]
+name = "minilm"
+max_length = 128
+loss = { name = "gce", gce_q = 0.5 }
+batch_size = 8
+num_negatives = 15
+learning_rate = 1e-5
+[phases]
+ranker = 10
+retriever = 30
+"""
+
+
+def test_a_ranker_and_its_phases_reach_the_trainer_s_configuration(tmp_path: Path) -> None:
+    config = read(tmp_path, WHOLE + RANKED)
+    assert config.ranker is not None and config.turns == PhasesConfig(10, 30)
+    assert (config.ranker.loss.name, config.ranker.loss.gce_q, config.ranker.num_negatives) == ("gce", 0.5, 15)
+    assert (config.ranker.model.name, config.ranker.model.max_length) == ("minilm", 128)
+    assert read(tmp_path, WHOLE).turns == RETRIEVER_ALONE
+    without = RANKED.partition("[phases]")[0]
+    assert read(tmp_path, WHOLE + without).turns == PhasesConfig(20, 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"[ranker]": "[index.search]"}, "phases deals out the steps of a ranker and a retriever: it needs [ranker]"),
+        ({"\nranker = 10": "\nranker = 0"}, "phases.ranker must be at least 1; to train the retriever alone"),
+        ({"retriever = 30": "retriever = -1"}, "phases.retriever must not be negative; 0 trains the ranker alone"),
+        ({"retriever = 30": "retriever = 0"}, 'nothing becomes stale: set refresh.trigger = "once"'),
+        ({"batch_size = 8": "warmup_steps = 151"}, "ranker.warmup_steps must not exceed its 150 of train.max_steps"),
+        (
+            {"max_steps = 600": "max_steps = 75"},
+            "train.warmup_steps must not exceed the retriever's 55 of max_steps = 75",
+        ),
+        ({"num_negatives = 15": "num_negatives = 101"}, "ranker.num_negatives must not exceed negatives.depth"),
+        ({'name = "gce", gce_q = 0.5': 'name = "margin_mse"'}, "learns a teacher's margins: name one as teacher"),
+        ({'name = "gce"': 'name = "em"'}, 'loss.gce_q: name = "em" does not read it'),
+        ({'name = "gce"': 'name = "dice"'}, "ranker.loss.name: "),
+        ({"max_length = 128": 'teacher = "some/ranker"'}, "does not read its scores; take it out"),
+        ({"max_length = 128": "max_lenght = 128"}, "unknown key ranker.max_lenght; did you mean ranker.max_length?"),
+        ({'name = "minilm"\n': ""}, "ranker.name: "),
+    ],
+)
+def test_a_ranker_that_contradicts_the_run_is_refused_with_the_reason(
+    tmp_path: Path, changes: dict[str, str], reason: str
+) -> None:
+    text = WHOLE + RANKED
+    for right, wrong in changes.items():
+        assert text.count(right) == 1, right
+        text = text.replace(right, wrong)
+    if "[index.search]" in text:
+        text = WHOLE + "[phases]" + RANKED.partition("[phases]")[2]
+    assert reason in refused(tmp_path, text)
+
+
+def test_a_ranker_needs_mined_negatives(tmp_path: Path) -> None:
+    text = '[data]\npath = "py"\n[train]\nnum_negatives = 0\n[refresh]\ntrigger = "never"\n[ranker]\nname = "minilm"\n'
+    assert "a ranker learns from mined negatives" in refused(tmp_path, text)

@@ -6,6 +6,8 @@ import pytest
 from app.config import RunConfig, data_folder, read_config
 from app.run_file import write_run_file
 from retriever.errors import InputError
+from retriever.phases import PhasesConfig
+from retriever.ranker_learner import RankerTrainConfig
 from tests.stand_ins import write_json_lines, write_tiny_data
 
 
@@ -89,3 +91,14 @@ def test_more_data_is_estimated_to_take_longer(tiny: Path, tmp_path: Path) -> No
     assert large["disk_mb"] - small["disk_mb"] == pytest.approx((20_000 - 60) * 384 * 4 * 8 / 1e6, abs=1)
     assert large["seconds"] > small["seconds"]
     assert json.loads(json.dumps(large)) == large
+
+
+def test_the_ranker_that_it_shows_is_one_that_can_be_switched_on(tiny: Path, tmp_path: Path) -> None:
+    written(tiny, tiny / "data", tmp_path / "run.toml")
+    text = (tmp_path / "run.toml").read_text()
+    lines = text[text.index("# [ranker]") : text.index("[negatives]")].splitlines()
+    (tmp_path / "on.toml").write_text(text + "\n".join(line.removeprefix("# ") for line in lines))
+    config = read_config(tmp_path / "on.toml")
+    assert config.ranker is not None and config.phases is not None
+    defaults = RankerTrainConfig("minilm", max_length=config.ranker.max_length)
+    assert (config.ranker, config.phases) == (defaults, PhasesConfig())

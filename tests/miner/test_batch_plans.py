@@ -38,7 +38,7 @@ def test_each_query_reaches_each_place_equally_often() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_that_cannot_be_filled_is_refused(batch_size: int) -> None:
-    with pytest.raises(InputError, match=rf"batch_size = {batch_size}: write a number from 1 to 10"):
+    with pytest.raises(InputError, match=rf"batch_size = {batch_size}: write 1 to 10"):
         RandomPlan(10, batch_size, seed=1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from retriever.errors import CorruptError, InputError
@@ -282,9 +282,12 @@ def test_a_run_that_gains_or_loses_its_ranker_says_so(tmp_path: Path) -> None:
 # ---- where a ranker starts
 
 
-def test_an_encoder_gets_a_fresh_head_that_the_seed_alone_decides(tmp_path: Path) -> None:
+def test_an_encoder_gets_a_fresh_head_that_the_seed_alone_decides(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = Bench(tmp_path).folder / "tiny"
     state = torch.get_rng_state()
+    capfd.readouterr()
     first, again, other = (start_ranker(RankerConfig(str(folder)), seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.fingerprint("fp32") == again.fingerprint("fp32") != other.fingerprint("fp32")
@@ -293,7 +296,8 @@ def test_an_encoder_gets_a_fresh_head_that_the_seed_alone_decides(tmp_path: Path
         name for name, weight in first.state_dict().items() if not torch.equal(weight, other.state_dict()[name])
     }
     assert {name.split(".")[1] for name in differing} == {"classifier"}
-    assert first.classifier.config.num_labels == 1
+    assert first.classifier.config.num_labels == 1 and first.has_fresh_head
+    assert capfd.readouterr().err == ""  # transformers would print a table of what is missing
 
 
 def test_a_fresh_head_learns_and_is_saved_as_a_ranker(tmp_path: Path) -> None:
@@ -307,7 +311,8 @@ def test_a_fresh_head_learns_and_is_saved_as_a_ranker(tmp_path: Path) -> None:
 
 def test_a_trained_ranker_starts_as_it_is(tmp_path: Path) -> None:
     config = RankerConfig(str(Bench(tmp_path).folder / "ranker"), prompt="boki ")
-    assert start_ranker(config, 1).fingerprint("fp32") == load_ranker(config).fingerprint("fp32")
+    started = start_ranker(config, 1)
+    assert started.fingerprint("fp32") == load_ranker(config).fingerprint("fp32") and not started.has_fresh_head
 
 
 def test_dropout_is_that_of_the_run_in_every_layer_and_the_head(tmp_path: Path) -> None:
@@ -318,8 +323,6 @@ def test_dropout_is_that_of_the_run_in_every_layer_and_the_head(tmp_path: Path) 
 
 
 def test_an_encoder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     folder = Bench(tmp_path).folder / "ranker"
     weights = load_file(folder / "model.safetensors")
     lost = next(name for name in weights if "layer.1.output.dense.weight" in name)
