@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.progress import Report
-from app.rankers import kept, named_ranker, own_ranker
+from app.rankers import kept, named_ranker, own_ranker, required_ranker
 from app.snapshot import Openers
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
@@ -18,6 +18,7 @@ from retriever.checkpoint import model_folder
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
+from retriever.protocols import TokenRanker
 from retriever.scoring import TorchRanker
 
 CALIBRATION_PASSAGES = 128
@@ -92,3 +93,11 @@ def open_generation_encoder(generation: Artifact) -> ModelEncoder:
 
 ENCODER_ALONE = Openers(open_generation_encoder)
 """Opens a generation's encoder and no ranker."""
+
+
+def reranking_openers(ranker: TokenRanker | None) -> Openers:
+    """Return how a generation is opened to be reranked, by ``ranker`` or else its own.
+
+    The opener of the ranker raises InputError where there is neither.
+    """
+    return Openers(open_generation_encoder, lambda generation: ranker or required_ranker(None, generation))
