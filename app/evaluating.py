@@ -138,9 +138,11 @@ def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QueryS
     return evaluate_vectors(encoder, encode_corpus(encoder, corpus, store.embeddings, progress, warn), queries)
 
 
-def evaluate_vectors(encoder: Encoder, vectors: Vectors, queries: QuerySet) -> Evaluation:
+def evaluate_vectors(
+    encoder: Encoder, vectors: Vectors, queries: QuerySet, names: Sequence[str] = METRICS
+) -> Evaluation:
     """Return the figures of ``queries`` by exact search over ``vectors``, those of the corpus by ``encoder``."""
-    return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), METRICS)
+    return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), names)
 
 
 def _exact_in(vectors: Vectors, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
