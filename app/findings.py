@@ -209,16 +209,16 @@ def _figure(points: Mapping[int, Point], measure: str) -> Figure:
 
 
 def _gaps(
-    chosen: Mapping[str, Mapping[int, Point]], baseline: str, base: Mapping[int, Point]
+    chosen: Mapping[str, Mapping[int, Point]], baseline: str, reference: Mapping[int, Point]
 ) -> dict[str, dict[str, Gap]]:
-    """Return how far the systems but ``baseline`` are from its points ``base``."""
-    others = {name: points for name, points in chosen.items() if name != baseline and points.keys() & base.keys()}
-    return _corrected({name: _against(points, base) for name, points in others.items()})
+    """Return how far the systems but ``baseline`` are from its points ``reference``."""
+    others = {name: points for name, points in chosen.items() if name != baseline and points.keys() & reference.keys()}
+    return _corrected({name: _against(points, reference) for name, points in others.items()})
 
 
-def _against(points: Mapping[int, Point], base: Mapping[int, Point]) -> dict[str, Gap]:
-    """Return the gaps of ``points`` to ``base`` over the seeds that both have, in the measures that all have."""
-    pairs = [(point, base[seed]) for seed, point in points.items() if seed in base]
+def _against(points: Mapping[int, Point], reference: Mapping[int, Point]) -> dict[str, Gap]:
+    """Return the gaps of ``points`` to ``reference`` over the seeds that both have, in the measures that all have."""
+    pairs = [(point, reference[seed]) for seed, point in points.items() if seed in reference]
     both = [point for pair in pairs for point in pair]
     return {measure: _gap(pairs, measure) for measure in _measures(both)}
 
