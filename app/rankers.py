@@ -6,6 +6,7 @@ Does not know how pairs are scored, nor what the scores are for.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,9 @@ Opened = TypeVar("Opened")
 
 def ranker_facts(model: PairClassifier) -> dict[str, Any]:
     """Return what a manifest says of a ranker; ``fingerprint`` is that of its scores in float32."""
-    return {"weights_sha256": weights_sha256(model.classifier), "fingerprint": model.fingerprint("fp32")}
+    settings = {key: value for key, value in asdict(model.config).items() if key != "name"}
+    weights = weights_sha256(model.classifier)
+    return {"weights_sha256": weights, "fingerprint": model.fingerprint("fp32"), **settings}
 
 
 @contextmanager
