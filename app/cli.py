@@ -22,7 +22,7 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, build, compare, data, demo, export, keys, promotion, run
+    from app.commands import ask, build, compare, data, demo, export, keys, promotion, rerank, run
 
     app = typer.Typer(
         name="hone",
@@ -49,6 +49,7 @@ def build_app() -> typer.Typer:
         promotion.diff,
         ask.search,
         ask.evaluate,
+        rerank.rerank,
         ask.serve,
         demo.demo,
     ):

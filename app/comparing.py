@@ -19,6 +19,8 @@ from app.opening import encoder_opener
 from app.options import warn
 from app.pace import Pace
 from app.progress import Report
+from app.rankers import named_ranker
+from app.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
 from app.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
 from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
@@ -59,6 +61,7 @@ class Bench:
     test_is_dev: bool
     train_sha256: Mapping[str, str]
     open_encoder: Callable[[Artifact], Encoder]
+    rankers: RankerChoice
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return where ``run`` lies: under a digest of all that it depends on, so that a changed run is another."""
@@ -113,8 +116,9 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
     dev = load(dev_split)
     test = dev if test_split == dev_split else load(test_split)
     index = _evaluation(comparison)
+    rankers = RankerChoice(comparison.rerank, None if comparison.ranker is None else named_ranker(comparison.ranker))
     judged = Judged(corpus, dev, test, asdict(index))
-    return Bench(comparison, folder, judged, test_split == dev_split, shas, encoder_opener(index, corpus))
+    return Bench(comparison, folder, judged, test_split == dev_split, shas, encoder_opener(index, corpus), rankers)
 
 
 def _has_split(data: Path, split: str) -> bool:
@@ -195,7 +199,10 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
 
     measuring = Measuring(bench.judged, bench.open_encoder, progress, warn)
     store = Store(folder.store)
-    measure_curve(folder.root, store, run.config.train.save_every, measuring, bench.evaluations())
+    if measured_curve(folder.root, bench.judged) is None:
+        measure_curve(folder.root, store, run.config.train.save_every, measuring, bench.evaluations())
+    if wanted(store, bench.rankers):
+        measure_reranking(folder.root, store, measuring, bench.rankers)
     found = _found(bench, run)
     assert found is not None  # it was written just now
     best = found.points[found.chosen(found.steps[-1], found.steps)]
@@ -210,11 +217,15 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
     points = None if reason is None else measured_curve(folder.root, bench.judged)
     if points is None:
         return None
+    store = Store(folder.store)
+    reranked = measured_reranking(folder.root, store, bench.judged, bench.rankers)
+    if reranked is None and wanted(store, bench.rankers):
+        return None
     events, starts = folder.events(), folder.starts()
     clock = Clock(events, starts)
     passed = seconds_of_checkpoints(events, clock)
     early = reason == "final" and points[-1].step < run.config.train.max_steps
-    newest = Store(folder.store).checkpoints.get(CURRENT)
+    newest = store.checkpoints.get(CURRENT)
     adopted = refreshes(events, clock)
     said = [event["message"] for event in events if event["event"] == "warning" and event["message"] != STOPPING]
     if not adopted and run.config.train.num_negatives > 0:
@@ -233,6 +244,7 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
         sessions=len(starts),
         warnings=list(dict.fromkeys(said)),
         code_version="" if newest is None else newest.manifest["code_version"],
+        reranked=reranked,
     )
 
 
@@ -255,6 +267,7 @@ def results(bench: Bench, done: list[RunResult], failed: list[dict[str, Any]]) -
         "seeds": list(comparison.seeds),
         "budget": asdict(comparison.budget),
         "every": comparison.base.train.save_every,
+        "ranker": None if comparison.ranker is None else Path(comparison.ranker).name,
         "computed_by": sorted({point.computed_by for run in runs for point in run.points}),
         "machine": machine(),
         "systems": {name: dict(changes) for name, changes in comparison.changes.items()},
@@ -278,6 +291,7 @@ def run_json(run: RunResult) -> dict[str, Any]:
         ],
         "best": _chosen_json(run.points[best]),
         "last": _chosen_json(run.points[-1]),
+        "reranked": None if run.reranked is None else _reranked_json(run.reranked),
         "refreshes": [_rounded(asdict(refresh)) for refresh in run.refreshes],
         "costs": _rounded(asdict(run.costs)),
         "peak": dict(run.peak),
@@ -290,6 +304,11 @@ def run_json(run: RunResult) -> dict[str, Any]:
 
 def _chosen_json(point: Point) -> dict[str, Any]:
     return {"step": point.step, "checkpoint": point.checkpoint, "test": point.test}
+
+
+def _reranked_json(reranked: RerankedRun) -> dict[str, Any]:
+    cost = {name: getattr(reranked, name) for name in ("depth", "pairs", "cut_pairs", "seconds")}
+    return {**_chosen_json(reranked.after), "before": reranked.before.test, "dev": dict(reranked.after.dev), **cost}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config import RunConfig, check_keys, read_toml, run_config, validated
+from app.reranking import DEPTH
 from retriever.errors import InputError
 
 TEST = "test"
@@ -38,7 +39,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class ComparisonFile:
-    """compare.toml as it is written; ``base`` is a path relative to it, ``run`` the same as a table."""
+    """compare.toml as it is written; ``base`` is a path relative to it, ``run`` the same as a table.
+
+    ``ranker`` is the folder (relative to it) or hub id of a ranker for all systems, ``rerank`` the depth for any.
+    """
 
     baseline: str
     systems: Mapping[str, dict[str, Any]]
@@ -47,6 +51,8 @@ class ComparisonFile:
     base: str | None = None
     run: dict[str, Any] | None = None
     test: str | None = None
+    rerank: int = DEPTH
+    ranker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Comparison:
     """A checked comparison; ``changes`` are each system's overrides by dotted key, ``test`` None where nothing is said.
 
     ``data`` is the folder of the data set, ``origin`` the one that paths in a run start from, ``base`` what all share.
+    ``ranker`` is that of all systems; of None each run's own reranks, where it has one.
     """
 
     path: Path
@@ -81,6 +88,8 @@ class Comparison:
     budget: Budget
     test: str | None
     runs: tuple[PlannedRun, ...]
+    rerank: int
+    ranker: str | None
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -112,7 +121,14 @@ def read_comparison(path: Path) -> Comparison:
             for seed in written.seeds
             for name in written.systems
         ),
+        rerank=written.rerank,
+        ranker=_named(written.ranker, path.parent),
     )
+
+
+def _named(ranker: str | None, folder: Path) -> str | None:
+    """Return the path of a ranker that is a folder below ``folder``, else its name as it is: a hub id."""
+    return str(folder / ranker) if ranker is not None and (folder / ranker).is_dir() else ranker
 
 
 def run_table(run: PlannedRun, comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -156,6 +172,7 @@ def _check(written: ComparisonFile, place: str) -> None:
         "write steps or minutes in [budget], or both": budget.steps is not None or budget.minutes is not None,
         "budget.steps must be at least 1": budget.steps is None or budget.steps >= 1,
         "budget.minutes must be above 0": budget.minutes is None or budget.minutes > 0,
+        "rerank must be at least 1": written.rerank >= 1,
         "write at least two tables [systems.NAME]": len(written.systems) >= 2,
     }
     for rule, holds in rules.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.findings import LEVEL, ROUNDS
 from app.live import duration
+from app.reranked_run import MEASURES
 from app.run_curve import METRIC
 from app.significance import CONFIDENCE
 
@@ -20,6 +21,11 @@ Means over seeds. In all = training + waiting, up to the last checkpoint. Encodi
 refresher's seconds beside that. CPU: what both computed on all cores, start-up included. Age: steps from a \
 checkpoint to the adoption of its negatives. MB: peak resident memory. Seconds compare only if nothing else ran on the \
 machine; the CPU's suffer less."""
+
+RERANKED = """\
+{split}: the first {depth} hits of a run's best checkpoint or its last, put in order by a ranker; of the two the one \
+that is better on {dev} once reranked. Retrieved: the same checkpoint alone, which the gain is over. Seconds: a run's, \
+of scoring all pairs. Cut: pairs longer than the ranker reads."""
 
 SESSIONS = "More than one session: it was interrupted; steps that were trained again cost seconds again."
 
@@ -57,6 +63,13 @@ def headline(results: Results) -> list[str]:
         said = "; ".join(text for text in told if text)
         if name != baseline and said:
             sentences.append(f"{name} against {baseline}: {said}.")
+    pipeline = results["findings"]["pipeline"]
+    for name, of in ({} if pipeline is None else pipeline["systems"]).items():
+        gain = of[METRIC]["gain"]
+        sentences.append(
+            f"{name}, reranked: {gain['mean']:+.4f} {METRIC} over its retrieval alone "
+            f"({gain['verdict']}{_p_text(gain['holm'])})."
+        )
     missing = [name for name in results["systems"] if not any(name in reading["systems"] for reading in readings)]
     sentences += [f"{name}: no finished run." for name in missing]
     if results["failed"]:
@@ -82,7 +95,7 @@ def tables(results: Results) -> list[Table]:
     readings = results["findings"]["readings"]
     shown = [_reading(results, reading) for reading in readings]
     shown += [_gaps(results, reading) for reading in readings]
-    return [*shown, _costs(results), _systems(results), _runs(results), *_failed(results)]
+    return [*shown, *_reranked(results), _costs(results), _systems(results), _runs(results), *_failed(results)]
 
 
 def limit_text(reading: Mapping[str, Any]) -> str:
@@ -166,6 +179,38 @@ def _gaps(results: Results, reading: Mapping[str, Any]) -> Table:
         ["system", "measure", "gap", "over queries", "p", "p (Holm)", "verdict", "each seed", "seeds' sd"],
         rows,
     )
+
+
+def _reranked(results: Results) -> list[Table]:
+    """Return what a ranker adds to each system that has one, and how far that is from the baseline; none without."""
+    pipeline = results["findings"]["pipeline"]
+    if pipeline is None:
+        return []
+    (first, other), baseline = MEASURES, results["baseline"]
+    rows = []
+    for name, of in pipeline["systems"].items():
+        runs = [run["reranked"] for run in results["runs"] if run["system"] == name and run["reranked"] is not None]
+        seconds, pairs = (sum(run[part] for run in runs) for part in ("seconds", "pairs"))
+        rows.append(
+            [
+                name,
+                _mean(of[first]),
+                _mean(of[first]["before"]),
+                *_gap_cells(of[first]["gain"]),
+                *_gap_cells(of[first].get("gap")),
+                _mean(of[other]),
+                _span([run["step"] for run in runs]),
+                duration(seconds / len(runs)),
+                f"{pairs / seconds:,.0f}" if seconds else NOTHING,
+                f"{sum(run['cut_pairs'] for run in runs) / pairs:.1%}" if pairs else NOTHING,
+            ]
+        )
+    ours = f"{baseline} reranked" if pipeline["against"] == "reranked" else f"{baseline} alone"
+    gained, against = ["gain", "p (Holm)", "verdict"], [f"gap to {ours}", "p (Holm)", "verdict"]
+    header = ["system", first, "retrieved", *gained, *against, other, "step", "seconds", "pairs/s", "cut"]
+    test = results["data"]["test"]
+    note = RERANKED.format(depth=pipeline["depth"], split=test["split"], dev=results["data"]["dev"]["split"])
+    return [Table(f"Retrieve, then rerank {pipeline['depth']}", note, header, rows)]
 
 
 def _costs(results: Results) -> Table:

@@ -5,32 +5,31 @@ Does not know how metrics are computed.
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from app.candidates import check_same_corpus, hits_of_run, temporary_corpus
 from app.indexing import index_data
-from app.opening import encoder_opener, openers
+from app.opening import ENCODER_ALONE, encoder_opener, reranking_openers
 from app.options import warn
 from app.progress import Report
+from app.reranking import Candidates, Reranked, rerank
 from app.snapshot import Snapshot, load_snapshot
 from indexer.builder import IndexConfig
 from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
 from indexer.exact import exact_search
 from indexer.shards import Vectors
-from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
-from retriever.durable import sha256_file, write_atomic
+from retriever.durable import write_atomic
 from retriever.errors import InputError
-from retriever.ingest import ingest_corpus, load_query_set
+from retriever.ingest import load_query_set
 from retriever.metrics import mean, per_query
-from retriever.protocols import Encoder, FloatArray, IntArray, Progress
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress, TokenRanker, silent
 from retriever.store import Store
 from retriever.trec import read_run, write_run
 
@@ -39,24 +38,31 @@ RUN_DEPTH = 100
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """A wish to rerank the first ``depth`` hits by ``ranker``, None: by that of the generation."""
+
+    depth: int
+    ranker: TokenRanker | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with the queries and the corpus that its rows refer to."""
+    """An evaluation with the queries and the corpus that its rows refer to.
+
+    Where the hits were reranked, ``evaluation`` is of the new order and ``before`` of the old one.
+    """
 
     evaluation: Evaluation
     queries: QuerySet
     corpus: Corpus
     generation: int | None
+    before: Evaluation | None = None
+    reranked: Reranked | None = None
 
     def write_run(self, path: Path) -> None:
-        """Write the hits as a TREC run, 100 a query."""
-        hits, scores = self.evaluation.hits, self.evaluation.scores
-
-        def ranked(query: int) -> Iterator[tuple[str, float]]:
-            for row, score in zip(hits[query].tolist(), scores[query].tolist(), strict=True):
-                if row >= 0:
-                    yield self.corpus.id(row), score
-
-        write_run(path, ((name, ranked(query)) for query, name in enumerate(self.queries.ids)))
+        """Write the hits as a TREC run, 100 a query or as many as were reranked."""
+        write_hits(path, self.queries.ids, self.corpus, self.evaluation.hits, self.evaluation.scores)
 
     def write_report(self, path: Path) -> None:
         """Write a JSON line a query: its figures, its relevant passages with their ranks, its first hits."""
@@ -66,20 +72,58 @@ class Evaluated:
     def _query_report(self, query: int) -> dict[str, Any]:
         rows = self.evaluation.hits[query].tolist()
         relevant = self.queries.positives(query).tolist()
+        before = {} if self.before is None else {"before": _figures(self.before, query)}
         return {
             "query": self.queries.ids[query],
             "text": self.queries.texts[query],
-            **{name: round(float(values[query]), 6) for name, values in self.evaluation.per_query.items()},
+            **_figures(self.evaluation, query),
+            **before,
             "relevant": {self.corpus.id(row): rows.index(row) + 1 if row in rows else None for row in relevant},
             "hits": [self.corpus.id(row) for row in rows[:10] if row >= 0],
         }
 
 
-def evaluate_snapshot(snapshot: Snapshot, queries: QuerySet, *, exact: bool) -> Evaluation:
+def _figures(evaluation: Evaluation, query: int) -> dict[str, float]:
+    return {name: round(float(values[query]), 6) for name, values in evaluation.per_query.items()}
+
+
+def write_hits(path: Path, ids: Sequence[str], corpus: Corpus, hits: IntArray, scores: FloatArray) -> int:
+    """Write the hits int32 [Q, D] of the queries ``ids`` as a TREC run; return the number of lines."""
+
+    def ranked(query: int) -> Iterator[tuple[str, float]]:
+        for row, score in zip(hits[query].tolist(), scores[query].tolist(), strict=True):
+            if row >= 0:
+                yield corpus.id(row), score
+
+    return write_run(path, ((name, ranked(query)) for query, name in enumerate(ids)))
+
+
+def rerank_evaluated(done: Evaluated, ranker: TokenRanker, wish: Reranking) -> Evaluated:
+    """Return ``done`` with its hits reranked, and the figures of the new order beside those of the old one.
+
+    AUC and separation are left out: the ranker does not score all pairs.
+    """
+    queries, before = done.queries, done.evaluation
+    candidates = Candidates(queries.ids, queries.texts, done.corpus, before.hits)
+    again = rerank(ranker, candidates, wish.depth, wish.progress)
+    figures = per_query(again.hits, queries.judgements, list(before.per_query))
+    evaluation = Evaluation(mean(figures), figures, again.hits, again.scores)
+    return replace(done, evaluation=evaluation, before=before, reranked=again)
+
+
+def measures(wish: Reranking | None) -> tuple[str, ...]:
+    """Return the measures: where more is reranked than R@100 sees, also the recall of all that is."""
+    deep = wish is not None and wish.depth > RUN_DEPTH
+    return (*METRICS, f"R@{wish.depth}") if deep and wish is not None else METRICS
+
+
+def evaluate_snapshot(
+    snapshot: Snapshot, queries: QuerySet, *, exact: bool, names: Sequence[str] = METRICS
+) -> Evaluation:
     """Return the figures of ``queries`` on a loaded generation, by its index or by exact search."""
     vectors = snapshot.encoder.encode_queries(queries.texts)
     search = partial(_exact_in, snapshot.vectors) if exact else snapshot.searcher.search
-    return evaluate(queries, vectors, snapshot.vectors, search, METRICS)
+    return evaluate(queries, vectors, snapshot.vectors, search, names)
 
 
 def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QuerySet, progress: Progress) -> Evaluation:
@@ -94,9 +138,11 @@ def evaluate_exactly(store: Store, pointer: str, corpus: Corpus, queries: QueryS
     return evaluate_vectors(encoder, encode_corpus(encoder, corpus, store.embeddings, progress, warn), queries)
 
 
-def evaluate_vectors(encoder: Encoder, vectors: Vectors, queries: QuerySet) -> Evaluation:
+def evaluate_vectors(
+    encoder: Encoder, vectors: Vectors, queries: QuerySet, names: Sequence[str] = METRICS
+) -> Evaluation:
     """Return the figures of ``queries`` by exact search over ``vectors``, those of the corpus by ``encoder``."""
-    return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), METRICS)
+    return evaluate(queries, encoder.encode_queries(queries.texts), vectors, partial(_exact_in, vectors), names)
 
 
 def _exact_in(vectors: Vectors, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
@@ -113,53 +159,57 @@ def indexed_model(data: Path, model: str, config: IndexConfig, report: Report) -
 
 
 def evaluate_split(
-    store: Store, data: Path, split: str, *, exact: bool, number: int | None = None, skip_missing: bool = False
+    store: Store,
+    data: Path,
+    split: str,
+    *,
+    exact: bool,
+    number: int | None = None,
+    reranking: Reranking | None = None,
+    skip_missing: bool = False,
 ) -> Evaluated:
     """Evaluate the served generation of ``store`` (or generation ``number``) on ``split`` of the BEIR folder ``data``.
 
-    Raises InputError if the generation holds another corpus than ``data``.
+    Raises InputError if the generation holds another corpus than ``data``, or no ranker where one is wanted.
     """
-    snapshot = load_snapshot(store, openers(), warn, number=number)
-    _check_same_corpus(store, snapshot, data)
+    given = None if reranking is None else reranking.ranker
+    opened = ENCODER_ALONE if reranking is None else reranking_openers(given)
+    snapshot = load_snapshot(store, opened, warn, number=number)
+    check_same_corpus(store, snapshot, data)
     queries = load_query_set(data, split, snapshot.corpus, skip_missing=skip_missing, warn=warn)
-    evaluation = evaluate_snapshot(snapshot, queries, exact=exact)
-    return Evaluated(evaluation, queries, snapshot.corpus, snapshot.generation.number)
+    evaluation = evaluate_snapshot(snapshot, queries, exact=exact, names=measures(reranking))
+    done = Evaluated(evaluation, queries, snapshot.corpus, snapshot.generation.number)
+    if reranking is None or snapshot.models.ranker is None:
+        return done
+    return rerank_evaluated(done, snapshot.models.ranker, reranking)
 
 
 @contextmanager
-def scored_run(data: Path, split: str, run: Path, *, skip_missing: bool = False) -> Iterator[Evaluated]:
+def scored_run(
+    data: Path, split: str, run: Path, *, reranking: Reranking | None = None, skip_missing: bool = False
+) -> Iterator[Evaluated]:
     """Give the figures of somebody's TREC run over the BEIR folder ``data``; there is no AUC without all scores.
 
     A query that the run leaves out counts as one that found nothing. Raises InputError for an unknown passage.
     """
     ranked = read_run(run)
-    with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
-        corpus = Corpus(ingest_corpus(Store(Path(folder) / "store", create=True), data))
+    names = measures(reranking)
+    with temporary_corpus(data) as corpus:
         queries = load_query_set(data, split, corpus, skip_missing=skip_missing, warn=warn)
-        hits = np.full((len(queries), RUN_DEPTH), -1, np.int32)
-        scores = np.full((len(queries), RUN_DEPTH), -np.inf, np.float32)
-        for query, name in enumerate(queries.ids):
-            for place, (passage, score) in enumerate(ranked.get(name, [])[:RUN_DEPTH]):
-                row = corpus.row_of(passage)
-                if row is None:
-                    raise InputError(f"{run}: query {name!r} has passage {passage!r}, which {data} does not hold")
-                hits[query, place], scores[query, place] = row, score
+        depth = RUN_DEPTH if reranking is None else max(RUN_DEPTH, reranking.depth)
+        hits, scores = hits_of_run(ranked, queries.ids, corpus, depth, f"{run} ({data})")
         absent = sum(name not in ranked for name in queries.ids)
         if absent:
             warn(f"{run}: {absent} of {len(queries)} queries have no hits; they count as 0")
-        figures = per_query(hits, queries.judgements, METRICS)
-        yield Evaluated(Evaluation(mean(figures), figures, hits, scores), queries, corpus, None)
-
-
-def _check_same_corpus(store: Store, snapshot: Snapshot, data: Path) -> None:
-    source = store.corpora.at(snapshot.corpus.number).facts["source_sha256"]
-    if sha256_file(find_file(data, "corpus.jsonl")) != source:
-        raise InputError(f"{data}: not the corpus that generation {snapshot.generation.number} holds; index it first")
+        figures = per_query(hits, queries.judgements, names)
+        done = Evaluated(Evaluation(mean(figures), figures, hits, scores), queries, corpus, None)
+        ranker = None if reranking is None else reranking.ranker
+        yield done if reranking is None or ranker is None else rerank_evaluated(done, ranker, reranking)
 
 
 def first_hits(store: Store, query: str, top_k: int) -> list[tuple[str, float, str]]:
     """Return (id, score, text) of the first hits of ``query`` on the served generation."""
-    snapshot = load_snapshot(store, openers(), warn)
+    snapshot = load_snapshot(store, ENCODER_ALONE, warn)
     rows, scores = snapshot.searcher.search(snapshot.encoder.encode_queries([query]), top_k)
     found = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
     return [(snapshot.corpus.id(row), score, snapshot.corpus.text(row)) for row, score in found if row >= 0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.reranked_run import RerankedRun
 from app.run_curve import METRIC, Point
 from app.run_history import Costs, Refresh
 from app.significance import holm, randomisation_p, t_interval
@@ -27,7 +28,7 @@ class RunResult:
     """A finished run: its curve with each point's seconds, and what it cost. ``folder`` is its folder's name.
 
     ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes, ``cpu``: seconds
-    computed, both by process.
+    computed, both by process. ``reranked`` None: it has no ranker.
     """
 
     system: str
@@ -43,6 +44,7 @@ class RunResult:
     sessions: int
     warnings: Sequence[str]
     code_version: str
+    reranked: RerankedRun | None = None
 
     def chosen(self, limit: float, of: Sequence[float]) -> int:
         """Return the place of the point that is best on dev among those whose ``of`` is at most ``limit``.
@@ -107,12 +109,29 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    """The systems with a ranker, retrieval and ranker together, by system and measure.
+
+    ``before`` are the same checkpoints without it and ``gains`` what it adds to them. ``gaps`` are those to the
+    baseline: to its own pipeline (``against`` "reranked"), or to its retrieval at equal steps where it has no ranker.
+    """
+
+    depth: int
+    against: str
+    figures: Mapping[str, Mapping[str, Figure]]
+    before: Mapping[str, Mapping[str, Figure]]
+    gains: Mapping[str, Mapping[str, Gap]]
+    gaps: Mapping[str, Mapping[str, Gap]]
+
+
+@dataclass(frozen=True)
 class Findings:
-    """The readings, and each system's figures before training (``zero_shot``)."""
+    """The readings, each system's figures before training (``zero_shot``), and what rankers add, if there are any."""
 
     readings: Sequence[Reading]
     zero_shot: Mapping[str, Mapping[str, float]]
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pipeline: Pipeline | None = None
 
 
 def find(runs: Sequence[RunResult], systems: Sequence[str], baseline: str) -> Findings:
@@ -132,6 +151,26 @@ def find(runs: Sequence[RunResult], systems: Sequence[str], baseline: str) -> Fi
         readings,
         {name: dict(found[0].points[0].test or {}) for name, found in present.items()},
         {name: mean_costs(found) for name, found in present.items()},
+        _pipeline(present, baseline, readings[0].limit),
+    )
+
+
+def _pipeline(runs: Mapping[str, Sequence[RunResult]], baseline: str, limit: float) -> Pipeline | None:
+    """Return what rankers add; ``limit`` is that of equal steps."""
+    found = {name: {run.seed: run.reranked for run in of if run.reranked is not None} for name, of in runs.items()}
+    found = {name: of for name, of in found.items() if of}
+    if not found:
+        return None
+    after = {name: {seed: one.after for seed, one in of.items()} for name, of in found.items()}
+    before = {name: {seed: one.before for seed, one in of.items()} for name, of in found.items()}
+    plain = {run.seed: run.points[run.chosen(limit, run.steps)] for run in runs.get(baseline, ())}
+    return Pipeline(
+        next(one.depth for of in found.values() for one in of.values()),
+        "reranked" if baseline in after else "retrieved",
+        {name: _figures(points) for name, points in after.items()},
+        {name: _figures(points) for name, points in before.items()},
+        _corrected({name: _against(points, before[name]) for name, points in after.items()}),
+        _gaps(after, baseline, after.get(baseline, plain)),
     )
 
 
@@ -143,15 +182,11 @@ def _read(
     baseline: str,
 ) -> Reading:
     chosen = {name: {run.seed: run.points[run.chosen(limit, of(run))] for run in found} for name, found in runs.items()}
-    figures = {
-        name: {measure: _figure(points, measure) for measure in _measures(points.values())}
-        for name, points in chosen.items()
-    }
     return Reading(
         axis,
         limit,
-        figures,
-        _gaps(chosen, baseline) if baseline in chosen else {},
+        {name: _figures(points) for name, points in chosen.items()},
+        _gaps(chosen, baseline, chosen.get(baseline, {})),
         {name: sorted(point.step for point in points.values()) for name, points in chosen.items()},
     )
 
@@ -162,6 +197,10 @@ def _measures(points: Iterable[Point]) -> list[str]:
     return [name for name in first if all(name in test for test in others)]
 
 
+def _figures(points: Mapping[int, Point]) -> dict[str, Figure]:
+    return {measure: _figure(points, measure) for measure in _measures(points.values())}
+
+
 def _figure(points: Mapping[int, Point], measure: str) -> Figure:
     by_seed = {seed: float((point.test or {})[measure]) for seed, point in points.items()}
     values = list(by_seed.values())
@@ -169,15 +208,23 @@ def _figure(points: Mapping[int, Point], measure: str) -> Figure:
     return Figure(statistics.fmean(values), t_interval(values), spread, by_seed)
 
 
-def _gaps(chosen: Mapping[str, Mapping[int, Point]], baseline: str) -> dict[str, dict[str, Gap]]:
-    base = chosen[baseline]
-    gaps: dict[str, dict[str, Gap]] = {}
-    for name, points in chosen.items():
-        seeds = [seed for seed in points if seed in base]
-        if name != baseline and seeds:
-            pairs = [(points[seed], base[seed]) for seed in seeds]
-            both = [point for pair in pairs for point in pair]
-            gaps[name] = {measure: _gap(pairs, measure) for measure in _measures(both)}
+def _gaps(
+    chosen: Mapping[str, Mapping[int, Point]], baseline: str, reference: Mapping[int, Point]
+) -> dict[str, dict[str, Gap]]:
+    """Return how far the systems but ``baseline`` are from its points ``reference``."""
+    others = {name: points for name, points in chosen.items() if name != baseline and points.keys() & reference.keys()}
+    return _corrected({name: _against(points, reference) for name, points in others.items()})
+
+
+def _against(points: Mapping[int, Point], reference: Mapping[int, Point]) -> dict[str, Gap]:
+    """Return the gaps of ``points`` to ``reference`` over the seeds that both have, in the measures that all have."""
+    pairs = [(point, reference[seed]) for seed, point in points.items() if seed in reference]
+    both = [point for pair in pairs for point in pair]
+    return {measure: _gap(pairs, measure) for measure in _measures(both)}
+
+
+def _corrected(gaps: dict[str, dict[str, Gap]]) -> dict[str, dict[str, Gap]]:
+    """Return ``gaps`` with each measure's p corrected for the number of systems."""
     for measure in {measure: None for of_system in gaps.values() for measure in of_system}:
         p_values = {name: gap.p for name, of in gaps.items() if (gap := of.get(measure)) and gap.p is not None}
         for name, corrected in holm(p_values).items():
@@ -212,6 +259,8 @@ def mean_costs(runs: Sequence[RunResult]) -> dict[str, float]:
         "age_at_adoption": [float(age) for age in last],
         **{f"peak_{role}": [run.peak[role] for run in runs if role in run.peak] for role in ("trainer", "refresher")},
         "cpu": [sum(run.cpu.values()) for run in runs if run.cpu],
+        "reranking": [run.reranked.seconds for run in runs if run.reranked is not None],
+        "reranked_pairs": [float(run.reranked.pairs) for run in runs if run.reranked is not None],
     }
     return {name: statistics.fmean(values) for name, values in every.items() if values}
 
@@ -236,6 +285,25 @@ def as_json(findings: Findings) -> dict[str, Any]:
         ],
         "zero_shot": findings.zero_shot,
         "costs": {name: {key: round(value, 1) for key, value in of.items()} for name, of in findings.costs.items()},
+        "pipeline": None if findings.pipeline is None else _pipeline_json(findings.pipeline),
+    }
+
+
+def _pipeline_json(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "depth": pipeline.depth,
+        "against": pipeline.against,
+        "systems": {
+            name: {
+                measure: {
+                    **_figure_json(figure, pipeline.gaps.get(name, {}).get(measure)),
+                    "before": _figure_json(pipeline.before[name][measure], None),
+                    "gain": _gap_json(pipeline.gains[name][measure]),
+                }
+                for measure, figure in of.items()
+            }
+            for name, of in pipeline.figures.items()
+        },
     }
 
 
@@ -246,16 +314,18 @@ def _figure_json(figure: Figure, gap: Gap | None) -> dict[str, Any]:
         "spread": None if figure.spread is None else round(figure.spread, 6),
         "by_seed": {str(seed): value for seed, value in figure.by_seed.items()},
     }
-    if gap is not None:
-        shown["gap"] = {
-            "mean": round(gap.mean, 6),
-            "interval": _pair(gap.interval),
-            "over_queries": _pair(gap.over_queries),
-            "p": gap.p,
-            "holm": gap.holm,
-            "verdict": gap.verdict,
-        }
-    return shown
+    return shown if gap is None else {**shown, "gap": _gap_json(gap)}
+
+
+def _gap_json(gap: Gap) -> dict[str, Any]:
+    return {
+        "mean": round(gap.mean, 6),
+        "interval": _pair(gap.interval),
+        "over_queries": _pair(gap.over_queries),
+        "p": gap.p,
+        "holm": gap.holm,
+        "verdict": gap.verdict,
+    }
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

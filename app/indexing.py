@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
-from indexer.builder import BuildInputs, BuildProgress, IndexConfig, build_generation
+from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles, build_generation, ranker_of
 from indexer.dev_record import read_record
 from indexer.factory import check_config
 from indexer.gate import is_partial
@@ -25,9 +25,16 @@ POLL_SECONDS = 1.0
 
 
 def index_data(
-    store_root: Path, data: Path, model: str, config: IndexConfig, report: Report, *, skip_missing: bool = False
+    store_root: Path,
+    data: Path,
+    model: str,
+    config: IndexConfig,
+    report: Report,
+    *,
+    ranker: RankerFiles | None = None,
+    skip_missing: bool = False,
 ) -> Artifact:
-    """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is.
+    """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is, with ``ranker``.
 
     Raises InputError for what does not fit or a store that was trained in, and BusyError where another process trains
     or builds, before anything is published.
@@ -47,7 +54,7 @@ def index_data(
             corpus = Corpus(ingest_corpus(store, data, load))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
         open_encoder = encoder_opener(config, corpus, report)
-        inputs = BuildInputs(open_encoder, corpus, loaded[-1], config)
+        inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker)
 
         def warn(message: str) -> None:
             report("warning", message=message)
@@ -68,11 +75,16 @@ def _refuse_trained(store: Store) -> None:
 
 
 def rebuild(
-    store: Store, config: IndexConfig | None, report: Report, progress: BuildProgress | None = None
+    store: Store,
+    config: IndexConfig | None,
+    report: Report,
+    progress: BuildProgress | None = None,
+    ranker: RankerFiles | None = None,
 ) -> Artifact:
     """Publish a new generation over the store's newest corpus, of the checkpoint that is served (else the newest).
 
-    Without ``config`` the served generation's choices are kept. Dev queries are those that the served generation keeps.
+    Without ``config`` the served generation's choices are kept, without ``ranker`` its ranker. Dev queries are those
+    that the served generation keeps.
     """
 
     def warn(message: str) -> None:
@@ -91,7 +103,8 @@ def rebuild(
     opened = Corpus(corpus)
     kept = None if served is None else read_record(served)
     dev = None if kept is None else kept.query_set(opened, warn)
-    inputs = BuildInputs(encoder_opener(config, opened, report), opened, dev, config)
+    ranker = ranker or (None if served is None else ranker_of(served))
+    inputs = BuildInputs(encoder_opener(config, opened, report), opened, dev, config, ranker=ranker)
     return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
 
 

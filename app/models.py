@@ -5,7 +5,7 @@ Does not know HTTP, corpora or indexes.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -41,6 +41,23 @@ class Computed:
     compute_seconds: float
 
 
+@dataclass(frozen=True)
+class _Towers:
+    """What callers of one encoder share: a lane a side, the queries asked lately, and whose turn it is to tokenise."""
+
+    lanes: dict[Side, Lane]
+    cache: QueryCache = field(default_factory=QueryCache)
+    turn: Lock = field(default_factory=Lock)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What callers of one ranker share: its lane, and whose turn it is to tokenise."""
+
+    lane: Lane
+    turn: Lock = field(default_factory=Lock)
+
+
 @dataclass
 class _Tokenised:
     items: list[Any]
@@ -54,14 +71,19 @@ class Models:
     A query that was asked lately is not computed again.
     """
 
-    def __init__(self, encoder: TokenEncoder, ranker: TokenRanker | None = None) -> None:
+    def __init__(
+        self, encoder: TokenEncoder, ranker: TokenRanker | None = None, before: "Models | None" = None
+    ) -> None:
+        """With a model that ``before`` has as well, what its callers share is shared with those of ``before``."""
         self.encoder = encoder
         self.ranker = ranker
         sides: tuple[Side, Side] = ("query", "passage")
-        self._towers = {side: Lane(partial(encoder.encode_tokens, side)) for side in sides}
-        self._pairs = None if ranker is None else Lane(ranker.score_tokens)
-        self._cache = QueryCache()
-        self._turn = Lock()
+        self._towers = _Towers({side: Lane(partial(encoder.encode_tokens, side)) for side in sides})
+        self._pairs = None if ranker is None else _Pairs(Lane(ranker.score_tokens))
+        if before is not None and before.encoder is encoder:
+            self._towers = before._towers
+        if before is not None and before.ranker is ranker:
+            self._pairs = before._pairs
 
     @property
     def longest(self) -> int:
@@ -97,38 +119,41 @@ class Models:
         """
         read = await _tokenised(texts, partial(self._tokenise, side))
         places = {text: place for place, text in reversed([*enumerate(texts)])}
-        found = self._cache.known(places) if side == "query" else {}
+        found = self._towers.cache.known(places) if side == "query" else {}
         missing = [text for text in places if text not in found]
         items = [read.items[places[text]] for text in missing]
         tokens = [read.tokens[places[text]] for text in missing]
         if patient is None:
             patient = sum(tokens) > admission.config.batch_tokens
         spend(sum(tokens))
-        done = await admission.compute(self._towers[side], items, tokens, patient)
+        done = await admission.compute(self._towers.lanes[side], items, tokens, patient)
         fresh = dict(zip(missing, done.results, strict=True))
         if side == "query":
-            self._cache.keep(fresh)
+            self._towers.cache.keep(fresh)
         found |= fresh
         return _computed(np.stack([found[text] for text in texts]), read, done)
 
     async def score(self, admission: Admission, query: str, passages: Sequence[str]) -> Computed:
         """Return scores float32 [len(passages)] of the ranker, which must be there; raises as ``encode``."""
-        if self.ranker is None or self._pairs is None:
-            raise NoRankerError("no ranker is loaded; serve one with `hone serve --ranker FOLDER`")
+        if self._pairs is None:
+            raise NoRankerError(
+                "no ranker is loaded; put one into a generation with `hone index --ranker FOLDER`, or serve one with "
+                "`hone serve --ranker FOLDER`"
+            )
         read = await _tokenised(passages, partial(self._tokenise_pairs, query))
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
         spend(sum(read.tokens))
-        done = await admission.compute(self._pairs, read.items, read.tokens, patient)
+        done = await admission.compute(self._pairs.lane, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
 
     def _tokenise(self, side: Side, texts: Sequence[str]) -> _Tokenised:
-        with self._turn:
+        with self._towers.turn:
             ids, cut = self.encoder.tokenize(side, texts)
         return _Tokenised([*ids], [len(one) for one in ids], cut)
 
     def _tokenise_pairs(self, query: str, passages: Sequence[str]) -> _Tokenised:
-        assert self.ranker is not None
-        with self._turn:
+        assert self.ranker is not None and self._pairs is not None
+        with self._pairs.turn:
             return _Tokenised(*self.ranker.tokenize([query] * len(passages), passages))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.progress import Report
+from app.rankers import kept, named_ranker, own_ranker, required_ranker
 from app.snapshot import Openers
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
@@ -17,7 +18,7 @@ from retriever.checkpoint import model_folder
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
-from retriever.ranker import RankerConfig, load_ranker
+from retriever.protocols import TokenRanker
 from retriever.scoring import TorchRanker
 
 CALIBRATION_PASSAGES = 128
@@ -68,13 +69,14 @@ def calibration_texts(corpus: Corpus) -> list[str]:
 def openers(ranker: Path | None = None) -> Openers:
     """Return how a generation's models are opened: its own encoder, and its own ranker or else that of ``ranker``.
 
-    ``ranker`` is the folder of a sequence classifier, loaded now. Raises InputError if it cannot be.
+    ``ranker`` is the folder of a sequence classifier, loaded now. A ranker that the next generation holds as well is
+    kept. Raises InputError if ``ranker`` cannot be loaded.
     """
-    given = None if ranker is None else TorchRanker(load_ranker(RankerConfig(str(ranker))), "auto")
+    given = None if ranker is None else named_ranker(str(ranker))
+    open_own = kept(own_ranker, "ranker")
 
     def open_ranker(generation: Artifact) -> TorchRanker | None:
-        own = generation.path / "ranker"
-        return TorchRanker(load_ranker(RankerConfig(str(own))), "auto") if own.is_dir() else given
+        return open_own(generation) or given
 
     return Openers(open_generation_encoder, open_ranker)
 
@@ -87,3 +89,15 @@ def open_generation_encoder(generation: Artifact) -> ModelEncoder:
     made = IndexConfig(**generation.facts["index_config"])
     engine, precision = ("torch", "auto") if made.precision == "int8" else (made.engine, made.precision)
     return ModelEncoder(load_encoder(model_folder(generation)), precision, engine=engine)
+
+
+ENCODER_ALONE = Openers(open_generation_encoder)
+"""Opens a generation's encoder and no ranker."""
+
+
+def reranking_openers(ranker: TokenRanker | None) -> Openers:
+    """Return how a generation is opened to be reranked, by ``ranker`` or else its own.
+
+    The opener of the ranker raises InputError where there is neither.
+    """
+    return Openers(open_generation_encoder, lambda generation: ranker or required_ranker(None, generation))

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from app.settings import Settings
+from retriever.errors import InputError
+from retriever.store import Store
 
 StoreOption = Annotated[
     Path | None,
@@ -20,6 +22,12 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 SkipMissing = Annotated[
     bool, typer.Option("--skip-missing", help="Count and skip judgements of unknown passages or queries.")
+]
+RankerOption = Annotated[
+    str | None, typer.Option("--ranker", help="Folder or hub id of a ranker. Default: the generation's own.")
+]
+GenerationOption = Annotated[
+    str | None, typer.Option("--generation", help="Number or name of the generation. Default: SERVED.")
 ]
 ConfigArgument = Annotated[Path, typer.Argument(help="The run.toml that `hone init` wrote.", show_default=False)]
 
@@ -44,6 +52,22 @@ class EngineName(StrEnum):
 def store_path(given: Path | None) -> Path:
     """Return the store's folder: the flag's, else the environment's, else ./store."""
     return given or Settings().store
+
+
+def generation_number(store: Store, generation: str | None) -> int | None:
+    """Return the number that ``generation`` gives or names, None for None. Raises InputError for an unknown name."""
+    if generation is None or generation.isdigit():
+        return None if generation is None else int(generation)
+    number = store.generations.pointed(generation)
+    if number is None:
+        raise InputError(f"no generation is named {generation}; there are {', '.join(store.generations.pointers())}")
+    return number
+
+
+def check_writable(out: Path) -> None:
+    """Raise InputError, before anything is computed, for a path that could not be written in the end."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out}: cannot be written; name a file in a folder that exists")
 
 
 def warn(message: str) -> None:

@@ -97,7 +97,7 @@ def load_snapshot(
         served.fields if served is not None and served.corpus is corpus else PassageFields(corpus),
     )
     _check(snapshot)
-    _warm_up(snapshot, known=served is not None and snapshot.models is served.models)
+    _warm_up(snapshot, None if served is None else served.models)
     return snapshot
 
 
@@ -125,7 +125,7 @@ def _models(openers: Openers, generation: Artifact, served: Snapshot | None) -> 
     encoder, ranker = openers.encoder(generation), openers.ranker(generation)
     if served is not None and served.models.encoder is encoder and served.models.ranker is ranker:
         return served.models
-    return Models(encoder, ranker)
+    return Models(encoder, ranker, None if served is None else served.models)
 
 
 def _check(snapshot: Snapshot) -> None:
@@ -138,12 +138,13 @@ def _check(snapshot: Snapshot) -> None:
         raise CorruptError(f"{name}: its encoder is not the one that made its vectors; build it again")
 
 
-def _warm_up(snapshot: Snapshot, known: bool) -> None:
-    """Make the first request as quick as the next: run each part once, the models unless they are ``known``."""
-    if not known:
-        snapshot.encoder.encode_queries([WARM_UP_TEXT])
-        if snapshot.models.ranker is not None:
-            snapshot.models.ranker.score([WARM_UP_TEXT], [WARM_UP_TEXT])
+def _warm_up(snapshot: Snapshot, before: Models | None) -> None:
+    """Make the first request as quick as the next: run each part once, but no model that ``before`` had as well."""
+    encoder, ranker = snapshot.models.encoder, snapshot.models.ranker
+    if before is None or before.encoder is not encoder:
+        encoder.encode_queries([WARM_UP_TEXT])
+    if ranker is not None and (before is None or before.ranker is not ranker):
+        ranker.score([WARM_UP_TEXT], [WARM_UP_TEXT])
     rows, _ = snapshot.searcher.search(snapshot.vectors.gather(np.zeros(1, np.int32)), min(10, snapshot.searcher.rows))
     snapshot.corpus.row_of(snapshot.corpus.id(max(0, int(rows[0, 0]))))
 

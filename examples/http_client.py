@@ -7,7 +7,7 @@ Does not know what the server answers from.
 
 import sys
 
-from app.client import Client
+from app.client import ApiError, Client
 
 
 def main(question: str, url: str = "http://127.0.0.1:8000") -> None:
@@ -21,6 +21,14 @@ def main(question: str, url: str = "http://127.0.0.1:8000") -> None:
             print(f"\n{mode}")
             for hit in hits:
                 print(f"{hit.rank:3} {hit.score:.4f} {hit.id}  {(hit.text or '')[:80]}")
+
+        try:
+            (hits,) = client.search(question, top_k=3, rerank=True).results
+        except ApiError as error:
+            if error.status != 409:  # no ranker is loaded: `hone index --ranker FOLDER` puts one into the index
+                raise
+        else:
+            print("\nreranked: " + ", ".join(f"{hit.id} {hit.score:.4f}" for hit in hits))
 
         # The same vector finds the same passages: a client may keep its vectors, as long as the space is the same.
         (hits,) = client.search_vectors(encoded.vectors, encoded.space, top_k=1).results

@@ -4,7 +4,7 @@ Does not know models, the training loop, or who asked for the build.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -47,11 +47,26 @@ BuildProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class RankerFiles:
+    """A saved ranker: its folder, and what its maker says of it (weights_sha256 …)."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+
+def ranker_of(artifact: Artifact) -> RankerFiles | None:
+    """Return the ranker that a checkpoint or generation holds, None if it holds none."""
+    facts = artifact.facts.get("ranker")
+    return None if facts is None else RankerFiles(artifact.path / "ranker", facts)
+
+
+@dataclass(frozen=True)
 class BuildInputs:
     """What a generation is built from besides the checkpoint.
 
     ``dev`` None: recall is measured over passages, and no dev metric is. ``partial``: most vectors follow from an
-    earlier generation's; such a generation is to be mined from alone, and dev is not measured on it.
+    earlier generation's; such a generation is to be mined from alone, and dev is not measured on it. ``ranker`` None:
+    the generation holds that of its checkpoint, if any.
     """
 
     open_encoder: Callable[[Artifact], Encoder]
@@ -60,6 +75,7 @@ class BuildInputs:
     config: IndexConfig
     mining_depth: int = MINING_DEPTH
     partial: Partial | None = None
+    ranker: RankerFiles | None = None
 
 
 def build_generation(
@@ -106,6 +122,10 @@ def build_generation(
             judge_draft(store, draft)
             link_vectors(vectors, draft.path / "vectors")
             link_tree(checkpoint.path / "model", draft.path / "model")
+            ranker = inputs.ranker or ranker_of(checkpoint)
+            if ranker is not None:
+                link_tree(ranker.folder, draft.path / "ranker")
+                draft.facts["ranker"] = dict(ranker.facts)
             if config.lexical and inputs.partial is None:
                 with _timed(seconds, "lexical"):
                     write_lexical(corpus, draft.path / "lexical", _earlier_lexical(store, corpus))

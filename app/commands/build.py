@@ -27,6 +27,7 @@ from app.options import (
     store_path,
     warn,
 )
+from app.rankers import saved_ranker
 from app.refreshing import RefreshSteps
 from app.reports import json_lines
 from app.settings import database_url
@@ -61,6 +62,9 @@ def index(
     target_recall: Annotated[
         float, typer.Option("--target-recall", help="Recall@10 against exact search that the gate asks for.")
     ] = 0.95,
+    ranker: Annotated[
+        str | None, typer.Option("--ranker", help="A ranker to put into it: folder or hub id. Default: as it was.")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on the rebuilds and promotions that others queue, until a signal.")
     ] = False,
@@ -73,16 +77,16 @@ def index(
         run_job(root, job)
         return
     if follow or queue:
-        if data is not None or (follow and queue):
+        if data is not None or ranker is not None or (follow and queue):
             raise InputError("--follow and --queue go alone: they rebuild what the store serves")
         _follow(root) if follow else _queue(root, as_json=json_output)
         return
-    with progress_view() as report:
+    with progress_view() as report, saved_ranker(ranker) as files:
         config = IndexConfig(factory, target_recall, engine=engine.value, precision=precision.value)
         if data is None:
-            generation = rebuild(Store(root), config, report)
+            generation = rebuild(Store(root), config, report, ranker=files)
         else:
-            generation = index_data(root, data, model, config, report, skip_missing=skip_missing)
+            generation = index_data(root, data, model, config, report, ranker=files, skip_missing=skip_missing)
     verdict = generation.facts["gate"]
     following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
     if not verdict["served"]:

@@ -61,6 +61,8 @@ def _last_line(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     means = {
         reading["axis"]: {name: of[METRIC]["mean"] for name, of in reading["systems"].items()} for reading in readings
     }
+    pipeline = results["findings"]["pipeline"]
+    reranked = {} if pipeline is None else {name: of[METRIC]["mean"] for name, of in pipeline["systems"].items()}
     return {
         "report": str(folder / REPORT),
         "results": str(folder / RESULTS),
@@ -68,6 +70,7 @@ def _last_line(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
         "failed": len(results["failed"]),
         "baseline": results["baseline"],
         METRIC: means,
+        **({"reranked": reranked} if reranked else {}),
         "verdicts": {
             reading["axis"]: {
                 name: of[METRIC]["gap"]["verdict"] for name, of in reading["systems"].items() if "gap" in of[METRIC]

@@ -1,16 +1,62 @@
 """Runs of a comparison that nobody trained, and results of them. They do not know pytest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.comparing import run_json
 from app.findings import RunResult, as_json, find
-from app.run_curve import Point
+from app.reranked_run import RerankedRun
+from app.run_curve import Judged, Measuring, Point
 from app.run_history import Costs, Refresh
+from retriever.artifacts import Artifact
+from retriever.data import Corpus
+from retriever.ingest import ingest_corpus, load_query_set
+from retriever.store import Store
+from tests.stand_ins import HashEncoder, write_tiny_data
 
 QUERIES = 60
+STEPS = {0: 0, 4: 5, 6: 2, 10: 3, 11: 4}
+"""Steps of the checkpoints, and the seed of the encoder that stands for each one's weights."""
+
+
+class Stop(Exception):
+    """Somebody asked to stop."""
+
+
+class Bed:
+    """A store of checkpoints without weights, measured by encoders of hashed words."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        data = write_tiny_data(folder / "data")
+        self.store = Store(folder / "store", create=True)
+        self.corpus = Corpus(ingest_corpus(self.store, data))
+        for step, seed in STEPS.items():
+            self.publish(step, seed)
+        dev, test = (load_query_set(data, split, self.corpus, warn=self.never) for split in ("dev", "test"))
+        self.judged = Judged(self.corpus, dev, test, {"engine": "hashing"})
+        self.opened: list[int] = []
+
+    def publish(self, step: int, seed: int, **facts: object) -> None:
+        with self.store.checkpoints.stage(parents={"corpus": 0}) as draft:
+            (draft.path / "weights").write_text(str(seed))
+            draft.facts.update(step=step, weights_sha256=f"weights-{seed}", model={"name": "hash"}, **facts)
+
+    def never(self, message: str) -> None:
+        raise AssertionError(message)
+
+    def open_encoder(self, checkpoint: Artifact) -> HashEncoder:
+        self.opened.append(checkpoint.facts["step"])
+        seed = int(checkpoint.facts["weights_sha256"].removeprefix("weights-"))
+        # Fewer dimensions at first: dev gets better until step 10, and is worse at the last.
+        return HashEncoder(dimensions={0: 3, 5: 4, 2: 6, 3: 40, 4: 5}.get(seed, 8), seed=seed)
+
+    def measuring(self, progress: Callable[[str, int, int], None] | None = None) -> Measuring:
+        return Measuring(self.judged, self.open_encoder, progress or (lambda phase, done, total: None), self.never)
 
 
 def point(step: int, dev: float, test: float | None, seed: int = 0) -> Point:
@@ -21,6 +67,18 @@ def point(step: int, dev: float, test: float | None, seed: int = 0) -> Point:
     values = test + noise - noise.mean()
     means = {"nDCG@10": test, "RR@10": test - 0.1, "AUC": 0.9}
     return Point(step, step, "torch fp32", {"nDCG@10": dev, "RR@10": dev}, means, {"nDCG@10": values, "RR@10": values})
+
+
+def reranked(seed: int, before: float, after: float) -> RerankedRun:
+    """What a ranker made of a checkpoint of step 50, of a hundred pairs a query."""
+    measures = ("nDCG@10", "RR@10")
+
+    def of(value: float) -> Point:
+        whole = point(50, 0.5, value, seed)
+        test = {name: (whole.test or {})[name] for name in measures}
+        return replace(whole, test=test)
+
+    return RerankedRun(100, of(before), of(after), 100 * QUERIES, 600, 30.0)
 
 
 def run_of(

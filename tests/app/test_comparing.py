@@ -16,7 +16,7 @@ from app.run_curve import CURVE, EVALUATIONS
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import HoneError, InputError
 from retriever.store import Store
-from tests.stand_ins import HashEncoder, write_tiny_data
+from tests.stand_ins import HashEncoder, OverlapRanker, write_tiny_data
 
 COMPARE = """\
 seeds = [1, 2]
@@ -83,12 +83,14 @@ class Comparing:
         self.opened: list[str] = []
         self.said: list[str] = []
         self.published: list[dict[str, Any]] = []
+        self.ranker: OverlapRanker | None = None
 
     def bench(self, text: str = COMPARE) -> Bench:
         path = self.folder / "compare.toml"
         path.write_text(text)
         bench = open_bench(read_comparison(path), self.folder / "out", skip_missing=False)
-        return replace(bench, open_encoder=self.open_encoder)
+        rankers = replace(bench.rankers, given=self.ranker)
+        return replace(bench, open_encoder=self.open_encoder, rankers=rankers)
 
     def open_encoder(self, checkpoint: Artifact) -> HashEncoder:
         self.opened.append(checkpoint.facts["weights_sha256"])
@@ -263,3 +265,32 @@ def test_the_run_file_of_each_run_is_whole(comparing: Comparing) -> None:
 def test_the_machine_is_named() -> None:
     told = machine()
     assert told["processor"] and told["cpus"] >= 1
+
+
+def test_with_a_ranker_measured_runs_are_reranked_but_not_trained_or_measured_again(comparing: Comparing) -> None:
+    plain = comparing.run()
+    assert plain["findings"]["pipeline"] is None and plain["runs"][0]["reranked"] is None
+    comparing.ranker = OverlapRanker()
+    results = comparing.run("rerank = 5\n" + COMPARE)
+    assert comparing.trainer.trained == [] and [run["curve"] for run in results["runs"]] == [
+        run["curve"] for run in plain["runs"]
+    ]
+    pipeline = results["findings"]["pipeline"]
+    assert (pipeline["depth"], pipeline["against"], list(pipeline["systems"])) == (
+        5,
+        "reranked",
+        ["static", "refreshed"],
+    )
+    for run in results["runs"]:
+        assert run["reranked"]["pairs"] == 50 and run["reranked"]["test"]["nDCG@10"] > 0
+        assert run["reranked"]["step"] in (run["best"]["step"], run["last"]["step"])
+    comparing.run("rerank = 5\n" + COMPARE)
+    assert comparing.opened == [], "all is found again"
+    comparing.run("rerank = 6\n" + COMPARE)
+    assert comparing.opened and comparing.trainer.trained == []
+
+
+def test_a_named_ranker_is_opened_before_anything_runs(comparing: Comparing) -> None:
+    with pytest.raises(InputError, match="'nobody/ranker': cannot be loaded"):
+        comparing.run('ranker = "nobody/ranker"\n' + COMPARE)
+    assert comparing.trainer.trained == []

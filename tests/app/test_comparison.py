@@ -86,6 +86,15 @@ def test_the_run_may_stand_in_the_same_file(tmp_path: Path) -> None:
     assert (comparison.data, comparison.test) == (tmp_path / "data", "held")
 
 
+def test_a_ranker_is_a_folder_beside_the_file_or_a_hub_id(tmp_path: Path) -> None:
+    assert (read(tmp_path).rerank, read(tmp_path).ranker) == (100, None)
+    text = 'rerank = 20\nranker = "ours/ranker"\n' + COMPARE
+    assert (read(tmp_path, text).rerank, read(tmp_path, text).ranker) == (20, "ours/ranker")
+    (tmp_path / "ours/ranker").mkdir(parents=True)
+    assert read(tmp_path, text).ranker == str(tmp_path / "ours/ranker")
+    assert "rerank must be at least 1" in refused(tmp_path, "rerank = 0\n" + COMPARE)
+
+
 def test_minutes_alone_leave_the_steps_to_the_run(tmp_path: Path) -> None:
     comparison = read(tmp_path, COMPARE.replace("steps = 250\n", ""))
     assert comparison.budget == Budget(600, 20)

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from app.comparison_tables import headline, notes, tables
-from tests.app.comparison_stand_ins import point, results_of, run_of, some_runs
+from tests.app.comparison_stand_ins import point, reranked, results_of, run_of, some_runs
 
 
 def test_the_headline_says_how_much_and_how_sure() -> None:
@@ -78,3 +78,21 @@ def test_systems_that_start_from_different_models_are_told_apart() -> None:
     other = run_of("refreshed", 1, [point(0, 0.2, 0.19), point(100, 0.4, 0.4)], [1.0, 50.0])
     told = notes(results_of([some_runs()[0], other]))
     assert any("static 0.2800, refreshed 0.1900" in note for note in told)
+
+
+def test_what_a_ranker_adds_stands_in_a_table_of_its_own() -> None:
+    assert not any("rerank" in table.title for table in tables(results_of(some_runs())))
+    runs = [replace(run, reranked=reranked(run.seed, 0.42, 0.47)) for run in some_runs()]
+    results = results_of(runs)
+    table = next(table for table in tables(results) if table.title == "Retrieve, then rerank 100")
+    assert "test: the first 100 hits" in table.note and "better on dev" in table.note
+    static, refreshed = table.rows
+    assert static[:4] == ["static", "0.4700 [0.4700, 0.4700]", "0.4200 [0.4200, 0.4200]", "+0.0500 [+0.0500, +0.0500]"]
+    assert static[5:9] == ["better", "–", "–", "–"] and table.header[6] == "gap to static reranked"
+    assert refreshed[8:] == ["not told apart", "0.3700 [0.3700, 0.3700]", "50", "30 s", "200", "10.0%"]
+    assert any(
+        "refreshed, reranked: +0.0500 nDCG@10 over its retrieval alone (better" in one for one in headline(results)
+    )
+    alone = [run if run.system == "refreshed" else replace(run, reranked=None) for run in runs]
+    (other,) = [table for table in tables(results_of(alone)) if "rerank" in table.title]
+    assert other.header[6] == "gap to static alone" and len(other.rows) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from app.findings import Gap, as_json, find
 from app.run_curve import Point
-from tests.app.comparison_stand_ins import point, run_of, some_runs
+from tests.app.comparison_stand_ins import point, reranked, run_of, some_runs
 
 SYSTEMS = ["static", "refreshed"]
 
@@ -123,3 +123,33 @@ def test_a_measure_that_one_seed_lacks_is_left_out() -> None:
     reading = find(runs, SYSTEMS, "static").readings[0]
     assert "AUC" not in reading.figures["static"] and "AUC" in reading.figures["refreshed"]
     assert np.isfinite(reading.gaps["refreshed"]["nDCG@10"].mean)
+
+
+def test_a_ranker_is_measured_by_what_it_adds_and_against_the_baselines_pipeline() -> None:
+    assert find(some_runs(), SYSTEMS, "static").pipeline is None
+    lift = {"static": 0.04, "refreshed": 0.06}
+    runs = [replace(run, reranked=reranked(run.seed, 0.42, 0.42 + lift[run.system])) for run in some_runs()]
+    pipeline = find(runs, SYSTEMS, "static").pipeline
+    assert pipeline is not None and (pipeline.depth, pipeline.against) == (100, "reranked")
+    for name, by in lift.items():
+        gain = pipeline.gains[name]["nDCG@10"]
+        assert gain.mean == pytest.approx(by) and gain.verdict == "better" and gain.holm is not None
+        assert pipeline.figures[name]["RR@10"].mean == pytest.approx(0.32 + by)
+        assert pipeline.before[name]["nDCG@10"].mean == pytest.approx(0.42)
+    assert pipeline.gains["static"]["nDCG@10"].holm == pytest.approx(2 * (pipeline.gains["static"]["nDCG@10"].p or 0))
+    assert list(pipeline.gaps) == ["refreshed"] and pipeline.gaps["refreshed"]["RR@10"].mean == pytest.approx(0.02)
+
+
+def test_against_a_baseline_without_a_ranker_its_retrieval_stands() -> None:
+    runs = [
+        run if run.system == "static" else replace(run, reranked=reranked(run.seed, 0.42, 0.5)) for run in some_runs()
+    ]
+    findings = find(runs, SYSTEMS, "static")
+    pipeline = findings.pipeline
+    assert pipeline is not None and pipeline.against == "retrieved" and list(pipeline.figures) == ["refreshed"]
+    gap = pipeline.gaps["refreshed"]["nDCG@10"]
+    assert gap.mean == pytest.approx(0.5 - findings.readings[0].figures["static"]["nDCG@10"].mean)
+    told = as_json(findings)["pipeline"]["systems"]["refreshed"]["nDCG@10"]
+    assert told["gain"]["mean"] == pytest.approx(0.08) and told["gap"]["verdict"] and told["before"]["mean"] == 0.42
+    costs = findings.costs
+    assert costs["refreshed"]["reranking"] == 30.0 and "reranking" not in costs["static"]

@@ -1,55 +1,12 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from app.run_curve import CURVE, EVALUATIONS, Evaluations, Judged, Measuring, measure_curve, measured_curve, on_grid
-from retriever.artifacts import BEST, Artifact
-from retriever.data import Corpus
+from app.run_curve import CURVE, EVALUATIONS, Evaluations, Judged, measure_curve, measured_curve, on_grid
+from retriever.artifacts import BEST
 from retriever.durable import read_lines
-from retriever.ingest import ingest_corpus, load_query_set
-from retriever.store import Store
-from tests.stand_ins import HashEncoder, write_tiny_data
-
-STEPS = {0: 0, 4: 5, 6: 2, 10: 3, 11: 4}
-"""Steps of the checkpoints, and the seed of the encoder that stands for each one's weights."""
-
-
-class Stop(Exception):
-    """Somebody asked to stop."""
-
-
-class Bed:
-    """A store of checkpoints without weights, measured by encoders of hashed words."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        data = write_tiny_data(folder / "data")
-        self.store = Store(folder / "store", create=True)
-        self.corpus = Corpus(ingest_corpus(self.store, data))
-        for step, seed in STEPS.items():
-            self.publish(step, seed)
-        dev, test = (load_query_set(data, split, self.corpus, warn=self.never) for split in ("dev", "test"))
-        self.judged = Judged(self.corpus, dev, test, {"engine": "hashing"})
-        self.opened: list[int] = []
-
-    def publish(self, step: int, seed: int) -> None:
-        with self.store.checkpoints.stage(parents={"corpus": 0}) as draft:
-            (draft.path / "weights").write_text(str(seed))
-            draft.facts.update(step=step, weights_sha256=f"weights-{seed}", model={"name": "hash"})
-
-    def never(self, message: str) -> None:
-        raise AssertionError(message)
-
-    def open_encoder(self, checkpoint: Artifact) -> HashEncoder:
-        self.opened.append(checkpoint.facts["step"])
-        seed = int(checkpoint.facts["weights_sha256"].removeprefix("weights-"))
-        # Fewer dimensions at first: dev gets better until step 10, and is worse at the last.
-        return HashEncoder(dimensions={0: 3, 5: 4, 2: 6, 3: 40, 4: 5}.get(seed, 8), seed=seed)
-
-    def measuring(self, progress: Callable[[str, int, int], None] | None = None) -> Measuring:
-        return Measuring(self.judged, self.open_encoder, progress or (lambda phase, done, total: None), self.never)
+from tests.app.comparison_stand_ins import Bed, Stop
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
 from retriever.durable import link_tree
 from retriever.errors import CorruptError, InputError, StoreError
+from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.app.served import OPENERS, add_corpus, damage, new_store, open_encoder, publish_generation, wait_for
-from tests.stand_ins import HashEncoder
+from tests.stand_ins import HashEncoder, OverlapRanker
 
 
 @pytest.fixture
@@ -101,6 +102,32 @@ def test_unchanged_parts_are_used_again(made: tuple[Store, Corpus]) -> None:
     assert second.corpus is first.corpus
     assert second.models is first.models  # one lock and one cache for one encoder
     assert load_snapshot(made[0], OPENERS, fail, number=1, served=first).encoder is not first.encoder
+
+
+class Warmed(OverlapRanker):
+    """A ranker that counts how often it is asked."""
+
+    asked = 0
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        self.asked += 1
+        return super().score(queries, passages, progress)
+
+
+def test_a_ranker_that_has_not_changed_is_neither_warmed_again_nor_shared_under_two_locks(
+    made: tuple[Store, Corpus],
+) -> None:
+    publish_generation(*made, seed=1)
+    publish_generation(*made, seed=2, serve=False)
+    ranker = Warmed()
+    kept = Openers(open_encoder, lambda _: ranker)
+    first = load_snapshot(made[0], kept, fail)
+    second = load_snapshot(made[0], kept, fail, number=1, served=first)
+    assert second.models is not first.models and second.encoder is not first.encoder
+    assert second.models.ranker is ranker and ranker.asked == 1
+    assert second.models._pairs is first.models._pairs and second.models._towers is not first.models._towers
+    other = load_snapshot(made[0], Openers(open_encoder, lambda _: Warmed()), fail, number=1, served=second)
+    assert other.models._pairs is not second.models._pairs
 
 
 def test_served_is_followed_forwards_and_backwards(made: tuple[Store, Corpus]) -> None:

@@ -79,6 +79,13 @@ def plant_checkpoint(store: Store, step: int = 0, weights: int = 0, **facts: obj
     return store.checkpoints.at(draft.number)
 
 
+def plant_ranker(folder: Path, name: str) -> Path:
+    """Write what stands for the files of a ranker below ``folder`` and return ``folder``."""
+    (folder / "ranker").mkdir()
+    (folder / "ranker" / "config.json").write_text(json.dumps(name))
+    return folder
+
+
 def open_quick_encoder(checkpoint: Artifact) -> QuickEncoder:
     """Open the encoder of a planted checkpoint, or of a generation made from it."""
     return QuickEncoder(8, json.loads((checkpoint.path / "model" / "seed.json").read_text()))

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from indexer import builder
-from indexer.builder import BuildInputs, build_generation
+from indexer.builder import BuildInputs, RankerFiles, build_generation
 from indexer.evaluation import evaluate
 from indexer.exact import exact_search
 from indexer.factory import IndexConfig, make_index
@@ -28,6 +29,7 @@ from tests.indexer.planted import (
     dev_set,
     open_quick_encoder,
     plant_checkpoint,
+    plant_ranker,
 )
 from tests.stand_ins import WORDS
 
@@ -286,3 +288,20 @@ def test_a_worse_generation_is_published_but_not_served(tiny: tuple[Store, Corpu
     assert judged.facts["gate"]["against"] == 0
     figures = [np.load(store.generations.path(number) / "dev/ndcg10.npy") for number in (1, 0)]
     np.testing.assert_array_equal(np.load(judged.path / "dev/differences.npy"), figures[0] - figures[1])
+
+
+def test_a_generation_holds_its_checkpoints_ranker_or_the_one_it_is_given(
+    tiny: tuple[Store, Corpus], tiny_data: Path, tmp_path: Path
+) -> None:
+    store, corpus = tiny
+    checkpoint = plant_ranker(plant_checkpoint(store, step=24, weights=5, ranker={"weights_sha256": "own"}).path, "own")
+    inputs = build_inputs(tiny_data, corpus)
+    own = build(store, store.checkpoints.at(0), inputs)
+    assert own.facts["ranker"] == {"weights_sha256": "own"} and "ranker/config.json" in own.manifest["files"]
+    assert (own.path / "ranker/config.json").samefile(checkpoint / "ranker/config.json")
+    other = RankerFiles(plant_ranker(tmp_path, "other") / "ranker", {"weights_sha256": "other"})
+    given = build(store, store.checkpoints.at(0), replace(inputs, ranker=other))
+    assert given.facts["ranker"] == {"weights_sha256": "other"}
+    assert json.loads((given.path / "ranker/config.json").read_text()) == "other"
+    given.verify()
+    assert "ranker" not in build(store, plant_checkpoint(store, step=25), inputs).facts

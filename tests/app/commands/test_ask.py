@@ -5,10 +5,12 @@ import pytest
 
 from app.admission import AdmissionConfig
 from app.commands import ask
+from app.rankers import named_ranker
 from app.serving import ServeOptions
 from retriever.store import Store
 from retriever.trec import read_run
 from tests.app.command_line import Hone, contents
+from tests.tiny_ranker import write_tiny_ranker
 
 
 def test_index_then_search_needs_no_training(hone: Hone, tiny: Path) -> None:
@@ -81,6 +83,74 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
 def test_serve_refuses_limits_that_cannot_be_met(hone: Hone, indexed: Path) -> None:
     assert "less than one batch" in hone("serve", "--store", indexed, "--queue-tokens", 100).complaint
     assert "nothing could be answered" in hone("serve", "--store", indexed, "--deadline-seconds", 0).complaint
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_ranker(tmp_path_factory.mktemp("ranker"))
+
+
+def test_search_in_the_order_of_a_ranker(hone: Hone, indexed: Path, ranker: Path) -> None:
+    asked = ("search", "baka beki", "--store", indexed, "-k", 3, "--json", "--rerank")
+    plain = hone("search", "baka beki", "--store", indexed, "-k", 60, "--json").json["hits"]
+    found = hone(*asked, "--rerank-depth", 60, "--ranker", ranker).json["hits"]
+    scores = named_ranker(str(ranker)).score(["baka beki"] * 60, [hit["text"] for hit in plain])
+    best = [plain[place]["id"] for place in (-scores).argsort(kind="stable")[:3]]
+    assert [hit["id"] for hit in found] == best and [hit["rank"] for hit in found] == [1, 2, 3]
+    assert found[0]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
+    few = hone(*asked, "--rerank-depth", 1, "--ranker", ranker).json["hits"]
+    assert {hit["id"] for hit in few} == {hit["id"] for hit in plain[:3]}, "at least --top-k are read"
+    assert "generation 0 holds no ranker; --ranker FOLDER names one" in hone(*asked).complaint
+    assert "--ranker orders the hits of --rerank" in hone(*asked[:-1], "--ranker", ranker).complaint
+    hone("index", "--store", indexed, "--precision", "fp32", "--ranker", ranker)
+    own = hone(*asked, "--rerank-depth", 60).json
+    assert own["generation"] == 1 and [hit["id"] for hit in own["hits"]] == best
+
+
+def test_evaluate_before_and_after_reranking(
+    hone: Hone, tiny: Path, indexed: Path, ranker: Path, tmp_path: Path
+) -> None:
+    data = ("evaluate", "--data", tiny / "data", "--json")
+    files = ("--run", tmp_path / "out.trec", "--per-query", tmp_path / "out.jsonl")
+    plain = hone(*data, "--store", indexed).json
+    done = hone(*data, "--store", indexed, "--rerank", 20, "--ranker", ranker, *files).json
+    reranked = done.pop("reranked")
+    assert reranked["before"] == {name: plain[name] for name in reranked["before"]} and "AUC" not in done
+    assert (reranked["depth"], reranked["pairs"], reranked["cut_pairs"]) == (20, 200, 0)
+    assert done["nDCG@10"] != plain["nDCG@10"] and done["R@100"] == plain["R@100"]
+    from_run = hone(*data, "--from-run", tmp_path / "out.trec").json
+    assert {name: from_run[name] for name in ("nDCG@10", "RR@10", "R@100")} == {
+        name: done[name] for name in ("nDCG@10", "RR@10", "R@100")
+    }
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for kind, expected in (("nDCG@10", done), ("before", plain)):
+        values = [line[kind]["nDCG@10"] if kind == "before" else line[kind] for line in lines]
+        assert sum(values) / 10 == pytest.approx(expected["nDCG@10"], abs=1e-5)
+    hone("evaluate", "--data", tiny / "data", "--store", indexed, "--run", tmp_path / "plain.trec")
+    later = hone(*data, "--from-run", tmp_path / "plain.trec", "--rerank", 20, "--ranker", ranker).json
+    assert later["nDCG@10"] == done["nDCG@10"]
+    shown = hone("evaluate", "--data", tiny / "data", "--store", indexed, "--rerank", 20, "--ranker", ranker)
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert rows[1] == ["nDCG@10", f"{plain['nDCG@10']:.4f}", f"{done['nDCG@10']:.4f}"] and rows[-1][:2] == [
+        "200",
+        "pairs",
+    ]
+    assert ["AUC", f"{plain['AUC']:.4f}"] in rows
+
+
+def test_evaluate_deeper_than_a_run_goes(hone: Hone, tiny: Path, indexed: Path, ranker: Path) -> None:
+    data = ("evaluate", "--data", tiny / "data", "--store", indexed, "--ranker", ranker, "--json")
+    deep = hone(*data, "--rerank", 150).json
+    assert deep["R@150"] == deep["reranked"]["before"]["R@150"] == 1 and deep["reranked"]["pairs"] == 600
+
+
+def test_evaluate_without_a_ranker_says_so_first(hone: Hone, tiny: Path, indexed: Path, tmp_path: Path) -> None:
+    data = ("evaluate", "--data", tiny / "data", "--rerank", 10)
+    assert "generation 0 holds no ranker; --ranker" in hone(*data, "--store", indexed).complaint
+    for place in (("--model", "nothing"), ("--from-run", tmp_path / "nothing")):
+        assert "there is no ranker; --ranker FOLDER names one" in hone(*data, *place).complaint
+    assert "cannot be loaded" in hone(*data, "--ranker", tmp_path / "nothing").complaint
+    assert "write how many, e.g. --rerank 100" in hone(*data[:-2], "--ranker", "x").complaint
 
 
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

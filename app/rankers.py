@@ -1,0 +1,95 @@
+"""Rankers: the one that a generation holds or that is named beside it, checked when opened, and how one comes into it.
+
+Does not know how pairs are scored, nor what the scores are for.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from indexer.builder import RankerFiles, ranker_of
+from retriever.artifacts import Artifact
+from retriever.durable import sha256_json
+from retriever.errors import CorruptError, InputError
+from retriever.ranker import PairClassifier, RankerConfig, load_ranker
+from retriever.ranker_files import save_ranker
+from retriever.scoring import TorchRanker
+from retriever.tower import weights_sha256
+
+Opened = TypeVar("Opened")
+
+
+def ranker_facts(model: PairClassifier) -> dict[str, Any]:
+    """Return what a manifest says of a ranker; ``fingerprint`` is that of its scores in float32."""
+    settings = {key: value for key, value in asdict(model.config).items() if key != "name"}
+    weights = weights_sha256(model.classifier)
+    return {"weights_sha256": weights, "fingerprint": model.fingerprint("fp32"), **settings}
+
+
+@contextmanager
+def saved_ranker(name: str | None) -> Iterator[RankerFiles | None]:
+    """Give the files of the ranker ``name``, a folder or a hub id, as a generation holds them; None for None.
+
+    Raises InputError if it cannot be loaded.
+    """
+    if name is None:
+        yield None
+        return
+    model = load_ranker(RankerConfig(name))
+    with tempfile.TemporaryDirectory(prefix="hone-ranker-") as folder:
+        save_ranker(model, Path(folder) / "ranker")
+        yield RankerFiles(Path(folder) / "ranker", ranker_facts(model))
+
+
+def named_ranker(name: str) -> TorchRanker:
+    """Open the ranker ``name``, a folder or a hub id. Raises InputError if it cannot be loaded."""
+    return TorchRanker(load_ranker(RankerConfig(name)), "auto")
+
+
+def own_ranker(artifact: Artifact) -> TorchRanker | None:
+    """Open the ranker that a checkpoint or generation holds, None if it holds none.
+
+    Raises CorruptError if it is not the one that the manifest tells of.
+    """
+    held = ranker_of(artifact)
+    if held is None:
+        return None
+    try:
+        model = load_ranker(RankerConfig(str(held.folder)))
+    except InputError as error:
+        raise CorruptError(f"{held.folder}: cannot be opened ({error}); build it again") from error
+    found = ranker_facts(model)
+    differing = [name for name in found if held.facts.get(name, found[name]) != found[name]]
+    if differing:
+        raise CorruptError(f"{held.folder}: its {differing[0]} is not that of the manifest; build it again")
+    return TorchRanker(model, "auto")
+
+
+def required_ranker(name: str | None, artifact: Artifact | None) -> TorchRanker:
+    """Open the ranker ``name`` or else that of ``artifact``. Raises InputError where there is neither."""
+    found = named_ranker(name) if name is not None else None if artifact is None else own_ranker(artifact)
+    if found is None:
+        where = "there is no ranker" if artifact is None else f"generation {artifact.number} holds no ranker"
+        raise InputError(
+            f"{where}; --ranker FOLDER names one, and `hone index --ranker FOLDER` puts one into a generation"
+        )
+    return found
+
+
+def kept(opener: Callable[[Artifact], Opened], below: str) -> Callable[[Artifact], Opened]:
+    """Return ``opener`` so that it opens anew only where the files below the folder ``below`` have changed."""
+    last: dict[str, Opened] = {}
+
+    def open_or_keep(artifact: Artifact) -> Opened:
+        names = [name for name in artifact.manifest["files"] if name.startswith(f"{below}/")]
+        key = sha256_json({name: artifact.sha256(name) for name in names})
+        if key not in last:
+            opened = opener(artifact)
+            last.clear()
+            last[key] = opened
+        return last[key]
+
+    return open_or_keep
