@@ -28,8 +28,8 @@ ADVICE = "docs/relabelling.md shows one"
 class RankerJudge:
     """A judge of kind "ranker": relevant is what a sequence classifier scores at least ``threshold``.
 
-    ``relative``: the threshold is counted from the score of the query's own positive. ``model`` is a folder, relative to
-    the file, or a hub id.
+    ``relative``: the threshold is counted from the score of the query's own positive. ``model`` is a folder, relative
+    to the file, or a hub id.
     """
 
     model: str

@@ -78,7 +78,7 @@ def _negative_set(store: Store, config: RelabelConfig, run_path: Path, warn: Cal
 
 
 def _mined_for(run: RunConfig, folder: Path, corpus: Corpus, queries: QuerySet, artifact: Artifact) -> QuerySet:
-    """Return the training queries that a set was mined for: as the qrels have them, or as earlier verdicts left them."""
+    """Return the training queries that a set was mined for: those of the qrels, or as earlier verdicts left them."""
     verdicts = run.negatives.verdicts
     if artifact.facts["queries_sha256"] == queries.sha256 or verdicts is None or not (folder / verdicts).exists():
         return queries
@@ -99,7 +99,7 @@ def _pairs(suspects: Suspects, corpus: Corpus, mined_for: QuerySet, queries: Que
 
 
 def estimate(work: Relabelling, folder: Path, judges: Sequence[Judge]) -> dict[str, Any]:
-    """Return how much there is to ask: pairs of the first judge, at most as many of the others, and their characters."""
+    """Return how much there is to ask: suspects, those that the first judge must be asked about, their characters."""
     ledger = Ledger(folder / LEDGER, {})
     fresh = [pair for pair in work.pairs if ledger.known(judges[0], pair) is None]
     characters = sum(len(pair.query) + len(pair.passage) for pair in fresh)

@@ -35,15 +35,17 @@ class ScoreJudge:
         self._threshold = threshold
 
     def judge(self, pairs: Sequence[PairText], answered: Answered) -> None:
-        """Score block by block, so that what is scored is handed on."""
+        """Score block by block and hand each on; the pairs of a passage come together, so that it may be read once."""
+        order = sorted(range(len(pairs)), key=lambda place: pairs[place].passage_id)
         for start in range(0, len(pairs), BLOCK_PAIRS):
-            block = pairs[start : start + BLOCK_PAIRS]
+            places = order[start : start + BLOCK_PAIRS]
+            block = [pairs[place] for place in places]
             scores = self._ranker.score([pair.query for pair in block], [pair.passage for pair in block])
             floor = np.full(len(block), self._threshold, np.float64)
             if self.reads_positive:
                 floor += self._ranker.score([pair.query for pair in block], [pair.positive for pair in block])
-            both = zip(scores.tolist(), floor.tolist(), strict=True)
-            answered({place: _by_score(score, least) for place, (score, least) in enumerate(both, start)})
+            scored = zip(places, scores.tolist(), floor.tolist(), strict=True)
+            answered({place: _by_score(score, least) for place, score, least in scored})
 
 
 def _by_score(score: float, least: float) -> Judgement:

@@ -84,7 +84,8 @@ def kappa(table: Sequence[Sequence[float]]) -> float | None:
 def pruning(outcomes: Mapping[tuple[str, str], Outcome], group: str, above: float, least: int) -> list[dict[str, Any]]:
     """Return, of each group of judged queries, how many have a false negative; the worst group first.
 
-    ``group``: a regular expression whose first bracket, matched at the start of a query id, names the group.
+    ``group``: a regular expression whose first bracket, matched at the start of a query id, names the group; queries
+    that it does not match stand together without a name, and are never left out.
     ``interval`` is Wilson's of 95 % on the share; ``leave_out`` says that it lies above ``above``, of at least
     ``least`` queries.
     """
@@ -106,7 +107,7 @@ def pruning(outcomes: Mapping[tuple[str, str], Outcome], group: str, above: floa
                 "false_negatives": sum(counts.values()),
                 "share": hurt / len(counts),
                 "interval": [low, high],
-                "leave_out": low > above and len(counts) >= least,
+                "leave_out": name != "" and low > above and len(counts) >= least,
             }
         )
     return sorted(found, key=lambda one: (-one["share"], one["group"]))

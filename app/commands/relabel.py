@@ -22,9 +22,7 @@ def relabel(
     store: StoreOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Folder of judgements, verdicts and report. Default: beside the file, named like it."
-        ),
+        typer.Option("--out", help="Folder of verdicts and report. Default: beside the file, named like it."),
     ] = None,
     write_data: Annotated[
         Path | None, typer.Option("--write-data", help="Write the corrected data set into this new folder as well.")
@@ -92,7 +90,7 @@ def _sentences(told: dict[str, Any]) -> list[str]:
         if one["leave_out"]:
             low, high = one["interval"]
             share = f"{one['share']:.0%} of {one['queries']} queries ({low:.0%} to {high:.0%})"
-            lines.append(f"leave out {one['group'] or 'all'}? {share} have a false negative")
+            lines.append(f"leave out {one['group']}? {share} have a false negative")
     if "data" in told:
         of = told["data"]
         lines.append(f"{of['out']}: {of['positives_added']} positives added, {of['queries_dropped']} queries dropped")
