@@ -35,7 +35,7 @@ class RateLimit:
         now = self._clock()
         turn = max(now, self._request_at, self._tokens_at, self._resumed_at)
         self._request_at = turn + self._seconds_a_request
-        self._tokens_at = max(self._tokens_at, now) + tokens * self._seconds_a_token
+        self._tokens_at = turn + tokens * self._seconds_a_token
         while (left := max(turn, self._resumed_at) - self._clock()) > 0:
             await self._sleep(left)
 
