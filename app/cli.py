@@ -22,7 +22,7 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, build, compare, data, demo, export, keys, promotion, rerank, run
+    from app.commands import ask, build, compare, data, demo, export, keys, promotion, relabel, rerank, run
 
     app = typer.Typer(
         name="hone",
@@ -43,6 +43,7 @@ def build_app() -> typer.Typer:
         compare.compare,
         build.index,
         build.mine,
+        relabel.relabel,
         build.pin,
         promotion.promote,
         promotion.rollback,

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.compared_run import RunFolder, is_trained, train, train_command
 from app.comparison import TEST, Comparison, PlannedRun, run_table
-from app.composition import splits, with_positives
+from app.composition import splits, with_positives, with_verdicts
 from app.findings import RunResult, as_json, find
 from app.opening import encoder_opener
 from app.options import warn
@@ -26,7 +26,6 @@ from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
 from app.training import STOPPING
 from indexer.builder import IndexConfig
-from miner.verdicts import read_verdicts
 from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
@@ -101,11 +100,9 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
         if depth > len(corpus):
             raise InputError(f"{place}: negatives.depth = {depth}, but the corpus has {len(corpus)} passages")
         train_set = with_positives(load(splits(run.config)[0]), lambda _: None)
-        verdicts = run.config.negatives.verdicts
         try:
+            train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
             run.config.batches.check(len(train_set), run.config.train.batch_size, in_batch=run.config.loss.in_batch)
-            if verdicts is not None:
-                read_verdicts(comparison.origin / verdicts, corpus, train_set, warn)
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         shas[run.system] = train_set.sha256

@@ -19,7 +19,7 @@ from miner.mixing import MixedPlan
 from miner.per_query import PerQueryPool
 from miner.publish import open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
-from miner.verdicts import StoredVerdicts, read_verdicts
+from miner.verdicts import StoredVerdicts, corrected, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
@@ -70,8 +70,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         train_split, dev_split = splits(config)
         train = with_positives(load_split(train_split), warn)
         dev = None if dev_split is None else load_split(dev_split)
-        verdicts = config.negatives.verdicts
-        judged = None if verdicts is None else read_verdicts(path.parent / verdicts, corpus, train, warn)
+        train, judged = with_verdicts(config, path.parent, corpus, train, warn)
         loaded.append((train, dev, judged))
         try:
             config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
@@ -101,6 +100,16 @@ def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:
             f"split {queries.split}: {len(queries) - len(kept)} queries have no relevant passage and are not trained on"
         )
     return queries.subset(kept)
+
+
+def with_verdicts(
+    config: RunConfig, folder: Path, corpus: Corpus, train: QuerySet, warn: Callable[[str], None]
+) -> tuple[QuerySet, StoredVerdicts | None]:
+    """Return the training queries as the run's stored verdicts correct them, and these; paths start from ``folder``."""
+    if config.negatives.verdicts is None:
+        return train, None
+    path = folder / config.negatives.verdicts
+    return corrected(train, read_verdicts(path, corpus, train, warn, config.negatives.on_relevant), warn)
 
 
 def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:

@@ -14,7 +14,7 @@ from miner.filters import FilterConfig, judge
 from miner.per_query import PerQueryConfig
 from miner.samplers import SamplerConfig
 from miner.sources import SOURCES, Asked, OpenGeneration, exact_scores, find
-from miner.verdicts import StoredVerdicts
+from miner.verdicts import ACTIONS, WRITTEN, StoredVerdicts
 from retriever.data import Corpus, QuerySet, duplicate_hash
 from retriever.errors import InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, create_negative_set
@@ -29,7 +29,8 @@ class MiningConfig:
 
     ``live``: the trainer searches for each batch's queries as they are, in the generation of the set in use (ADORE).
     ``per_query``: a query keeps its negatives until they have become easy (Conan).
-    ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file.
+    ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file. ``on_relevant``:
+    what is done about a pair that it calls relevant: the action "written" beside each, or one for all.
     Raises InputError naming the key of a value that cannot be mined with.
     """
 
@@ -43,6 +44,7 @@ class MiningConfig:
     adaptive: float | None = None
     iqr: float | None = None
     verdicts: str | None = None
+    on_relevant: str = WRITTEN
     live: bool = False
     per_query: PerQueryConfig | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -60,6 +62,10 @@ class MiningConfig:
             raise InputError(f'[negatives] sources = {list(self.sources)}: live = true searches, it needs ["ann"]')
         if self.per_query is not None and (self.live or self.sampler != SamplerConfig()):
             raise InputError("[negatives] per_query assigns ranks: take sampler and live out")
+        if self.on_relevant not in (WRITTEN, *ACTIONS):
+            raise InputError(f"[negatives] on_relevant = {self.on_relevant!r}: choose {WRITTEN}, {', '.join(ACTIONS)}")
+        if self.on_relevant != WRITTEN and self.verdicts is None:
+            raise InputError(f"[negatives] on_relevant = {self.on_relevant!r} needs verdicts, a file of judgements")
         if self.depth < 1:
             raise InputError(f"[negatives] depth = {self.depth}: write 1 or more")
         if self.filters.range_min >= self.width:

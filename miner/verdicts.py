@@ -1,11 +1,11 @@
-"""Verdicts of judges on pairs of query and passage, read from a file and respected by every refresh.
+"""Verdicts of judges on pairs of query and passage, read from a file and respected by training and every refresh.
 
 Does not know who judged, nor where candidates come from.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ from retriever.errors import InputError
 from retriever.negatives import Verdict
 from retriever.protocols import BoolArray, IntArray
 
+DROP_NEGATIVE, RELABEL, DROP_EXAMPLE = ACTIONS = ("drop_negative", "relabel", "drop_example")
+"""What a passage that is judged relevant becomes: no negative; a positive to learn from; or its query is left out."""
+WRITTEN = "written"
+
 
 @dataclass(frozen=True)
 class StoredVerdicts:
     """``keys`` int64 [n] ascending, query row × ``passages`` + passage row; ``relevant`` bool [n]; the file's digest.
 
-    ``passages`` is the number of rows of the corpus.
+    ``passages`` is the number of rows of the corpus. ``actions`` uint8 [n] are places in ACTIONS, read where a pair is
+    relevant; empty: DROP_NEGATIVE for all.
     """
 
     keys: NDArray[np.int64]
     relevant: BoolArray
     passages: int
     sha256: str
+    actions: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def respected(self, verdicts: NDArray[np.uint8], query_rows: IntArray, rows: IntArray) -> NDArray[np.uint8]:
         """Return ``verdicts`` uint8 [q, D] of the candidates ``rows`` int32 [q, D] of ``query_rows``, as judged.
@@ -51,16 +57,26 @@ class StoredVerdicts:
         start, end = np.searchsorted(self.keys, (query_row * self.passages, (query_row + 1) * self.passages))
         return (self.keys[start:end][self.relevant[start:end]] - query_row * self.passages).astype(np.int32)
 
+    def acted_on(self, action: str) -> NDArray[np.int64]:
+        """Return the keys int64 [n] of the pairs that became what ``action`` says."""
+        if not len(self.actions):
+            return self.keys[self.relevant & (action == DROP_NEGATIVE)]
+        found: NDArray[np.int64] = self.keys[self.relevant & (self.actions == ACTIONS.index(action))]
+        return found
 
-def read_verdicts(path: Path, corpus: Corpus, queries: QuerySet, warn: Callable[[str], None]) -> StoredVerdicts:
-    """Read JSON lines {"query": id, "passage": id, "relevant": true or false}; other keys are left alone.
 
-    Verdicts on queries that are not trained on (those of another split) are counted through ``warn``. Raises
-    InputError naming file and line for a line of another form, an unknown passage, and a verdict that contradicts an
-    earlier line.
+def read_verdicts(
+    path: Path, corpus: Corpus, queries: QuerySet, warn: Callable[[str], None], on_relevant: str = WRITTEN
+) -> StoredVerdicts:
+    """Read JSON lines {"query": id, "passage": id, "relevant": true or false}, perhaps with an "action" of ACTIONS.
+
+    Other keys are left alone. ``on_relevant``: an action for every relevant pair, in place of the one that is WRITTEN;
+    a line without one has DROP_NEGATIVE. Verdicts on queries that are not trained on (those of another split) are
+    counted through ``warn``. Raises InputError naming file and line for a line of another form, an unknown passage, and
+    a line that contradicts an earlier one.
     """
     query_rows = {name: row for row, name in enumerate(queries.ids)}
-    relevant: dict[int, bool] = {}
+    found: dict[int, tuple[bool, int]] = {}
     elsewhere = 0
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -74,13 +90,47 @@ def read_verdicts(path: Path, corpus: Corpus, queries: QuerySet, warn: Callable[
         if query is None:
             elsewhere += 1
             continue
-        if relevant.setdefault(query * len(corpus) + passage, record["relevant"]) != record["relevant"]:
+        action = record.get("action", DROP_NEGATIVE) if on_relevant == WRITTEN else on_relevant
+        verdict = (record["relevant"], ACTIONS.index(action) if record["relevant"] else 0)
+        if found.setdefault(query * len(corpus) + passage, verdict) != verdict:
             raise InputError(f"{where}: contradicts an earlier line on the same pair; keep one of them")
     if elsewhere:
         warn(f"{path}: {elsewhere} verdicts are on queries that are not trained on, and change nothing")
-    keys = np.array(sorted(relevant), np.int64)
-    values = np.array([relevant[key] for key in keys.tolist()], np.bool_)
-    return StoredVerdicts(keys, values, len(corpus), sha256_file(path))
+    keys = np.array(sorted(found), np.int64)
+    relevant = np.array([found[key][0] for key in keys.tolist()], np.bool_)
+    actions = np.array([found[key][1] for key in keys.tolist()], np.uint8)
+    return StoredVerdicts(keys, relevant, len(corpus), sha256_file(path), actions)
+
+
+def corrected(
+    queries: QuerySet, judged: StoredVerdicts, warn: Callable[[str], None]
+) -> tuple[QuerySet, StoredVerdicts]:
+    """Return ``queries`` as the actions of ``judged`` leave them, and the same verdicts on the rows of those.
+
+    A relabelled passage is a positive of relevance 1, unless the qrels judged it themselves: they outrank any verdict,
+    and ``warn`` counts the verdicts that they overrule. Raises InputError if no query is left.
+    """
+    if not len(judged.acted_on(DROP_EXAMPLE)) and not len(judged.acted_on(RELABEL)):
+        return queries, judged
+    dropped = np.unique(judged.acted_on(DROP_EXAMPLE) // judged.passages)
+    judgements = [dict(of_query) for of_query in queries.judgements]
+    overruled = 0
+    for key in judged.acted_on(RELABEL).tolist():
+        query, passage = divmod(key, judged.passages)
+        overruled += judgements[query].setdefault(passage, 1) <= 0
+    if overruled:
+        warn(f"{overruled} verdicts would make a positive of what the qrels call irrelevant, and change nothing")
+    kept = np.setdiff1d(np.arange(len(queries)), dropped, assume_unique=True)
+    if not len(kept):
+        raise InputError("[negatives] verdicts drop every training query; judge less strictly or write another action")
+    if len(dropped):
+        warn(f"{len(dropped)} queries are left out of training by verdicts")
+    query_set = QuerySet(queries.split, queries.ids, queries.texts, judgements).subset(kept.astype(np.int32))
+    rows = judged.keys // judged.passages
+    stays = np.isin(rows, kept)
+    moved = np.searchsorted(kept, rows[stays]) * judged.passages + judged.keys[stays] % judged.passages
+    actions = judged.actions[stays] if len(judged.actions) else judged.actions
+    return query_set, StoredVerdicts(moved, judged.relevant[stays], judged.passages, judged.sha256, actions)
 
 
 def _lines(path: Path) -> list[str]:
@@ -100,5 +150,7 @@ def _record(line: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in wanted.items()):
         raise InputError(f'{where}: write {{"query": "id", "passage": "id", "relevant": true or false}}')
+    if record.get("action", DROP_NEGATIVE) not in ACTIONS:
+        raise InputError(f"{where}: action {record['action']!r}; choose from {', '.join(ACTIONS)}")
     found: dict[str, Any] = record
     return found

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -95,7 +95,12 @@ def sha256_json(value: Any) -> str:
 
 def append_line(path: Path, record: dict[str, Any], *, flush: bool = True) -> None:
     """Append one JSON line; a line that a crash tore off before is cut away first, so that lines never merge."""
-    line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+    append_lines(path, [record], flush=flush)
+
+
+def append_lines(path: Path, records: Sequence[dict[str, Any]], *, flush: bool = True) -> None:
+    """Append a JSON line a record, flushed together, as ``append_line`` does one."""
+    line = b"".join(json.dumps(record, separators=(",", ":")).encode() + b"\n" for record in records)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

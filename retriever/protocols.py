@@ -1,9 +1,9 @@
-"""The ports between packages: what an encoder, a ranker, a searcher, a source of negatives and a batch plan promise.
+"""The ports between packages: what an encoder, ranker, searcher, source of negatives, batch plan and judge promise.
 
 Numpy in, numpy out; does not know torch, FAISS or any implementation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -195,5 +195,69 @@ class BatchPlanner(Protocol):
         """Return query rows int32 [batches, batch size].
 
         ``bank`` float32 [queries, dim] holds each query's newest embedding as training made it, None if none is kept.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PairText:
+    """A pair to be judged: ids and texts of query and passage, and the text of one of the query's positives."""
+
+    query_id: str
+    query: str
+    passage_id: str
+    passage: str
+    positive: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of asking a judge about one pair; where it failed, ``relevant`` is None and ``failure`` names why.
+
+    ``again``: the failure may pass, so a later run asks anew. ``score`` is what a threshold was laid on, ``answer``
+    what was said in words; ``cost`` is in the currency of the judge's prices.
+    """
+
+    relevant: bool | None
+    failure: str | None = None
+    again: bool = False
+    score: float | None = None
+    answer: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+Answered = Callable[[Mapping[int, Judgement]], None]
+"""Called with judgements by the place of their pair; raises to end the judge's work."""
+
+
+class Judge(Protocol):
+    """Says whether passages are relevant to queries; what it cannot say of one pair costs that pair alone."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides its answers: model, prompt, threshold."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """What is written beside each of its judgements, such as the model and a hash of the prompt."""
+        ...
+
+    @property
+    def reads_positive(self) -> bool:
+        """Whether an answer depends on the pair's positive."""
+        ...
+
+    def judge(self, pairs: Sequence[PairText], answered: Answered) -> None:
+        """Hand the judgement of each of ``pairs`` to ``answered``, once, in any order and in batches of any size.
+
+        Pairs that are not answered for when it returns were not asked about, as where a budget is spent.
         """
         ...

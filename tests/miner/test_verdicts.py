@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner.verdicts import StoredVerdicts, read_verdicts
+from miner.verdicts import ACTIONS, StoredVerdicts, corrected, read_verdicts
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file
 from retriever.errors import InputError
@@ -101,6 +101,8 @@ def test_the_same_verdict_twice_is_one_and_a_contradiction_is_an_error(corpus: C
         (json.dumps(line("q1", "p1", 1)), 'line 2: write {"query"'),
         (json.dumps({"query": 1, "passage": "p1", "relevant": True}), 'line 2: write {"query"'),
         (json.dumps(line("q1", "p99", True)), "line 2: passage 'p99' is not in the corpus"),
+        (json.dumps({**line("q1", "p1", True), "action": "keep"}), "line 2: action 'keep'; choose from drop_negative"),
+        (json.dumps({**line("q1", "p1", True), "action": ["relabel"]}), "line 2: action ['relabel']; choose from"),
         ('{"query": "\udcff"}', "is not UTF-8"),
     ],
 )
@@ -123,3 +125,65 @@ def test_an_empty_file_judges_nothing(corpus: Corpus, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         stored.respected(verdicts, np.array([0], np.int32), np.array([[5]], np.int32)), verdicts
     )
+
+
+def acting(query: str, passage: str, action: str) -> dict[str, object]:
+    return {**line(query, passage, True), "action": action}
+
+
+def test_each_action_changes_the_training_queries_as_it_says(corpus: Corpus, tmp_path: Path) -> None:
+    stored, _ = read(
+        tmp_path / "v.jsonl",
+        corpus,
+        acting("q0", "p9", "drop_example"),
+        acting("q1", "p8", "relabel"),
+        acting("q2", "p7", "drop_negative"),
+        line("q2", "p6", False),
+        line("q2", "p5", True),
+    )
+    said: list[str] = []
+    queries, judged = corrected(QUERIES, stored, said.append)
+    assert said == ["1 queries are left out of training by verdicts"]
+    assert (queries.ids, queries.texts) == (["q1", "q2"], ["b", "c"])
+    assert [queries.positives(row).tolist() for row in range(2)] == [[1, 8], [2]]
+    assert QUERIES.judgements[1] == {1: 1}, "the qrels as they were read stay as they are"
+    rows = np.array([[8, 7, 6, 5]] * 2, np.int32)
+    verdicts = np.full((2, 4), Verdict.ELIGIBLE, np.uint8)
+    assert judged.respected(verdicts, np.array([0, 1], np.int32), rows).tolist() == [
+        [Verdict.JUDGED_RELEVANT, *[Verdict.ELIGIBLE] * 3],
+        [Verdict.ELIGIBLE, Verdict.JUDGED_RELEVANT, Verdict.JUDGED_IRRELEVANT, Verdict.JUDGED_RELEVANT],
+    ]
+    assert [judged.relevant_to(row).tolist() for row in range(2)] == [[8], [5, 7]]
+    assert judged.sha256 == stored.sha256
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_run_may_have_its_own_action_for_all_that_is_relevant(corpus: Corpus, tmp_path: Path, action: str) -> None:
+    path = tmp_path / "v.jsonl"
+    write_json_lines(path, [acting("q0", "p9", "relabel"), line("q1", "p8", True), line("q1", "p7", False)])
+    queries, _ = corrected(QUERIES, read_verdicts(path, corpus, QUERIES, print, action), lambda _: None)
+    assert (queries.ids, [queries.positives(row).tolist() for row in range(len(queries))]) == {
+        "drop_negative": (["q0", "q1", "q2"], [[0], [1], [2]]),
+        "relabel": (["q0", "q1", "q2"], [[0, 9], [1, 8], [2]]),
+        "drop_example": (["q2"], [[2]]),
+    }[action]
+
+
+def test_two_actions_on_one_pair_contradict_each_other(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 2: contradicts"):
+        read(tmp_path / "v.jsonl", corpus, acting("q1", "p2", "relabel"), acting("q1", "p2", "drop_example"))
+
+
+def test_qrels_outrank_a_relabelling(corpus: Corpus, tmp_path: Path) -> None:
+    judged_zero = QuerySet("train", ["q0"], ["a"], [{0: 1, 4: 0}])
+    path, said = tmp_path / "v.jsonl", list[str]()
+    write_json_lines(path, [acting("q0", "p4", "relabel"), acting("q0", "p0", "relabel")])
+    queries, _ = corrected(judged_zero, read_verdicts(path, corpus, judged_zero, print), said.append)
+    assert queries.judgements == [{0: 1, 4: 0}]
+    assert said == ["1 verdicts would make a positive of what the qrels call irrelevant, and change nothing"]
+
+
+def test_verdicts_that_leave_no_query_are_an_error(corpus: Corpus, tmp_path: Path) -> None:
+    stored, _ = read(tmp_path / "v.jsonl", corpus, *[acting(f"q{row}", "p9", "drop_example") for row in range(3)])
+    with pytest.raises(InputError, match="drop every training query"):
+        corrected(QUERIES, stored, print)
