@@ -13,6 +13,7 @@ from accelerate import PartialState
 from retriever.artifacts import Artifact
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
+from retriever.phases import PhasesConfig
 from retriever.refresh_policy import RefreshConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
 
@@ -51,6 +52,23 @@ def run_cached(folder: Path, rank: int) -> dict[str, Any]:
     return {"reason": outcome.reason, "draws": bench.draws}
 
 
+def ranked(folder: Path) -> Bench:
+    """A step of the ranker and one of the retriever in turn."""
+    bench = exact(folder)
+    bench.train, bench.phases = replace(EXACT, max_steps=4), PhasesConfig(1, 1)
+    bench.ranker = replace(bench.ranking(), learning_rate=1e-5, warmup_steps=0)
+    return bench
+
+
+def run_ranked(folder: Path, rank: int) -> dict[str, Any]:
+    """With micro-batches of a pair or two, so that the ranks have different numbers of them."""
+    TOKEN_BUDGETS["cpu"] = 8
+    bench = ranked(folder)
+    outcome = bench.run()
+    losses = [told["loss"] for told in bench.told("step")] if rank == 0 else []
+    return {"reason": outcome.reason, "draws": bench.ranker_draws, "losses": losses}
+
+
 def run_ready(folder: Path, rank: int) -> dict[str, Any]:
     """Sets that come at any time."""
     bench = Bench(folder, train=replace(TRAIN, max_steps=12), refresh=RefreshConfig(trigger="steps:4"))
@@ -87,7 +105,7 @@ def main(folder: Path) -> None:
     """Write what this rank saw."""
     state = PartialState(cpu=True)
     found = {}
-    for run in (run_exact, run_ready, run_interrupted, run_cached):
+    for run in (run_exact, run_ready, run_interrupted, run_cached, run_ranked):
         place = folder / run.__name__
         if state.is_main_process:
             place.mkdir()

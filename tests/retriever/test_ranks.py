@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from retriever.ranks import Ranks
-from tests.retriever.ranks_script import EXACT, exact
+from tests.retriever.ranks_script import EXACT, exact, ranked
 from tests.retriever.training_stand_ins import Bench
 
 ROOT = Path(__file__).parent.parent.parent
@@ -135,3 +135,20 @@ def test_a_stop_on_any_rank_stops_both_at_one_step(two_ranks: Path) -> None:
     for found in seen(two_ranks, "run_interrupted"):
         assert found["reasons"] == ["interrupted", "finished"]
         assert found["steps"] == [1, EXACT.max_steps]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_ranker_as_one_process_does(two_ranks: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    alone, both = ranked(tmp_path), ranked(two_ranks / "run_ranked")
+    alone.run()
+    AcceleratorState._reset_state(True)
+    assert both.newest().facts["step"] == 4
+    for name in ("optimizer", "ranker_optimizer"):
+        mine, theirs = (tensors(bench, f"training/{name}.safetensors") for bench in (alone, both))
+        assert max(float(mine[key].abs().max()) for key in mine if "exp_avg" in key) > 1e-3
+        assert furthest(mine, theirs, "exp_avg") < 1e-5
+    assert furthest(tensors(alone, "ranker/model.safetensors"), tensors(both, "ranker/model.safetensors"), "") < 1e-6
+    first, second = seen(two_ranks, "run_ranked")
+    assert first["draws"] == second["draws"] == [list(draw) for draw in alone.ranker_draws]
+    assert first["losses"] == pytest.approx([told["loss"] for told in alone.told("step")], abs=1e-3)
