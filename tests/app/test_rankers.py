@@ -7,11 +7,12 @@ import pytest
 
 from app.indexing import rebuild
 from app.opening import openers
-from app.rankers import kept, named_ranker, own_ranker, ranker_facts, required_ranker, saved_ranker
+from app.rankers import kept, named_ranker, own_ranker, required_ranker, saved_ranker
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
+from retriever.ranker_files import ranker_facts
 from retriever.store import Store
 from tests.app.command_line import silent
 from tests.tiny_ranker import write_tiny_ranker

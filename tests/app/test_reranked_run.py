@@ -6,7 +6,6 @@ import pytest
 
 from app import reranking
 from app.evaluating import evaluate_vectors
-from app.rankers import ranker_facts
 from app.reranked_run import MEASURES, RankerChoice, measure_reranking, measured_reranking, wanted
 from app.reranking import Candidates, rerank
 from app.run_curve import measure_curve
@@ -15,6 +14,7 @@ from retriever.artifacts import BEST, CURRENT
 from retriever.metrics import mean, per_query
 from retriever.protocols import TokenRanker, silent
 from retriever.ranker import RankerConfig, load_ranker
+from retriever.ranker_files import ranker_facts
 from tests.app.comparison_stand_ins import STEPS, Bed, Stop
 from tests.stand_ins import OverlapRanker
 from tests.tiny_ranker import write_tiny_ranker
