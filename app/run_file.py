@@ -81,7 +81,7 @@ depth = {depth}                 # candidates a query from each source
 range_min = 0               # skip the first ranks if they hold many unlabelled positives
 relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the positive's score
 # adaptive = 1.0            # drops candidates more than a standard deviation above the query's mean
-# verdicts = "judged.jsonl" # lines {{"query", "passage", "relevant"}} that every refresh respects
+# verdicts = "relabel/verdicts.jsonl" # what `hone relabel` wrote; every refresh respects it
 sampler = {{ name = "uniform" }}  # or top, log_rank, simans, simans_laplace, hardness
 
 # [batches]
