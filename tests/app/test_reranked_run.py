@@ -113,7 +113,7 @@ def test_a_kill_costs_one_chunk(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> No
     assert measured_reranking(bed.folder, bed.store, bed.judged, GIVEN) is None
     said.clear()
     measure_reranking(bed.folder, bed.store, bed.measuring(progress), GIVEN)
-    assert [one for one in said if one[0].startswith("rerank")] == [("rerank test", n, 120) for n in (40, 80, 120)]
+    assert [one for one in said if one[0].startswith("rerank")] == [("rerank test", n, 120) for n in (0, 40, 80, 120)]
     again = measured_reranking(bed.folder, bed.store, bed.judged, GIVEN)
     whole = Bed(bed.folder / "whole")
     measure_curve(whole.folder, whole.store, 2, whole.measuring(), [])
