@@ -4,7 +4,7 @@ Does not know the retriever, checkpoints' other parts, or when negatives are ado
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
 from retriever.ranker_step import GroupLoss, RankerStep, Score
-from retriever.tower import weights_sha256
 from retriever.trained_ranker import TrainedRanker
 
 OPTIMIZER = "ranker_optimizer.safetensors"
@@ -189,12 +188,7 @@ class RankerLearner:
         """Write ranker/ and its optimiser."""
         model = self._parts.model
         save_ranker(model, folder / "ranker")
-        facts = {
-            "weights_sha256": weights_sha256(model.classifier),
-            "fingerprint": model.fingerprint("fp32"),
-            **{key: value for key, value in asdict(model.config).items() if key != "name"},
-        }
-        return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
+        return Saved({"ranker": model.facts()}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
 
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.

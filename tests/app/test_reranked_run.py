@@ -6,7 +6,6 @@ import pytest
 
 from app import reranking
 from app.evaluating import evaluate_vectors
-from app.rankers import ranker_facts
 from app.reranked_run import MEASURES, RankerChoice, measure_reranking, measured_reranking, wanted
 from app.reranking import Candidates, rerank
 from app.run_curve import measure_curve
@@ -85,7 +84,7 @@ def test_a_checkpoint_brings_its_own_ranker(tmp_path: Path) -> None:
     bed = Bed(tmp_path)
     folder = write_tiny_ranker(tmp_path / "ranker")
     model = load_ranker(RankerConfig(str(folder)))
-    bed.publish(12, 3, ranker=ranker_facts(model))
+    bed.publish(12, 3, ranker=model.facts())
     number = bed.store.checkpoints.pointed(CURRENT)
     assert number == len(STEPS)
     folder.rename(bed.store.checkpoints.path(number) / "ranker")
