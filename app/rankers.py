@@ -14,7 +14,7 @@ from retriever.artifacts import Artifact
 from retriever.durable import sha256_json
 from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
-from retriever.ranker_files import ranker_facts, save_ranker
+from retriever.ranker_files import save_ranker
 from retriever.scoring import TorchRanker
 
 Opened = TypeVar("Opened")
@@ -32,7 +32,7 @@ def saved_ranker(name: str | None) -> Iterator[RankerFiles | None]:
     model = load_ranker(RankerConfig(name))
     with tempfile.TemporaryDirectory(prefix="hone-ranker-") as folder:
         save_ranker(model, Path(folder) / "ranker")
-        yield RankerFiles(Path(folder) / "ranker", ranker_facts(model))
+        yield RankerFiles(Path(folder) / "ranker", model.facts())
 
 
 def named_ranker(name: str) -> TorchRanker:
@@ -52,7 +52,7 @@ def own_ranker(artifact: Artifact) -> TorchRanker | None:
         model = load_ranker(RankerConfig(str(held.folder)))
     except InputError as error:
         raise CorruptError(f"{held.folder}: cannot be opened ({error}); build it again") from error
-    found = ranker_facts(model)
+    found = model.facts()
     differing = [name for name in found if held.facts.get(name, found[name]) != found[name]]
     if differing:
         raise CorruptError(f"{held.folder}: its {differing[0]} is not that of the manifest; build it again")

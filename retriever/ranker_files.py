@@ -4,14 +4,13 @@ Does not know how pairs are scored.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from retriever.errors import InputError
-from retriever.tower import MODULE_TYPES, saved_json, weights_sha256
+from retriever.tower import MODULE_TYPES, saved_json
 
 if TYPE_CHECKING:
     from retriever.ranker import PairClassifier
@@ -60,13 +59,6 @@ def save_ranker(model: "PairClassifier", folder: Path) -> None:
 
 def _with(path: Path, **entries: Any) -> Any:
     return {**json.loads(path.read_text()), **entries}
-
-
-def ranker_facts(model: "PairClassifier") -> dict[str, Any]:
-    """Return what a manifest says of a ranker; ``fingerprint`` is that of its scores in float32."""
-    settings = {key: value for key, value in asdict(model.config).items() if key != "name"}
-    weights = weights_sha256(model.classifier)
-    return {"weights_sha256": weights, "fingerprint": model.fingerprint("fp32"), **settings}
 
 
 def saved_label(name: str) -> int | None:

@@ -23,7 +23,7 @@ from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
 from retriever.optimiser import Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
-from retriever.ranker_files import ranker_facts, save_ranker
+from retriever.ranker_files import save_ranker
 from retriever.ranker_step import GroupLoss, RankerStep, Score
 from retriever.trained_ranker import TrainedRanker
 
@@ -188,8 +188,7 @@ class RankerLearner:
         """Write ranker/ and its optimiser."""
         model = self._parts.model
         save_ranker(model, folder / "ranker")
-        groups = self._optimiser.save(folder / "training" / OPTIMIZER)
-        return Saved({"ranker": ranker_facts(model)}, {"groups": groups})
+        return Saved({"ranker": model.facts()}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
 
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
