@@ -62,8 +62,8 @@ def tables(result: Result) -> list[tuple[str, str, Sequence[str], list[list[str]
             f"nDCG@10 of {result['seeds']['queries']:,} test queries. Vary: not the same figure with all seeds. Flip: "
             "answered among the first ten with some seeds and not with others."
         )
-        header = ("system", "seeds", "mean", "sd of seeds", "sd of a query", "vary", "flip")
-        found.append(("Seeds", note, header, [_system(one) for one in result["seeds"]["systems"]]))
+        columns = ("system", "seeds", "mean", "sd of seeds", "sd of a query", "vary", "flip")
+        found.append(("Seeds", note, columns, [_system(one) for one in result["seeds"]["systems"]]))
     return found
 
 
