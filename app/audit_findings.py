@@ -66,34 +66,43 @@ def loss_findings(labels: LabelAudit, queries: QuerySet, corpus: Corpus, limit: 
 
 def false_negative_findings(election: Election, queries: QuerySet, corpus: Corpus, limit: int) -> list[Finding]:
     """Return the likely false negatives of the first ``limit`` queries that have one, the best rivals of each."""
+    likely = np.flatnonzero(election.likely)
+    rivals = np.bincount(election.queries[likely], minlength=len(queries))
+    told: dict[int, int] = {}
     findings: list[Finding] = []
-    rivals: dict[int, int] = {}
-    for place in np.flatnonzero(election.likely).tolist():
+    for place in likely.tolist():
         row = int(election.queries[place])
-        if row not in rivals and len(rivals) == limit:
+        if row not in told and len(told) == limit:
             continue
-        rivals[row] = rivals.get(row, 0) + 1
-        if rivals[row] > SHOWN_RIVALS:
+        told[row] = told.get(row, 0) + 1
+        if told[row] > SHOWN_RIVALS:
             continue
-        votes, of = election.votes[place], election.opinions[place]
-        reason = (
-            f"{votes} of {of} put it above the positive, by {election.gaps[place]:+.3f} on average; nobody labelled it"
-        )
+        reason = f"{_voters_text(election, place)} put it above the positive, nobody labelled it"
+        if rivals[row] > SHOWN_RIVALS and told[row] == 1:
+            reason += f"; {rivals[row]} such passages: rather the positive is wrong"
         findings.append(Finding("false negative", queries.ids[row], (corpus.id(election.passages[place]),), reason))
     return findings
 
 
+def _voters_text(election: Election, place: int) -> str:
+    return f"{election.votes[place]} of {election.opinions[place]} voters, by {election.gaps[place]:+.3f} on average,"
+
+
 def suggestions(audited: Audited) -> Iterator[dict[str, Any]]:
-    """Yield the likely false negatives as lines for a file of verdicts, for a judge to confirm."""
+    """Yield the likely false negatives on which all voters agree as lines for a file of verdicts, to be confirmed.
+
+    Of a query with more than SHOWN_RIVALS of them none: there the positive is in doubt, not the rivals.
+    """
     election = audited.election
-    for place in np.flatnonzero(election.likely).tolist():
+    agreed = np.flatnonzero(election.votes == election.opinions)
+    rivals = np.bincount(election.queries[agreed], minlength=len(audited.queries))
+    for place in agreed[rivals[election.queries[agreed]] <= SHOWN_RIVALS].tolist():
         yield {
             "query": audited.queries.ids[election.queries[place]],
             "passage": audited.corpus.id(election.passages[place]),
             "relevant": True,
             "source": "hone audit",
             "votes": int(election.votes[place]),
-            "opinions": int(election.opinions[place]),
             "gap": round(float(election.gaps[place]), 4),
         }
 

@@ -74,6 +74,8 @@ def _located(place: Path, store: Path, config: Path | None) -> Iterator[tuple[st
         yield place.name, "", config, place
     elif (place / RESULTS).is_file():
         results = json.loads((place / RESULTS).read_bytes())
+        if not results["runs"]:
+            raise InputError(f"{place / RESULTS}: no run is finished; run the comparison again")
         for run in results["runs"]:
             folder = place / run["folder"]
             yield f"{run['system']} seed {run['seed']}", run["system"], folder / "run.toml", folder / "store"

@@ -167,8 +167,6 @@ def _seeds(
         return None, None, {}, []
     folder = comparisons[0]
     results = json.loads((folder / RESULTS).read_bytes())
-    if not results["runs"]:
-        raise InputError(f"{folder / RESULTS}: no run is finished; run the comparison again")
     first = folder / results["runs"][0]["folder"] / "run.toml"
     data = data_folder(read_config(first), first)
     test = load_query_set(data, results["data"]["test"]["split"], corpus, skip_missing=True, warn=warn)

@@ -37,7 +37,10 @@ def audit(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("audit.html"),
     suggest: Annotated[
-        Path | None, typer.Option("--suggest", help="Write likely false negatives here, in the form of verdicts.")
+        Path | None,
+        typer.Option(
+            "--suggest", help="Write the false negatives that all voters agree on here, as verdicts to be confirmed."
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
