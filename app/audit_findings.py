@@ -77,15 +77,14 @@ def false_negative_findings(election: Election, queries: QuerySet, corpus: Corpu
         told[row] = told.get(row, 0) + 1
         if told[row] > SHOWN_RIVALS:
             continue
-        reason = f"{_voters_text(election, place)} put it above the positive, nobody labelled it"
+        votes, opinions, gap = election.votes[place], election.opinions[place], election.gaps[place]
+        reason = (
+            f"{votes} of {opinions} voters put this unlabelled passage above the positive, by {gap:+.3f} on average"
+        )
         if rivals[row] > SHOWN_RIVALS and told[row] == 1:
             reason += f"; {rivals[row]} such passages: rather the positive is wrong"
         findings.append(Finding("false negative", queries.ids[row], (corpus.id(election.passages[place]),), reason))
     return findings
-
-
-def _voters_text(election: Election, place: int) -> str:
-    return f"{election.votes[place]} of {election.opinions[place]} voters, by {election.gaps[place]:+.3f} on average,"
 
 
 def suggestions(audited: Audited) -> Iterator[dict[str, Any]]:

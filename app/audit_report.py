@@ -12,6 +12,7 @@ from app.comparison_report import STYLE
 
 OWN_STYLE = Path(__file__).with_name("audit_report.css")
 NOTHING = "–"
+SHOWN_NAMES = 6
 
 Result = Mapping[str, Any]
 """What app.audit_findings.as_json gives."""
@@ -20,7 +21,7 @@ Result = Mapping[str, Any]
 def summary(result: Result) -> list[str]:
     """Return a sentence an audit: what it found, or why it found nothing."""
     labels, rivals, seeds = result["labels"], result["false_negatives"], result["seeds"]
-    told = [f"{len(result['runs'])} run(s), {result['queries']:,} training queries: {', '.join(result['runs'])}."]
+    told = [f"{result['queries']:,} training queries of {_named(result['runs'], 'runs')}."]
     if labels is None:
         told.append("AUM and bad pairs: no run kept a memory of its pairs; write a table [audit] and train.")
     else:
@@ -35,7 +36,7 @@ def summary(result: Result) -> list[str]:
     if rivals["voters"]:
         told.append(
             f"False negatives: {rivals['pairs']:,} unlabelled passages of {rivals['queries']:,} queries are likely "
-            f"relevant, by {len(rivals['voters'])} voters: {', '.join(rivals['voters'])}."
+            f"relevant, by the votes of {_named(rivals['voters'], 'voters')}."
         )
     else:
         told.append("False negatives: no negative set is there to vote.")
@@ -45,6 +46,11 @@ def summary(result: Result) -> list[str]:
             f"seeds, two single runs by more than {seeds['least_gap_single']:.4f}."
         )
     return told
+
+
+def _named(names: Sequence[str], what: str) -> str:
+    """Return all of a few names, or how many there are of ``what``."""
+    return ", ".join(names) if len(names) <= SHOWN_NAMES else f"{len(names)} {what}"
 
 
 def tables(result: Result) -> list[tuple[str, str, Sequence[str], list[list[str]]]]:

@@ -49,14 +49,14 @@ def audit(
     limit: int,
     warn: Warn,
     *,
-    bm25: bool = False,
+    lexical: bool = False,
     ranker: Ranker | None = None,
 ) -> Audited:
     """Carry out every audit that ``runs`` and ``comparisons`` allow; each brings ``limit`` queries into the ranking."""
     queries, rows = together([run.queries for run in runs])
     labels = _labels(runs, rows, corpus, warn)
     voters = [voter for run, of in zip(runs, rows, strict=True) for voter in _voters(run, of, queries, corpus, warn)]
-    election, names = _elect(voters, queries, corpus, bm25=bm25, ranker=ranker)
+    election, names = _elect(voters, queries, corpus, lexical=lexical, ranker=ranker)
     seeds, test, without, seed_lists = _seeds(runs, comparisons, corpus, limit, warn)
     likely = sorted({*election.queries[election.likely].tolist()}) if names else None
     lists = [false_negative_findings(election, queries, corpus, limit), *seed_lists]
@@ -112,17 +112,17 @@ def _voters(run: AuditedRun, rows: IntArray, queries: QuerySet, corpus: Corpus, 
             speaks |= fresh
         rescored = "negatives" in artifact.parents
         nearest = 0 if rescored else artifact.facts["sources"].get("ann", 0)
-        name = f"{run.name}, generation {artifact.parents['generation']}"
+        name = f"generation {artifact.parents['generation']} of {run.name}"
         voters.append(pool_voter(name, pool, speaks, nearest, ground))
     return voters
 
 
 def _elect(
-    voters: Sequence[Voter], queries: QuerySet, corpus: Corpus, *, bm25: bool, ranker: Ranker | None
+    voters: Sequence[Voter], queries: QuerySet, corpus: Corpus, *, lexical: bool, ranker: Ranker | None
 ) -> tuple[Election, list[str]]:
     keys = suspects(voters, len(corpus))
     ballots = [vote(voter, keys, len(corpus)) for voter in voters]
-    others: list[Ballot] = [_by_words(keys, queries, corpus)] if bm25 else []
+    others: list[Ballot] = [_by_words(keys, queries, corpus)] if lexical else []
     if ranker is not None:
         first = elect(keys, ballots, others, len(corpus))
         some = first.queries[:RANKED_PAIRS].astype(np.int64) * len(corpus) + first.passages[:RANKED_PAIRS]

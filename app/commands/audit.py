@@ -31,7 +31,7 @@ def audit(
         Path | None, typer.Option("--config", help="The run.toml of a store that is given by itself.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="So many queries in the ranking and on the page.")] = 50,
-    bm25: Annotated[bool, typer.Option("--bm25", help="BM25 votes on false negatives, too.")] = False,
+    lexical: Annotated[bool, typer.Option("--lexical", help="BM25 votes on false negatives, too.")] = False,
     ranker: Annotated[
         Path | None, typer.Option("--ranker", help="Folder of a ranker that votes on the first 1,000 of them.")
     ] = None,
@@ -53,7 +53,7 @@ def audit(
         raise InputError(f"{comparisons[1]}: one comparison at a time; its seeds are another's no more")
     opened = None if ranker is None else TorchRanker(load_ranker(RankerConfig(str(ranker))), "auto")
     runs, corpus = find_runs(places, store_path(store), config, warn)
-    audited = carry_out(runs, corpus, comparisons, limit, warn, bm25=bm25, ranker=opened)
+    audited = carry_out(runs, corpus, comparisons, limit, warn, lexical=lexical, ranker=opened)
     result = as_json(audited)
     write_atomic(out, html(result).encode())
     if suggest is not None:

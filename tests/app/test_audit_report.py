@@ -22,7 +22,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "runs": ["run"],
         "queries": 20,
         "labels": {"pairs": 20, "threshold": -0.05, "below": 3, "beta": 2.0, "bad": 1},
-        "false_negatives": {"voters": ["run, generation 1"], "pairs": 4, "queries": 2},
+        "false_negatives": {"voters": ["generation 1 of run"], "pairs": 4, "queries": 2},
         "data_sets": [{**data_set, "false_negatives": 0.5, "without": {"gap": 0.02, "verdict": "better"}}],
         "seeds": {"queries": 10, "systems": [system], "least_gap": 0.0123, "least_gap_single": 0.0213},
         "items": [item],

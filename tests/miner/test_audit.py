@@ -127,9 +127,9 @@ def test_a_data_set_is_suspected_by_its_losses_labels_and_false_negatives() -> N
     found = audit_datasets(queries, labels_of(queries, [0.1, 0.2, 0.3, 3.0, 2.0]), [3, 4, 0], {})
     assert [one.name for one in found] == ["bad", "good"]
     bad, good = found
-    assert (bad.pairs, bad.loss, bad.margin) == (2, pytest.approx(2.5), pytest.approx(-2.5))
+    assert bad.pairs == 2 and bad.loss == pytest.approx(2.5) and bad.margin == pytest.approx(-2.5)
     assert (bad.below, good.below, good.pairs) == (0.5, 0.0, 3)
-    assert (bad.false_negatives, good.false_negatives) == (1.0, pytest.approx(1 / 3))
+    assert bad.false_negatives == 1.0 and good.false_negatives == pytest.approx(1 / 3)
     assert bad.bad == 0.5 and bad.without is None
 
 

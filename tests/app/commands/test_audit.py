@@ -24,10 +24,14 @@ def test_what_to_look_at_first_is_listed_and_written_as_a_page(hone: Hone) -> No
     answer = hone("audit", prepared(), "--store", "store", "--limit", 3)
     assert answer.code == 0 and answer.err == ""
     shown = answer.out.splitlines()
-    assert shown[0] == "1 run(s), 20 training queries: run." and shown[-1] == "page: audit.html"
+    assert shown[0] == "20 training queries of run." and shown[-1] == "page: audit.html"
     listed = [line.split(":")[0].split() for line in shown if line[:4].strip().isdigit()]
     assert listed == [["1", "q0"], ["2", "q1"], ["3", "q2"]]
-    assert any("false negative: 1 of 1 voters, by +0.400" in line and line.endswith("p30") for line in shown)
+    assert any(
+        "false negative: 1 of 1 voters put this unlabelled passage above the positive, by +0.400" in line
+        and line.endswith("p30")
+        for line in shown
+    )
     page = Path("audit.html").read_text()
     assert parsed(page).seen.count("article") == 3 and parsed(page).fetched == []
 
@@ -39,7 +43,7 @@ def test_reading_changes_nothing_and_json_has_it_all(hone: Hone) -> None:
     assert contents(Path("store")) == before
     assert told["report"] == "page.html" and Path("page.html").exists() and not Path("audit.html").exists()
     assert told["labels"]["pairs"] == 20 and told["false_negatives"] == {
-        "voters": ["store, generation 0"],
+        "voters": ["generation 0 of store"],
         "pairs": 5,
         "queries": 2,
     }
@@ -60,8 +64,8 @@ def test_suggestions_are_verdicts_that_mining_reads(hone: Hone) -> None:
 
 def test_words_and_a_ranker_are_asked_where_they_are_named(hone: Hone) -> None:
     ranker = write_tiny_ranker(Path("ranker"))
-    told = hone("audit", prepared(), "--store", "store", "--bm25", "--ranker", ranker, "--json").json
-    assert told["false_negatives"]["voters"] == ["run, generation 0", "BM25", "ranker"]
+    told = hone("audit", prepared(), "--store", "store", "--lexical", "--ranker", ranker, "--json").json
+    assert told["false_negatives"]["voters"] == ["generation 0 of run", "BM25", "ranker"]
 
 
 def test_bad_input_is_one_line(hone: Hone) -> None:
