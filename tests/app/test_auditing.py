@@ -14,7 +14,7 @@ from retriever.joining import join_datasets
 from tests.app.audit_stand_ins import mined_set, trained_store, write_comparison, write_run_file
 from tests.stand_ins import OverlapRanker, write_tiny_data
 
-MARGINS = [0.1 * n for n in range(20)]
+MARGINS = np.linspace(0, 1.9, 20, dtype=np.float32).astype(np.float64).tolist()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_planted_mislabels_give_the_threshold_and_are_no_suspects(data: Path, tm
     threshold = float(np.percentile([MARGINS[row] for row in wrong], 50))
     assert found.labels.threshold == pytest.approx(threshold)
     flagged = {item.query for item in found.items for one in item.findings if one.audit == "AUM" and one.flagged}
-    assert flagged == {f"q{n}" for n in range(20) if n not in wrong and MARGINS[n] <= threshold + 1e-6}
+    assert flagged == {f"q{n}" for n in range(20) if n not in wrong and MARGINS[n] <= threshold}
 
 
 def test_generations_vote_once_and_only_on_what_they_ranked(data: Path, tmp_path: Path) -> None:
