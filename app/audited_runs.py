@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from app.composition import splits, with_positives
+from app.composition import splits, with_positives, with_verdicts
 from app.config import RunConfig, data_folder, read_config
 from retriever.data import Corpus, QuerySet
 from retriever.errors import InputError
@@ -41,7 +41,7 @@ def find_runs(places: Sequence[Path], store: Path, config: Path | None, warn: Wa
     Raises InputError for a place that is none of these, and for runs over different corpora.
     """
     named = [found for place in places for found in _located(place, store, config)]
-    opened: dict[tuple[Path, str, str], QuerySet] = {}
+    opened: dict[tuple[object, ...], QuerySet] = {}
     runs: list[AuditedRun] = []
     corpus: Corpus | None = None
     for name, system, file, root in named:
@@ -55,10 +55,12 @@ def find_runs(places: Sequence[Path], store: Path, config: Path | None, warn: Wa
         corpus = corpus or own
         if own.sha256 != corpus.sha256:
             raise InputError(f"{root}: its corpus is another than that of {runs[0].store.root}; audit them apart")
-        key = (folder.resolve(), split, own.sha256)
+        judged = settings.negatives.verdicts
+        verdicts = None if judged is None else (file.parent / judged).resolve()
+        key = (folder.resolve(), split, own.sha256, verdicts, settings.negatives.on_relevant)
         if key not in opened:
-            loaded = load_query_set(folder, split, own, skip_missing=True, warn=warn)
-            opened[key] = with_positives(loaded, lambda _: None)
+            loaded = with_positives(load_query_set(folder, split, own, skip_missing=True, warn=warn), lambda _: None)
+            opened[key] = with_verdicts(settings, file.parent, own, loaded, warn)[0]
         runs.append(AuditedRun(name, system, settings, own_store, opened[key]))
     assert corpus is not None
     return runs, corpus

@@ -84,10 +84,17 @@ def _labels(runs: Sequence[AuditedRun], rows: Sequence[IntArray], corpus: Corpus
         table = None if newest is None else read_pairs(newest.path / "training")
         if table is None:
             continue
-        if int(table.queries.max(initial=-1)) >= len(run.queries):
-            raise InputError(f"{run.store.root}: trained on other queries than the run file names; give the one it had")
         config = run.config.audit or AuditConfig()
-        audits.append(audit_labels(table, run.queries, config.percentile, config.beta))
+        found = audit_labels(table, run.queries, config.percentile, config.beta)
+        if (
+            len(np.unique(table.queries)) != len(run.queries)
+            or found.planted.sum() > config.planted * len(run.queries) + 1
+        ):
+            raise InputError(
+                f"{run.store.root}: trained on other queries, positives or verdicts than the run file names now; "
+                "give those it had"
+            )
+        audits.append(found)
         places.append(of)
     return over_runs(audits, places, len(corpus)) if audits else None
 

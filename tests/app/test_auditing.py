@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,28 @@ def test_runs_are_joined_by_query_and_must_share_the_corpus(data: Path, tmp_path
         find_runs([tmp_path / "a", tmp_path / "c"], tmp_path, write_run_file(tmp_path, data), fail)
 
 
+def test_queries_are_those_that_verdicts_leave_to_training(data: Path, tmp_path: Path) -> None:
+    lines = [
+        {"query": "q0", "passage": "p30", "relevant": True, "action": "relabel"},
+        {"query": "q1", "passage": "p31", "relevant": True, "action": "drop_example"},
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = write_run_file(tmp_path, data, more='[negatives]\nverdicts = "judged.jsonl"\n')
+    trained_store(tmp_path / "store", data)
+    (run,), corpus = find_runs([config], tmp_path / "store", None, lambda message: None)
+    assert len(run.queries) == 19 and "q1" not in run.queries.ids
+    assert corpus.ids(run.queries.positives(0)) == ["p0", "p30"]
+
+
 def test_a_store_trained_on_more_queries_is_refused(data: Path, tmp_path: Path) -> None:
     trained_store(tmp_path / "store", data, margins=MARGINS)
     config = write_run_file(tmp_path, data)
     (data / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp0\t1\n")
     with pytest.raises(InputError, match="other queries"):
+        audited([config], tmp_path / "store")
+    pairs = "".join(f"q{n}\tp{n + 1}\t1\n" for n in range(20))
+    (data / "qrels/train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{pairs}")
+    with pytest.raises(InputError, match="other queries, positives"):
         audited([config], tmp_path / "store")
 
 
