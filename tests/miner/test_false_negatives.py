@@ -101,6 +101,12 @@ def test_votes_are_counted_and_many_weigh_more_than_one() -> None:
     assert found.by[0] == ("g1", "g2", "g3", "BM25") and found.by[3] == ("BM25",)
 
 
+def test_half_of_the_voters_are_no_majority() -> None:
+    both = [ballot("g1", [0.1, 0.1]), ballot("g2", [-0.1, 0.1])]
+    found = elect(np.array([1, 2], np.int64), both, [], PASSAGES)
+    assert found.passages.tolist() == [2, 1] and found.likely.tolist() == [True, False]
+
+
 def test_nobody_votes_on_nothing() -> None:
     found: Election = elect(np.empty(0, np.int64), [], [], PASSAGES)
     assert len(found.votes) == 0 and found.likely.tolist() == [] and found.by == ()
