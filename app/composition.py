@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+import numpy as np
+
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
 from indexer.shards import open_vectors
+from miner.audit import plant
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.live_search import LiveSearch
 from miner.mining import MiningTask
@@ -31,7 +34,8 @@ from retriever.inference import ModelEncoder
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.joining import dataset_of
 from retriever.negatives import open_batches
-from retriever.protocols import BatchPlanner, Encoder, NegativeSource
+from retriever.pair_memory import PairMemory
+from retriever.protocols import BatchPlanner, Encoder, IntArray, NegativeSource
 from retriever.ranker import RankerConfig, load_ranker, start_ranker
 from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
@@ -169,15 +173,17 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
+    examples = _examples(run, in_batch=config.loss.in_batch)
     retriever = RetrieverParts(
         create_encoder(config.model),
-        _examples(run, in_batch=config.loss.in_batch),
+        examples,
         planner_opener(run),
         open_source,
         open_generation_vectors,
         config.loss,
         _guide(config),
         keep_bank=config.batches.name == "ngame",
+        memory=None if config.audit is None else pair_memory(run, examples),
     )
     parts = Training(
         store=run.store,
@@ -216,8 +222,27 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
 
 
 def _examples(run: Run, *, in_batch: bool) -> Examples:
-    judged = None if run.judged is None else run.judged.relevant_to
-    return Examples(run.corpus, run.train, in_batch=in_batch, seed=run.config.seed, judged_relevant=judged)
+    """Return what ``run`` learns from: its training queries, with the wrong positives that [audit] plants.
+
+    The true positives of a query with a wrong one are no negatives either.
+    """
+    config = run.config
+    planted = 0.0 if config.audit is None else config.audit.planted
+    train = plant(run.train, run.corpus, planted, config.seed)
+
+    def relevant(query_row: int) -> IntArray:
+        judged = np.empty(0, np.int32) if run.judged is None else run.judged.relevant_to(query_row)
+        return np.append(run.train.positives(query_row), judged) if planted else judged
+
+    known = relevant if planted or run.judged is not None else None
+    return Examples(run.corpus, train, in_batch=in_batch, seed=config.seed, judged_relevant=known)
+
+
+def pair_memory(run: Run, examples: Examples) -> PairMemory:
+    """Return the empty memory of the pairs that ``examples`` hold, as [audit] asks for."""
+    config = run.config
+    assert config.audit is not None
+    return PairMemory(examples.queries, len(run.corpus), config.audit, config.seed, examples.positive_of)
 
 
 def _guide(config: RunConfig) -> Encoder | None:

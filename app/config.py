@@ -22,6 +22,7 @@ from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
+from retriever.pair_memory import AuditConfig
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.ranker_learner import RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
@@ -55,6 +56,7 @@ class RunConfig:
     negatives: MiningConfig = field(default_factory=MiningConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
+    audit: AuditConfig | None = None
 
     @property
     def turns(self) -> PhasesConfig:

@@ -84,6 +84,9 @@ relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the posit
 # verdicts = "relabel/verdicts.jsonl" # what `hone relabel` wrote; every refresh respects it
 sampler = {{ name = "uniform" }}  # or top, log_rank, simans, simans_laplace, hardness
 
+# [audit]                   # keeps what training sees of every pair, for `hone audit`; docs/auditing.md
+# planted = 0.05            # this share learns a wrong positive, so that `hone audit` knows how those look
+
 # [batches]
 # name = "b3"               # batches of queries that are hard for each other, planned with each set; or "ngame"
 

@@ -69,6 +69,11 @@ class Objective(nn.Module):
         vectors: FloatArray = self._queries.float().cpu().numpy()
         return vectors
 
+    def scores(self) -> FloatArray:
+        """Return the scores of the last batch float32 [b, n]."""
+        scores: FloatArray = self._scores.float().cpu().numpy()
+        return scores
+
     def hard_scores(self, batch: Batch) -> FloatArray:
         """Return the mean score float32 [b] of each query's own negatives in the last batch, nan where it has none."""
         scores = np.where(batch.hard, self._scores.float().cpu().numpy(), np.float32(0))

@@ -19,6 +19,7 @@ from retriever.learner import Saved, TrainConfig, Warn, Workplace
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
 from retriever.optimiser import Optimiser, Schedule
+from retriever.pair_memory import PairMemory
 from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
 
 EncodeQueries = Callable[[IntArray], FloatArray]
@@ -32,7 +33,8 @@ class RetrieverParts:
 
     ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
     the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
-    ``keep_bank``: the planner reads the embeddings that training makes of the queries.
+    ``keep_bank``: the planner reads the embeddings that training makes of the queries. ``memory`` keeps what is seen of
+    each pair.
     """
 
     model: DualEncoder
@@ -43,6 +45,7 @@ class RetrieverParts:
     loss: LossConfig
     guide: Encoder | None = None
     keep_bank: bool = False
+    memory: PairMemory | None = None
 
 
 class RetrieverLearner:
@@ -76,7 +79,7 @@ class RetrieverLearner:
         )
         self._source: NegativeSource | None = None
         dimensions = model.dimensions if parts.keep_bank else None
-        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions)
+        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions, parts.memory)
         self._optimiser.model.train()
 
     @property
@@ -95,6 +98,8 @@ class RetrieverLearner:
                 self._source.observe(batch.query_rows, objective.hard_scores(batch))
             if self._order.keeps_bank:
                 self._order.note(batch.query_rows, objective.query_vectors())
+            if self._parts.memory is not None:
+                self._parts.memory.observe(batch, objective.scores(), objective.facts["temperature"])
             total += loss.item() / parts
         objective.average(self._ranks.count)
         self._optimiser.end(step, total)
@@ -144,7 +149,7 @@ class RetrieverLearner:
         found = self._order.restore(training, negatives)
         if isinstance(self._source, WatchingSource):
             found &= self._source.restore(training)
-        return None if found else "what [batches] or per_query keep"
+        return None if found else "what [batches], [audit] or per_query keep"
 
 
 def _freeze(model: DualEncoder, config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ from retriever.examples import Examples
 from retriever.ingest import load_query_set
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
+from retriever.pair_memory import PairMemory
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
 from retriever.ranker import start_ranker
@@ -243,11 +244,21 @@ class Bench:
             accumulation=2,
         )
 
+    def memory(self) -> PairMemory | None:
+        """Keep no memory of pairs."""
+        return None
+
     def trainer(self) -> Trainer:
         """Return a new process's trainer over this store."""
         self.store = Store(self.folder / "store")
         retriever = RetrieverParts(
-            self.model(), self.examples(), self.open_planner, self.open_source, self.open_vectors, self.loss
+            self.model(),
+            self.examples(),
+            self.open_planner,
+            self.open_source,
+            self.open_vectors,
+            self.loss,
+            memory=self.memory(),
         )
         parts = Training(
             store=self.store,
