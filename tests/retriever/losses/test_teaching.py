@@ -26,10 +26,10 @@ def graded(lesson: Lesson) -> Tensor:
 
 
 LOSSES: dict[str, tuple[Loss, Formula]] = {
-    "kl": (lambda x: teaching.kl(x), formulas.kl),
-    "margin_mse": (lambda x: teaching.margin_mse(x), formulas.margin_mse),
+    "kl": (teaching.kl, formulas.kl),
+    "margin_mse": (teaching.margin_mse, formulas.margin_mse),
     "soft_infonce": (lambda x: teaching.soft_infonce(x, graded(x)), formulas.soft_infonce),
-    "cosent": (lambda x: teaching.cosent(x), formulas.cosent),
+    "cosent": (teaching.cosent, formulas.cosent),
     "ar2": (lambda x: teaching.ar2(x, 0.5, "all"), formulas.ar2),
     "ar2 negatives": (
         lambda x: teaching.ar2(x, 0.3, "negatives"),
@@ -242,7 +242,9 @@ def test_cosent_of_many_pairs_takes_memory_of_one_line_a_pair() -> None:
     given = Lesson(scores, 1.0, teacher, 1.0, torch.arange(200), torch.ones(200, 200, dtype=torch.bool))
     some = torch.randperm(40_000)[:300]
     few = dataclasses.replace(given, scores=scores.reshape(1, -1)[:, some], teacher=teacher.reshape(1, -1)[:, some])
-    few = dataclasses.replace(few, positive=torch.zeros(1, dtype=torch.int64), compared=torch.ones(1, 300, dtype=bool))
+    few = dataclasses.replace(
+        few, positive=torch.zeros(1, dtype=torch.int64), compared=torch.ones(1, 300, dtype=torch.bool)
+    )
     s, t = few.scores[0], few.teacher[0]
     wanted = torch.where(t[:, None] > t[None, :], (s[None, :] - s[:, None]).exp(), 0).sum().log1p()
     assert teaching.cosent(few).item() == pytest.approx(wanted.item())
