@@ -41,7 +41,7 @@ from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.scoring import TorchRanker
 from retriever.store import Store
-from retriever.teacher import ANCHOR, Anchor, Teacher, asking_encoder, asking_ranker
+from retriever.teacher import ANCHOR, OWN, Anchor, Teacher, asking_encoder, asking_ranker
 from retriever.teacher_scores import TeacherScores
 from retriever.trainer import Trainer, Training
 
@@ -245,8 +245,8 @@ def _frozen(config: RunConfig, name: str | None) -> ModelEncoder:
 def _teacher(run: Run) -> Teacher:
     """Return whom [teacher] of ``run`` names."""
     config, teacher = run.config, run.config.teacher
-    if teacher is None:
-        return Teacher()
+    if teacher is None or teacher.name == OWN:  # the trainer has that ranker in its hands
+        return Teacher(teacher)
     if teacher.momentum is not None:
         device = torch.device("cpu") if config.train.device == "cpu" else pick_device("auto")
         anchor = Anchor(create_encoder(config.model), teacher.momentum, device)

@@ -191,7 +191,7 @@ def test_a_set_without_the_teachers_scores_is_refused_with_what_to_do(tiny: Path
     named = taught(tiny, tmp_path, f'name = "{ranker}"')
     trainer = make_trainer(named, InlineRefresher(named, silent), silent, Event())
     with pytest.raises(InputError, match=r"holds no teacher scores; mine it again for \[teacher\]"):
-        trainer._parts.teacher.adopt(newest)
+        trainer._parts.retriever.teacher.adopt(newest)
 
 
 def test_a_set_scored_by_another_teacher_is_refused(tiny: Path, tmp_path: Path, ranker: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_set_scored_by_another_teacher_is_refused(tiny: Path, tmp_path: Path, 
     other = taught(tiny, tmp_path, f'name = "{ranker}"\nmax_length = 16')
     trainer = make_trainer(other, InlineRefresher(other, silent), silent, Event())
     with pytest.raises(InputError, match=r"another teacher \(max_length None, this run's is 16\)"):
-        trainer._parts.teacher.adopt(sets(run)[-1])
+        trainer._parts.retriever.teacher.adopt(sets(run)[-1])
 
 
 def test_a_name_that_is_no_ranker_is_said_to_be_the_teachers(tiny: Path, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_an_anchor_whose_state_is_missing_begins_anew_and_that_is_said(tmp_path:
     bench.run()
     bench.hears, bench.teacher = ignore, anchored
     bench.run()
-    assert any("[teacher] keep; they begin anew" in one["message"] for one in bench.told("warning"))
+    assert any("[teacher] keep; that begins anew" in one["message"] for one in bench.told("warning"))
 
 
 @pytest.mark.parametrize("teacher", [anchored, ranked])
