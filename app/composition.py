@@ -12,8 +12,8 @@ from threading import Event
 import torch
 
 from app.config import RunConfig, data_folder, read_config
-from app.opening import open_teaching_ranker
 from app.progress import Report
+from app.rankers import teaching_ranker
 from indexer.shards import open_vectors
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.live_search import LiveSearch
@@ -261,7 +261,7 @@ def _teacher(run: Run) -> Teacher:
             )
         return Teacher(teacher, asking_encoder(encoder))
     if teacher.live:
-        return Teacher(teacher, asking_ranker(open_teaching_ranker(teacher, config.index.precision).score))
+        return Teacher(teacher, asking_ranker(teaching_ranker(teacher, config.index.precision).score))
 
     def open_scores(artifact: Artifact) -> TeacherScores:
         return open_checked_scores(artifact, open_checked_set(artifact, run.corpus, run.train), teacher.settings)

@@ -17,11 +17,9 @@ from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
-from retriever.errors import InputError
 from retriever.inference import ModelEncoder
 from retriever.protocols import TokenRanker
 from retriever.scoring import TorchRanker
-from retriever.teacher import TeacherConfig
 
 CALIBRATION_PASSAGES = 128
 TEXTS = {"query": "queries", "passage": "passages"}
@@ -66,19 +64,6 @@ def calibration_texts(corpus: Corpus) -> list[str]:
     """Return at most 128 passages, evenly spread over ``corpus``, so that the same corpus always gives the same."""
     count = min(CALIBRATION_PASSAGES, len(corpus))
     return corpus.texts(np.linspace(0, len(corpus) - 1, count).astype(np.int32))
-
-
-def open_teaching_ranker(config: TeacherConfig, precision: str) -> TorchRanker:
-    """Open the ranker that [teacher] names; it answers with log-odds, whatever activation its files name.
-
-    ``precision`` is that of [index]; int8 is for vectors alone. Raises InputError if it cannot be loaded.
-    """
-    named = RankerConfig(config.name, max_length=config.max_length, activation="identity", label=config.label)
-    try:
-        model = load_ranker(named)
-    except InputError as error:
-        raise InputError(str(error).replace("[ranker]", "[teacher]", 1)) from error
-    return TorchRanker(model, "auto" if precision == "int8" else precision)
 
 
 def openers(ranker: Path | None = None) -> Openers:

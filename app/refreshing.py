@@ -7,8 +7,9 @@ from threading import Event
 from typing import Any
 
 from app.composition import Run, mining_task
-from app.opening import encoder_opener, open_teaching_ranker, warn_of_cuts
+from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
+from app.rankers import teaching_ranker
 from indexer.builder import BuildInputs, Partial, build_generation
 from miner.loop import refresh
 from miner.publish import passages_of, publish_negative_set, set_before
@@ -105,7 +106,7 @@ class RefreshSteps:
         if config is None or not config.is_stored:
             return None
         if self._ranker is None:
-            self._ranker = open_teaching_ranker(config, self._run.config.index.precision)
+            self._ranker = teaching_ranker(config, self._run.config.index.precision)
         return PoolTeacher(self._ranker, config.settings, config.depth, self._meter.phase("teach"))
 
     def _warn_of_cut_pairs(self) -> None:

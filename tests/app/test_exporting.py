@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, 
 
 from app.composition import Run
 from app.exporting import FORMATS, export_model, export_negatives
-from app.opening import open_generation_encoder, open_teaching_ranker
+from app.opening import open_generation_encoder
+from app.rankers import teaching_ranker
 from app.training import run_training
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
@@ -171,7 +172,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_scores_of_a_teacher_go_along_and_all_negatives_have_one(taught: Run, tmp_path: Path) -> None:
     assert taught.config.teacher is not None
-    ranker = open_teaching_ranker(taught.config.teacher, "fp32")
+    ranker = teaching_ranker(taught.config.teacher, "fp32")
     for record in exported(taught, tmp_path, "flagembedding", 5):
         assert list(record) == ["query", "pos", "neg", "pos_scores", "neg_scores"]
         texts = record["pos"] + record["neg"]

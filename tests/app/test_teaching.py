@@ -11,7 +11,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from app.composition import Run, make_trainer
-from app.opening import open_teaching_ranker
+from app.rankers import teaching_ranker
 from app.refreshing import InlineRefresher, RefreshSteps
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import InputError
@@ -62,7 +62,7 @@ def weights(run: Run) -> str:
 def test_scores_are_stored_with_each_set_and_reach_the_loss(tiny: Path, tmp_path: Path, ranker: Path) -> None:
     run = taught(tiny, tmp_path, f'name = "{ranker}"\nloss = "margin_mse"')
     steps = train(run)
-    opened_ranker = open_teaching_ranker(TeacherConfig(str(ranker)), "fp32")
+    opened_ranker = teaching_ranker(TeacherConfig(str(ranker)), "fp32")
     for artifact in sets(run):
         pool = open_negative_set(artifact.path)
         scores = open_teacher_scores(artifact.path, pool)
@@ -141,7 +141,7 @@ def test_a_ranker_of_probabilities_teaches_by_log_odds(tiny: Path, tmp_path: Pat
     settings = json.loads((folder / "config.json").read_text())
     settings["sentence_transformers"] = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
     (folder / "config.json").write_text(json.dumps(settings))
-    scores = open_teaching_ranker(TeacherConfig(str(folder)), "fp32").score(
+    scores = teaching_ranker(TeacherConfig(str(folder)), "fp32").score(
         ["baka"] * 9, [f"be{a}i" for a in "klmn"] * 2 + ["bodu"]
     )
     assert scores.min() < 0 or scores.max() > 1
