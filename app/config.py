@@ -235,6 +235,7 @@ def _teacher_rules(config: RunConfig, teacher: TeacherConfig) -> dict[str, bool]
         "teacher: what negatives.live finds has no stored scores; it needs teacher.live = true": not stored
         or not config.negatives.live,
         "teacher.depth must not be below train.num_negatives": teacher.depth is None or teacher.depth >= negatives,
+        "teacher teaches the retriever, which phases.retriever = 0 leaves as it is": config.turns.retriever > 0,
         'teacher.name = "ranker" is the run\'s own: it needs [ranker]': teacher.name != OWN
         or config.ranker is not None,
     }

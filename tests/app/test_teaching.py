@@ -155,6 +155,14 @@ def test_a_ranker_of_probabilities_teaches_by_log_odds(tiny: Path, tmp_path: Pat
         ('name = "anchor"\nover = "batch"', [("[refresh]", "[loss]\nin_batch = false\n[refresh]")], "no more than"),
         ('name = "r"\ndepth = 1', [], "depth must not be below train.num_negatives"),
         ('name = "ranker"', [], r"needs \[ranker\]"),
+        (
+            'name = "anchor"',
+            [
+                ("[refresh]", '[ranker]\nname = "r"\nwarmup_steps = 1\n[phases]\nretriever = 0\n[refresh]'),
+                ('"steps:3"', '"once"'),
+            ],
+            "phases.retriever = 0 leaves as it is",
+        ),
         ('name = "r"\nloss = "embedding"', [], 'run.toml: \\[teacher\\] loss = "embedding" needs vectors'),
         ('name = "r"\nlosss = "kl"', [], "unknown key teacher.losss; did you mean teacher.loss"),
         ('name = "r"\nlive = 1', [], "teacher.live"),
