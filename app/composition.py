@@ -10,9 +10,11 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import torch
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
+from app.rankers import teaching_ranker
 from indexer.shards import open_vectors
 from miner.audit import plant
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
@@ -20,13 +22,14 @@ from miner.live_search import LiveSearch
 from miner.mining import MiningTask
 from miner.mixing import MixedPlan
 from miner.per_query import PerQueryPool
-from miner.publish import open_checked_set, open_to_vectors
+from miner.publish import open_checked_scores, open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
 from miner.verdicts import StoredVerdicts, corrected, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
 from retriever.data import Corpus, QuerySet
+from retriever.device import pick_device
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
@@ -41,6 +44,8 @@ from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.scoring import TorchRanker
 from retriever.store import Store
+from retriever.teacher import ANCHOR, OWN, Anchor, Teacher, asking_encoder, asking_ranker
+from retriever.teacher_scores import TeacherScores
 from retriever.trainer import Trainer, Training
 
 
@@ -182,6 +187,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         open_generation_vectors,
         config.loss,
         _guide(config),
+        _teacher(run),
         keep_bank=config.batches.name == "ngame",
         memory=None if config.audit is None else pair_memory(run, examples),
     )
@@ -247,10 +253,41 @@ def pair_memory(run: Run, examples: Examples) -> PairMemory:
 
 def _guide(config: RunConfig) -> Encoder | None:
     """Return the frozen model of [loss] guide: the one that training starts from, or another by its name."""
-    if config.loss.guide is None:
-        return None
+    guide = config.loss.guide
+    return None if guide is None else _frozen(config, None if guide == "start" else guide)
+
+
+def _frozen(config: RunConfig, name: str | None) -> ModelEncoder:
+    """Return a model that stays as it is: that of ``name``, None: the one that training starts from."""
     model = config.model
-    if config.loss.guide != "start":
+    if name is not None:
         lengths = (model.query_max_length, model.passage_max_length)
-        model = ModelConfig(config.loss.guide, query_max_length=lengths[0], passage_max_length=lengths[1])
+        model = ModelConfig(name, query_max_length=lengths[0], passage_max_length=lengths[1])
     return ModelEncoder(create_encoder(model), config.index.precision, engine=config.index.engine)
+
+
+def _teacher(run: Run) -> Teacher:
+    """Return whom [teacher] of ``run`` names."""
+    config, teacher = run.config, run.config.teacher
+    if teacher is None or teacher.name == OWN:  # the trainer has that ranker in its hands
+        return Teacher(teacher)
+    if teacher.momentum is not None:
+        device = torch.device("cpu") if config.train.device == "cpu" else pick_device("auto")
+        anchor = Anchor(create_encoder(config.model), teacher.momentum, device)
+        return Teacher(teacher, asking_encoder(anchor), anchor=anchor)
+    if teacher.gives_vectors:
+        encoder = _frozen(config, None if teacher.name == ANCHOR else teacher.name)
+        own = create_encoder(config.model).dimensions
+        if teacher.loss == "embedding" and encoder.dimensions != own:
+            raise InputError(
+                f'[teacher] loss = "embedding": vectors of {teacher.name} have {encoder.dimensions} numbers, '
+                f"those of {config.model.name} {own}; choose another loss"
+            )
+        return Teacher(teacher, asking_encoder(encoder))
+    if teacher.live:
+        return Teacher(teacher, asking_ranker(teaching_ranker(teacher, config.index.precision).score))
+
+    def open_scores(artifact: Artifact) -> TeacherScores:
+        return open_checked_scores(artifact, open_checked_set(artifact, run.corpus, run.train), teacher.settings)
+
+    return Teacher(teacher, open_scores=open_scores)

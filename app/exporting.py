@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,11 +21,21 @@ from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
+from retriever.negatives import Verdict
+from retriever.teacher_scores import open_teacher_scores
 
 CHUNK = 1024
 
-Row = tuple[int, list[int], list[int]]
-"""A query row, the corpus rows of its positives and of its negatives."""
+
+@dataclass(frozen=True)
+class Row:
+    """A query row, the corpus rows of its positives and of its negatives, and a teacher's scores of both, if any."""
+
+    query: int
+    positives: list[int]
+    negatives: list[int]
+    positive_scores: list[float] | None = None
+    negative_scores: list[float] | None = None
 
 
 def export_model(artifact: Artifact, out: Path) -> str | None:
@@ -51,7 +62,9 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
 
     ``file_format`` is a key of FORMATS. The draw is that of training step 0. Queries without an eligible negative
-    are left out. Raises InputError for an unknown format, an existing ``out`` and a count beyond the set's depth.
+    are left out. Of a set with a teacher's scores only negatives that have one are drawn, and the scores go along where
+    the format has a place for them. Raises InputError for an unknown format, an existing ``out`` and a count beyond the
+    set's depth.
     """
     if file_format not in FORMATS:
         raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
@@ -82,14 +95,22 @@ def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
     depth = pool.passages.shape[1]
     if count > depth:
         raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
-    config = run.config
+    config, taught = run.config, open_teacher_scores(artifact.path, pool)
+    if taught is not None:
+        pool = replace(pool, verdicts=np.where(np.isnan(taught.candidates), np.uint8(Verdict.FILTERED), pool.verdicts))
     source = StoredPool(pool, artifact.number, config.negatives.sampler, count, config.seed, 1)
     for start in range(0, len(run.train), CHUNK):
         queries = np.arange(start, min(start + CHUNK, len(run.train)), dtype=np.int32)
         drawn = source.draw(queries, 0)
         for query, rows, kept in zip(queries.tolist(), drawn.rows, drawn.mask, strict=True):
-            if kept.any():
-                yield query, run.train.positives(query).tolist(), rows[kept].tolist()
+            if not kept.any():
+                continue
+            positives, negatives = run.train.positives(query), rows[kept]
+            scores: list[list[float]] | list[None] = [None, None]
+            if taught is not None:
+                line = np.array([query], np.int32)
+                scores = [taught.of_batch(line, found)[0].tolist() for found in (positives, negatives)]
+            yield Row(query, positives.tolist(), negatives.tolist(), *scores)
 
 
 def _line(file: TextIO, record: dict[str, Any]) -> int:
@@ -98,32 +119,40 @@ def _line(file: TextIO, record: dict[str, Any]) -> int:
 
 
 def _sentence_transformers(run: Run, row: Row, file: TextIO, count: int) -> int:
-    """Write a line a positive: anchor, positive, negative_1 … negative_n. Columns must agree, so all n or no line."""
-    query, positives, negatives = row
-    if len(negatives) < count:
+    """Write a line a positive: anchor, positive, negative_1 … negative_n. Columns must agree, so all n or no line.
+
+    With a teacher also ``label``: its scores of the positive and of each negative, as MarginMSELoss and
+    DistillKLDivLoss read them.
+    """
+    if len(row.negatives) < count:
         return 0
-    texts = run.corpus.texts(negatives)
+    texts = run.corpus.texts(row.negatives)
     columns = {f"negative_{place}": text for place, text in enumerate(texts, 1)}
-    return sum(
-        _line(file, {"anchor": run.train.texts[query], "positive": text, **columns})
-        for text in run.corpus.texts(positives)
-    )
+    lines = 0
+    for place, text in enumerate(run.corpus.texts(row.positives)):
+        record: dict[str, Any] = {"anchor": run.train.texts[row.query], "positive": text, **columns}
+        if row.positive_scores is not None and row.negative_scores is not None:
+            record["label"] = [row.positive_scores[place], *row.negative_scores]
+        lines += _line(file, record)
+    return lines
 
 
 def _flag_embedding(run: Run, row: Row, file: TextIO, count: int) -> int:
-    query, positives, negatives = row
-    record = {"query": run.train.texts[query], "pos": run.corpus.texts(positives), "neg": run.corpus.texts(negatives)}
+    """Write a line a query; with a teacher also pos_scores and neg_scores, which knowledge_distillation reads."""
+    positives, negatives = run.corpus.texts(row.positives), run.corpus.texts(row.negatives)
+    record: dict[str, Any] = {"query": run.train.texts[row.query], "pos": positives, "neg": negatives}
+    if row.positive_scores is not None:
+        record |= {"pos_scores": row.positive_scores, "neg_scores": row.negative_scores}
     return _line(file, record)
 
 
 def _tevatron(run: Run, row: Row, file: TextIO, count: int) -> int:
-    query, positives, negatives = row
-
     def passages(rows: list[int]) -> list[dict[str, str]]:
         return [{"docid": run.corpus.id(r), "title": "", "text": run.corpus.text(r)} for r in rows]
 
-    record = {"query_id": run.train.ids[query], "query": run.train.texts[query]}
-    return _line(file, {**record, "positive_passages": passages(positives), "negative_passages": passages(negatives)})
+    record = {"query_id": run.train.ids[row.query], "query": run.train.texts[row.query]}
+    both = {"positive_passages": passages(row.positives), "negative_passages": passages(row.negatives)}
+    return _line(file, {**record, **both})
 
 
 FORMATS: dict[str, Callable[[Run, Row, TextIO, int], int]] = {

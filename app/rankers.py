@@ -16,6 +16,7 @@ from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
 from retriever.scoring import TorchRanker
+from retriever.teacher import TeacherConfig
 
 Opened = TypeVar("Opened")
 
@@ -38,6 +39,19 @@ def saved_ranker(name: str | None) -> Iterator[RankerFiles | None]:
 def named_ranker(name: str) -> TorchRanker:
     """Open the ranker ``name``, a folder or a hub id. Raises InputError if it cannot be loaded."""
     return TorchRanker(load_ranker(RankerConfig(name)), "auto")
+
+
+def teaching_ranker(config: TeacherConfig, precision: str) -> TorchRanker:
+    """Open the ranker that [teacher] names; it answers with log-odds, whatever activation its files name.
+
+    ``precision`` is that of [index]; int8 is for vectors alone. Raises InputError if it cannot be loaded.
+    """
+    named = RankerConfig(config.name, max_length=config.max_length, activation="identity", label=config.label)
+    try:
+        model = load_ranker(named)
+    except InputError as error:
+        raise InputError(str(error).replace("[ranker]", "[teacher]", 1)) from error
+    return TorchRanker(model, "auto" if precision == "int8" else precision)
 
 
 def own_ranker(artifact: Artifact) -> TorchRanker | None:

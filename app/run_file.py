@@ -75,6 +75,10 @@ in_batch = true
 # ranker = 20
 # retriever = 60            # 0 trains the ranker alone, and needs [refresh] trigger = "once"
 
+# [teacher]                 # learn from a stronger model, too
+# name = "path/to/ranker"   # a cross-encoder, which scores each mined pair once; or "anchor", against forgetting
+# loss = "kl"               # or margin_mse, soft_infonce, cosent, embedding, ar2: see docs/systems.md
+
 [negatives]                 # what is mined of each generation
 sources = ["ann"]           # and "bm25", "lookahead" (near the positive), "momentum" (of the set before): their union
 depth = {depth}                 # candidates a query from each source

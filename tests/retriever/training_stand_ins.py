@@ -28,6 +28,7 @@ from retriever.ranker_learner import RankerParts, RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
+from retriever.teacher import Teacher
 from retriever.trainer import Outcome, TrainConfig, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
@@ -175,6 +176,7 @@ class Bench:
     dropout: float | None = 0.2
     ranker: RankerTrainConfig | None = None
     phases: PhasesConfig = RETRIEVER_ALONE
+    teacher: Callable[["Bench"], Teacher] = lambda bench: Teacher()
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
@@ -259,6 +261,7 @@ class Bench:
             self.open_vectors,
             self.loss,
             memory=self.memory(),
+            teacher=self.teacher(self),
         )
         parts = Training(
             store=self.store,
