@@ -51,7 +51,7 @@ def capitals(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_hidden_positives_come_back_by_a_real_model_s_score(hone: Hone, capitals: Path) -> None:
-    """5 of 48 answers are hidden (10 %): how many come back, and how many of 235 others come along."""
+    """5 of 48 answers are hidden (10 %): all come back, and few others come along."""
     judge = '[[judges]]\nkind = "encoder"\nmodel = "minilm"\nthreshold = -0.2\nrelative = true\n'
     (capitals / "relabel.toml").write_text(f'run = "run.toml"\n{judge}')
     assert hone("index", "data", "--model", "minilm", "--store", "store").code == 0
