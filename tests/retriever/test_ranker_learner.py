@@ -24,6 +24,7 @@ from retriever.ranker_learner import RankerLearner, RankerTrainConfig
 from retriever.ranker_step import groups_of
 from retriever.refresh_policy import RefreshConfig
 from retriever.scoring import TorchRanker
+from retriever.teacher import Teacher, TeacherConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Counted, InOrder, Killed, ignore, killing_at, stopping_at
 from tests.tiny_ranker import write_tiny_ranker
 
@@ -280,6 +281,25 @@ def test_a_ranker_that_is_damaged_cannot_be_resumed(tmp_path: Path, name: str) -
     state = json.loads((checkpoint.path / "training" / "state.json").read_text())
     with pytest.raises(CorruptError, match="cannot be resumed"):
         learner(made).restore(checkpoint, state["ranker"], None)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_with_its_ranker_as_teacher_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, step: int) -> None:
+    """AR2: the retriever learns from the ranker of the checkpoint, which stands still in its phase."""
+
+    def taught(folder: Path, **settings: Any) -> Bench:
+        return bench(folder, teacher=lambda bench: Teacher(TeacherConfig("ranker", loss="ar2")), **settings)
+
+    whole, broken = taught(tmp_path / "whole", train=EVERY), taught(tmp_path / "broken", hears=killing_at("step", step))
+    whole.run()
+    with pytest.raises(Killed):
+        broken.run()
+    broken.hears = ignore
+    assert broken.run().reason == "finished"
+    check_same_end(broken, whole)
+    for (at, retriever, ranker), (_, after, ranker_after) in pairwise(whole.both_weights()):
+        of_ranker = TURNS.learner_at(at) == "ranker"
+        assert ((retriever == after), (ranker == ranker_after)) == (of_ranker, not of_ranker)
 
 
 def test_a_run_that_gains_or_loses_its_ranker_says_so(tmp_path: Path) -> None:
