@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from app.comparison_report import STYLE
+from app.comparison.report import STYLE
 
 OWN_STYLE = Path(__file__).with_name("audit_report.css")
 NOTHING = "–"

@@ -12,8 +12,8 @@ import numpy as np
 
 from app.audit_findings import Audited, false_negative_findings, loss_findings, margin_findings
 from app.audited_runs import RESULTS, AuditedRun, Warn, together
+from app.comparison.run_curve import CURVE, EVALUATIONS, METRIC, Evaluations
 from app.config import data_folder, read_config
-from app.run_curve import CURVE, EVALUATIONS, METRIC, Evaluations
 from app.seed_variance import Figures, SeedVariance, left_out_gap, seed_findings, seed_variance
 from indexer.lexical import build_lexical
 from miner.audit import Finding, LabelAudit, audit_datasets, audit_labels, first_to_look_at, over_runs

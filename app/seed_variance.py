@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.findings import ROUNDS, TEST_SEED, Gap
-from app.significance import CONFIDENCE, randomisation_p, t_interval, t_quantile
+from app.comparison.findings import ROUNDS, TEST_SEED, Gap
+from app.comparison.significance import CONFIDENCE, randomisation_p, t_interval, t_quantile
 from miner.audit import Finding
 
 Float64 = NDArray[np.float64]

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from app.comparing import carry_out, child_trainer, open_bench
-from app.comparison import read_comparison
-from app.comparison_report import html, markdown
-from app.comparison_tables import headline
+from app.comparison.carrying_out import carry_out, child_trainer, open_bench
+from app.comparison.plan import read_comparison
+from app.comparison.report import html, markdown
+from app.comparison.run_curve import METRIC
+from app.comparison.tables import headline
 from app.live import progress_view
 from app.options import SkipMissing, print_json
-from app.run_curve import METRIC
 from app.training import stopping_at_signals
 from retriever.durable import exclusive, write_atomic
 from retriever.errors import HoneError

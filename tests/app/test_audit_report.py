@@ -2,7 +2,7 @@ import re
 from typing import Any
 
 from app.audit_report import html, summary, tables
-from tests.app.test_comparison_report import parsed
+from tests.app.comparison.test_report import parsed
 
 
 def result(**changes: Any) -> dict[str, Any]:

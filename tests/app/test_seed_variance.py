@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from app.comparison.significance import t_quantile
 from app.seed_variance import left_out_gap, seed_findings, seed_variance
-from app.significance import t_quantile
 
 FIGURES = {
     "a": {1: np.array([0.0, 1.0, 0.5, 0.4]), 2: np.array([1.0, 1.0, 0.5, 0.6]), 3: np.array([0.0, 1.0, 0.5, 0.5])},

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from app.comparison_report import html, markdown
+from app.comparison.report import html, markdown
 from retriever.artifacts import BEST, CURRENT
 from retriever.durable import read_lines
 from retriever.store import Store
-from tests.app.test_comparison_report import parsed
+from tests.app.comparison.test_report import parsed
 from tests.cycle.test_cycle import ROOT, RUN
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model

@@ -7,7 +7,7 @@ from retriever.ingest import load_query_set
 from retriever.store import Store
 from tests.app.audit_stand_ins import mined_set, trained_store, write_comparison, write_run_file
 from tests.app.command_line import Hone, contents, never
-from tests.app.test_comparison_report import parsed
+from tests.app.comparison.test_report import parsed
 from tests.stand_ins import write_tiny_data
 from tests.tiny_ranker import write_tiny_ranker
 

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from app import pace as module
-from app.pace import Pace
+from app.comparison import pace as module
+from app.comparison.pace import Pace
 
 
 class Clock:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from app.run_history import Clock, Refresh, costs, refreshes, seconds_of_checkpoints
+from app.comparison.run_history import Clock, Refresh, costs, refreshes, seconds_of_checkpoints
 
 
 def event(time: float, name: str, source: str | None = "trainer", **fields: Any) -> dict[str, Any]:

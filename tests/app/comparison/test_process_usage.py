@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.process_usage import Usage, cpu_seconds, peak_bytes
+from app.comparison.process_usage import Usage, cpu_seconds, peak_bytes
 
 told = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 

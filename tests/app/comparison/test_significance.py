@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.significance import holm, randomisation_p, t_cdf, t_interval, t_quantile
+from app.comparison.significance import holm, randomisation_p, t_cdf, t_interval, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from app.compared_run import RunFolder, is_trained, train, train_command
-from app.comparison import TEST, Comparison, PlannedRun, run_table
+from app.comparison.compared_run import RunFolder, is_trained, train, train_command
+from app.comparison.findings import RunResult, as_json, find
+from app.comparison.pace import Pace
+from app.comparison.plan import TEST, Comparison, PlannedRun, run_table
+from app.comparison.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
+from app.comparison.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
+from app.comparison.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.composition import splits, with_positives, with_verdicts
-from app.findings import RunResult, as_json, find
 from app.opening import encoder_opener
 from app.options import warn
-from app.pace import Pace
 from app.progress import Report
 from app.rankers import named_ranker
-from app.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
-from app.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
-from app.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.toml_text import toml_text
 from app.training import STOPPING
 from indexer.builder import IndexConfig

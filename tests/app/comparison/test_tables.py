@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from app.comparison_tables import headline, notes, tables
-from tests.app.comparison_stand_ins import point, reranked, results_of, run_of, some_runs
+from app.comparison.tables import headline, notes, tables
+from tests.app.comparison.results_stand_ins import point, reranked, results_of, run_of, some_runs
 
 
 def test_the_headline_says_how_much_and_how_sure() -> None:

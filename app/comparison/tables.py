@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.findings import LEVEL, ROUNDS
+from app.comparison.findings import LEVEL, ROUNDS
+from app.comparison.reranked_run import MEASURES
+from app.comparison.run_curve import METRIC
+from app.comparison.significance import CONFIDENCE
 from app.live import duration
-from app.reranked_run import MEASURES
-from app.run_curve import METRIC
-from app.significance import CONFIDENCE
 
 NOTHING = "–"
 MEGABYTE = 1_000_000

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from app import reranking
+from app.comparison.reranked_run import MEASURES, RankerChoice, measure_reranking, measured_reranking, wanted
+from app.comparison.run_curve import measure_curve
 from app.evaluating import evaluate_vectors
-from app.reranked_run import MEASURES, RankerChoice, measure_reranking, measured_reranking, wanted
 from app.reranking import Candidates, rerank
-from app.run_curve import measure_curve
 from indexer.encode import encode_corpus
 from retriever.artifacts import BEST, CURRENT
 from retriever.metrics import mean, per_query
 from retriever.protocols import TokenRanker, silent
 from retriever.ranker import RankerConfig, load_ranker
-from tests.app.comparison_stand_ins import STEPS, Bed, Stop
+from tests.app.comparison.results_stand_ins import STEPS, Bed, Stop
 from tests.stand_ins import OverlapRanker
 from tests.tiny_ranker import write_tiny_ranker
 

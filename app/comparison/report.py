@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from app.comparison_tables import Results, Table, headline, limit_text, notes, tables
-from app.picture import COLOURS, Bar, Curve, draw_curves, draw_intervals
-from app.run_curve import METRIC
+from app.comparison.picture import COLOURS, Bar, Curve, draw_curves, draw_intervals
+from app.comparison.run_curve import METRIC
+from app.comparison.tables import Results, Table, headline, limit_text, notes, tables
 
-STYLE = Path(__file__).with_name("comparison_report.css")
+STYLE = Path(__file__).with_name("report.css")
 
 Run = Mapping[str, Any]
 

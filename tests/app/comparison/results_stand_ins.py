@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from app.comparing import run_json
-from app.findings import RunResult, as_json, find
-from app.reranked_run import RerankedRun
-from app.run_curve import Judged, Measuring, Point
-from app.run_history import Costs, Refresh
+from app.comparison.carrying_out import run_json
+from app.comparison.findings import RunResult, as_json, find
+from app.comparison.reranked_run import RerankedRun
+from app.comparison.run_curve import Judged, Measuring, Point
+from app.comparison.run_history import Costs, Refresh
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
 from retriever.ingest import ingest_corpus, load_query_set

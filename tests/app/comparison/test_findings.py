@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.findings import Gap, as_json, find
-from app.run_curve import Point
-from tests.app.comparison_stand_ins import point, reranked, run_of, some_runs
+from app.comparison.findings import Gap, as_json, find
+from app.comparison.run_curve import Point
+from tests.app.comparison.results_stand_ins import point, reranked, run_of, some_runs
 
 SYSTEMS = ["static", "refreshed"]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from app.run_curve import CURVE, EVALUATIONS, Evaluations, Judged, measure_curve, measured_curve, on_grid
+from app.comparison.run_curve import CURVE, EVALUATIONS, Evaluations, Judged, measure_curve, measured_curve, on_grid
 from retriever.artifacts import BEST
 from retriever.durable import read_lines
-from tests.app.comparison_stand_ins import Bed, Stop
+from tests.app.comparison.results_stand_ins import Bed, Stop
 
 
 @pytest.fixture

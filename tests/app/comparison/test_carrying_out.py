@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from app.compared_run import RunFolder
-from app.comparing import UNREFRESHED, Bench, Interrupted, carry_out, machine, open_bench
-from app.comparison import PlannedRun, read_comparison
-from app.comparison_report import html
+from app.comparison.carrying_out import UNREFRESHED, Bench, Interrupted, carry_out, machine, open_bench
+from app.comparison.compared_run import RunFolder
+from app.comparison.plan import PlannedRun, read_comparison
+from app.comparison.report import html
+from app.comparison.run_curve import CURVE, EVALUATIONS
 from app.config import read_config
 from app.progress import Report
-from app.run_curve import CURVE, EVALUATIONS
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import HoneError, InputError
 from retriever.store import Store

@@ -14,10 +14,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from app.process_usage import Usage
+from app.comparison.process_usage import Usage
+from app.comparison.run_history import Clock
 from app.progress import Report
 from app.reports import forwarded
-from app.run_history import Clock
 from app.training import STOPPING
 from retriever.artifacts import CURRENT
 from retriever.durable import append_line, read_lines

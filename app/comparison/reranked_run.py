@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from app.comparison.run_curve import METRIC, Judged, Measuring, Point, rounded
 from app.evaluating import RUN_DEPTH, evaluate_vectors
 from app.rankers import own_ranker
 from app.reranking import DEPTH, Candidates, Journal, journal_key, rerank, reranking_facts
-from app.run_curve import METRIC, Judged, Measuring, Point, rounded
 from indexer.builder import ranker_of
 from indexer.encode import encode_corpus
 from indexer.shards import drop_unused

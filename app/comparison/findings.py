@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.reranked_run import RerankedRun
-from app.run_curve import METRIC, Point
-from app.run_history import Costs, Refresh
-from app.significance import holm, randomisation_p, t_interval
+from app.comparison.reranked_run import RerankedRun
+from app.comparison.run_curve import METRIC, Point
+from app.comparison.run_history import Costs, Refresh
+from app.comparison.significance import holm, randomisation_p, t_interval
 
 ROUNDS = 10_000
 TEST_SEED = 20070

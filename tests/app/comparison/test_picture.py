@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.picture import HEIGHT, LEFT, RIGHT, WIDTH, Axis, Bar, Curve, draw_curves, draw_intervals, round_ticks
+from app.comparison.picture import (
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Axis,
+    Bar,
+    Curve,
+    draw_curves,
+    draw_intervals,
+    round_ticks,
+)
 
 
 def drawn(svg: str, tag: str, style: str) -> list[dict[str, str]]:

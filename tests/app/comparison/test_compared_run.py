@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from app.compared_run import RunFolder, is_trained, train, train_command
-from app.run_history import Clock
+from app.comparison.compared_run import RunFolder, is_trained, train, train_command
+from app.comparison.run_history import Clock
 from app.training import STOPPING
 from retriever.artifacts import CURRENT
 from retriever.errors import HoneError
 from retriever.store import Store
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def command(folder: RunFolder, steps: int = 12, pause: float = 0.01, mood: str = "well") -> list[str]:
@@ -121,7 +121,7 @@ def test_a_child_ends_when_its_parent_is_killed(folder: RunFolder) -> None:
     """As after kill -9 of `hone compare`; the next one waits for it and goes on."""
     Store(folder.store, create=True)
     code = (
-        "import sys; from pathlib import Path; from threading import Event; from app.compared_run import *\n"
+        "import sys; from pathlib import Path; from threading import Event; from app.comparison.compared_run import *\n"
         f"train(RunFolder(Path({str(folder.root)!r})), {command(folder, 100_000, 0.02)!r}, None, print, Event())"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL) as parent:

@@ -3,8 +3,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from app.comparison_report import html, markdown
-from tests.app.comparison_stand_ins import results_of, some_runs
+from app.comparison.report import html, markdown
+from tests.app.comparison.results_stand_ins import results_of, some_runs
 
 VOID = {"meta", "br"}
 

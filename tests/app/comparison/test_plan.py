@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from app.comparison import Budget, Comparison, flat, merged, read_comparison, run_table
+from app.comparison.plan import Budget, Comparison, flat, merged, read_comparison, run_table
 from app.config import read_config
 from app.toml_text import toml_text
 from retriever.errors import InputError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 RUN = """\
 seed = 7
 [data]
