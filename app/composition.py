@@ -13,6 +13,7 @@ from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
 from indexer.shards import open_vectors
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
+from miner.generations import check_pinned
 from miner.live_search import LiveSearch
 from miner.mining import MiningTask
 from miner.mixing import MixedPlan
@@ -80,6 +81,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
             raise InputError(f"{path}: {error}") from error
 
     store = Store(store_root, config.sha256, create=True)
+    check_pinned(store, config.negatives.sources)
     corpus = Corpus(ingest_corpus(store, folder, load))
     return Run(config, store, corpus, *loaded[-1])
 
@@ -164,7 +166,8 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
             return LiveSearch(open_to_vectors(generation), mining_task(run), encode_queries, count)
         if config.negatives.per_query is not None:
             return PerQueryPool(pool, config.negatives.per_query, count)
-        return StoredPool(pool, artifact.number, sampler, count, config.seed, batches_per_epoch)
+        wanted = config.negatives.wanted(count)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed, batches_per_epoch)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather

@@ -83,7 +83,8 @@ def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
     if count > depth:
         raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
     config = run.config
-    source = StoredPool(pool, artifact.number, config.negatives.sampler, count, config.seed, 1)
+    wanted = config.negatives.wanted(count)
+    source = StoredPool(pool, artifact.number, config.negatives.sampler, wanted, config.seed, 1)
     for start in range(0, len(run.train), CHUNK):
         queries = np.arange(start, min(start + CHUNK, len(run.train)), dtype=np.int32)
         drawn = source.draw(queries, 0)

@@ -9,7 +9,8 @@ import torch
 
 from app.composition import Run
 from app.opening import encoder_opener
-from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
+from app.refreshing import InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
+from miner.generations import BASELINE
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.durable import sha256_file
