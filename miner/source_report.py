@@ -31,8 +31,8 @@ def report_sources(
 
     ``score_mean`` is over the candidates that may be drawn. With ``quotas`` there are also the ``quota`` of a query,
     how many negatives were ``drawn`` before any place is filled, as in an epoch of training, their
-    ``drawn_score_mean``, and how many queries are ``short``. A candidate of several sources counts for each of them; a drawn one for the
-    source that it was drawn for. A mean over nothing is None.
+    ``drawn_score_mean``, and how many queries are ``short``. A candidate of several sources counts for each of them, a
+    drawn one for the source that it was drawn for. A mean over nothing is None.
     """
     sums = {name: _Sums() for name in bits}
     names = {bit: name for name, bit in bits.items()}
