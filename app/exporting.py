@@ -3,17 +3,16 @@
 Does not know how either was made.
 """
 
-import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
 from app.composition import Run
+from app.trainer_formats import FORMATS, Example, line
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
 from retriever.artifacts import Artifact
@@ -22,9 +21,6 @@ from retriever.encoder import saved_settings
 from retriever.errors import InputError
 
 CHUNK = 1024
-
-Row = tuple[int, list[int], list[int]]
-"""A query row, the corpus rows of its positives and of its negatives."""
 
 
 def export_model(artifact: Artifact, out: Path) -> str | None:
@@ -59,8 +55,10 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
         raise InputError(f"{out}: exists already; choose another name")
     written = 0
     with _appearing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in _rows(run, artifact, count):
-            written += FORMATS[file_format](run, row, file, count)
+        for example in _examples(run, artifact, count):
+            records = FORMATS[file_format](run.corpus, run.train, example, count)
+            file.writelines(map(line, records))
+            written += len(records)
     return written
 
 
@@ -77,7 +75,7 @@ def _appearing(out: Path) -> Iterator[Path]:
         raise
 
 
-def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
+def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
     pool = open_checked_set(artifact, run.corpus, run.train)
     depth = pool.passages.shape[1]
     if count > depth:
@@ -90,45 +88,4 @@ def _rows(run: Run, artifact: Artifact, count: int) -> Iterator[Row]:
         drawn = source.draw(queries, 0)
         for query, rows, kept in zip(queries.tolist(), drawn.rows, drawn.mask, strict=True):
             if kept.any():
-                yield query, run.train.positives(query).tolist(), rows[kept].tolist()
-
-
-def _line(file: TextIO, record: dict[str, Any]) -> int:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return 1
-
-
-def _sentence_transformers(run: Run, row: Row, file: TextIO, count: int) -> int:
-    """Write a line a positive: anchor, positive, negative_1 … negative_n. Columns must agree, so all n or no line."""
-    query, positives, negatives = row
-    if len(negatives) < count:
-        return 0
-    texts = run.corpus.texts(negatives)
-    columns = {f"negative_{place}": text for place, text in enumerate(texts, 1)}
-    return sum(
-        _line(file, {"anchor": run.train.texts[query], "positive": text, **columns})
-        for text in run.corpus.texts(positives)
-    )
-
-
-def _flag_embedding(run: Run, row: Row, file: TextIO, count: int) -> int:
-    query, positives, negatives = row
-    record = {"query": run.train.texts[query], "pos": run.corpus.texts(positives), "neg": run.corpus.texts(negatives)}
-    return _line(file, record)
-
-
-def _tevatron(run: Run, row: Row, file: TextIO, count: int) -> int:
-    query, positives, negatives = row
-
-    def passages(rows: list[int]) -> list[dict[str, str]]:
-        return [{"docid": run.corpus.id(r), "title": "", "text": run.corpus.text(r)} for r in rows]
-
-    record = {"query_id": run.train.ids[query], "query": run.train.texts[query]}
-    return _line(file, {**record, "positive_passages": passages(positives), "negative_passages": passages(negatives)})
-
-
-FORMATS: dict[str, Callable[[Run, Row, TextIO, int], int]] = {
-    "sentence-transformers": _sentence_transformers,
-    "flagembedding": _flag_embedding,
-    "tevatron": _tevatron,
-}
+                yield Example(query, run.train.positives(query).tolist(), rows[kept].tolist())

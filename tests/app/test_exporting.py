@@ -8,8 +8,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from app.composition import Run
-from app.exporting import FORMATS, export_model, export_negatives
+from app.exporting import export_model, export_negatives
 from app.opening import open_generation_encoder
+from app.trainer_formats import FORMATS
 from app.training import run_training
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
