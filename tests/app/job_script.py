@@ -18,7 +18,7 @@ def main(action: str, job_id: str) -> None:
         from app import job_kinds
         from tests.app.served import open_encoder
 
-        job_kinds.open_generation_encoder = open_encoder  # type: ignore[attr-defined]  # no model is trained here
+        job_kinds.open_generation_encoder = open_encoder  # type: ignore[attr-defined, assignment]  # no model is trained here
         job_kinds.run_job(Path(os.environ["HONE_STORE"]), job_id)
         return
     from app.job_work import working  # here, so that a crash costs no import

@@ -103,10 +103,10 @@ def test_a_job_outlives_its_killed_server_and_the_next_one_watches_it(store: Pat
         assert (job.attempts, job.pid) == (1, running.pid)
 
 
-def mined_bytes(store: Path, kill: bool) -> tuple[bytes, Job]:
+def mined_bytes(store: Path, kill: bool) -> tuple[str, Job]:
     """Let a job mine for 30,000 queries, killing its process once in the middle if asked to; return its file."""
     queries = [{"id": f"q{i}", "text": f"ba {i} ka", "positives": [f"p{i % 9}"]} for i in range(30_000)]
-    body = json.dumps({"queries": queries, "job": "tevatron", "num_negatives": 2, "depth": 20}).encode()
+    body = json.dumps({"queries": queries, "job": "tevatron", "num_negatives": 2, "depth": 20})
     port = free_port()
     with closing(Jobs(database_url(store))) as jobs, served(store, port, "--drain-seconds", "0"):
         status, answer = ask(port, "POST", "/v1/mine", body)
@@ -131,4 +131,4 @@ def test_mining_goes_on_after_a_kill_and_gives_the_same_file(store: Path) -> Non
     assert job.attempts == 2 and job.phase_offset >= 3 * PART_QUERIES, "what was mined is not mined again"
     undisturbed, other = mined_bytes(store, kill=False)
     assert other.attempts == 1 and job.result == other.result
-    assert disturbed == undisturbed and disturbed.count(b"\n") == 30_000
+    assert disturbed == undisturbed and disturbed.count("\n") == 30_000
