@@ -204,7 +204,8 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
 
     def open_source(artifact: Artifact, batches_per_epoch: int) -> NegativeSource:
         pool, sampler = open_checked_set(artifact, run.corpus, run.train), config.negatives.sampler
-        return StoredPool(pool, artifact.number, sampler, settings.num_negatives, config.seed + 1, batches_per_epoch)
+        wanted = config.negatives.wanted(settings.num_negatives)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed + 1, batches_per_epoch)
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
         return RandomPlan(len(run.train), settings.batch_size, config.seed + 1, "ranker")

@@ -190,8 +190,8 @@ def _check_values(config: RunConfig) -> None:
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }
-    if train.num_negatives:
-        config.negatives.wanted(train.drawn_negatives or train.num_negatives)
+    drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
+    config.negatives.check_drawn(*drawn, *([] if config.ranker is None else [config.ranker.num_negatives]))
     for rule, holds in rules.items():
         if not holds:
             raise InputError(rule)

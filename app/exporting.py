@@ -81,6 +81,7 @@ def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
     if count > depth:
         raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
     config = run.config
+    config.negatives.check_drawn(count)
     wanted = config.negatives.wanted(count)
     source = StoredPool(pool, artifact.number, config.negatives.sampler, wanted, config.seed, 1)
     for start in range(0, len(run.train), CHUNK):

@@ -95,7 +95,7 @@ class MineRequest(Knobs):
     def _is_answerable(self) -> Self:
         try:
             config = self.config()
-            config.wanted(self.num_negatives)
+            config.check_drawn(self.num_negatives)
         except ValueError as error:
             raise ValueError(str(error).replace("[negatives] ", "")) from error
         if config.depth > MAX_TOP_K:

@@ -89,17 +89,20 @@ class MiningConfig:
         if self.live or self.per_query is not None:
             raise InputError("[negatives] quotas draw from a stored pool of several sources: take live, per_query out")
 
-    def wanted(self, count: int) -> int | Quotas:
-        """Return what is drawn for a query where ``count`` negatives are asked for: that many, or the quotas.
+    def check_drawn(self, *counts: int) -> None:
+        """Raise InputError if the quotas add up to none of ``counts``, the negatives that are drawn for a query."""
+        total = None if self.quotas is None else sum(self.quotas.values())
+        if total not in (None, *counts):
+            drawn = " or ".join(map(str, counts))
+            raise InputError(f"[negatives] quotas add up to {total} negatives, but {drawn} are drawn: make them agree")
 
-        Raises InputError if the quotas do not add up to ``count``.
+    def wanted(self, count: int) -> int | Quotas:
+        """Return what is drawn for a query where ``count`` negatives are asked for: the quotas if they are that many.
+
+        A run whose ranker and retriever draw different numbers has the quotas of one of them.
         """
-        if self.quotas is None:
-            return count
-        total = sum(self.quotas.values())
-        if total != count:
-            raise InputError(f"[negatives] quotas add up to {total} negatives, but {count} are drawn: make them agree")
-        return self.draws() or count
+        quotas = self.draws()
+        return quotas if quotas is not None and quotas.total == count else count
 
     def draws(self) -> Quotas | None:
         """Return the quotas by the bits of their sources, None without quotas."""

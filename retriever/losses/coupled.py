@@ -8,16 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from retriever.errors import InputError
 from retriever.losses.terms import NEVER
 
 CLIP = 10.0
-
-
-def check_clip(clip: float) -> None:
-    """Raise InputError for a bound of weights below 1."""
-    if not clip >= 1:
-        raise InputError(f"[ranker] loss.clip = {clip}: weights lie in 1/clip … clip, write 1 or more")
 
 
 def coupled(logits: Tensor, mask: Tensor, temperature: float = 1.0, clip: float = CLIP) -> Tensor:
