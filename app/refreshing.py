@@ -16,6 +16,7 @@ from miner.publish import passages_of, publish_negative_set, set_before
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import BusyError, CorruptError
 from retriever.negatives import open_negative_set
+from retriever.protocols import Encoder
 from retriever.refresh_policy import partial_turn
 
 FOLLOW_SECONDS = 1.0
@@ -88,9 +89,11 @@ class RefreshSteps:
             run.store.generations.point(BASELINE, generation.number)
         encoder = self._open_encoder(generation)
         progress = self._meter.phase("mine")
-        negatives = publish_negative_set(
-            run.store, generation, encoder, self._task, progress, self._warn, self._open_encoder
-        )
+
+        def own(artifact: Artifact) -> Encoder:
+            return encoder if artifact.number == generation.number else self._open_encoder(artifact)
+
+        negatives = publish_negative_set(run.store, generation, own, self._task, progress, self._warn)
         warn_of_cuts(encoder, self._warn_once)
         return negatives
 

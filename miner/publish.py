@@ -33,20 +33,19 @@ from retriever.store import Store
 def publish_negative_set(
     store: Store,
     generation: Artifact,
-    encoder: Encoder,
+    open_encoder: OpenEncoder,
     task: MiningTask,
     progress: Progress,
     warn: Callable[[str], None],
-    open_encoder: OpenEncoder | None = None,
 ) -> Artifact:
-    """Mine ``task`` from ``generation``, whose own encoder is ``encoder``, and publish the negative set.
+    """Mine ``task`` from ``generation`` and publish the negative set.
 
-    ``open_encoder`` opens those of the other generations that are sources; the set names these among its parents.
-    ``warn`` is told why a set that should be carried over in part is mined whole, and where sources are short of their
-    quota. Raises InputError if a generation holds another corpus or depth exceeds it, StoreError if an encoder is not
-    its generation's or an earlier generation is gone, BusyError if another process mines.
+    ``open_encoder`` opens its encoder, and those of other generations that are sources: the set names these among its
+    parents. ``warn`` is told why a set that should be carried over in part is mined whole, and where sources are short
+    of their quota. Raises InputError if a generation holds another corpus or depth exceeds it, StoreError if an encoder
+    is not its generation's or an earlier generation is gone, BusyError if another process mines.
     """
-    started = time.monotonic()
+    started, encoder = time.monotonic(), open_encoder(generation)
     _check_generation(store, generation, encoder, task.corpus)
     rescored = is_rescored(generation.facts)
     others = {} if rescored else other_generations(store, generation, task.config.sources)
@@ -88,11 +87,9 @@ def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, 
 
 
 def _searched(
-    store: Store, others: Mapping[str, Artifact], task: MiningTask, open_encoder: OpenEncoder | None
+    store: Store, others: Mapping[str, Artifact], task: MiningTask, open_encoder: OpenEncoder
 ) -> dict[str, RememberedSource]:
     """Return by name the candidates of ``others``, found."""
-    if open_encoder is None:
-        raise ValueError("sources that are other generations need open_encoder")
     texts, depth = task.queries.texts, task.config.depth
     return {
         name: generation_source(other, open_encoder, texts, depth, store.embeddings) for name, other in others.items()

@@ -36,10 +36,13 @@ class Bench:
         return build_generation(self.store, checkpoint, inputs, lambda *place: None, self.said.append)
 
     def publish(self, generation: Artifact, task: MiningTask | None = None, seed: int = 0) -> Artifact:
-        """Mine the generation with the encoder of ``seed``."""
-        encoder = HashEncoder(seed=seed)
-        said = self.said.append
-        return publish_negative_set(self.store, generation, encoder, task or self.task, silent, said, self.encoder_of)
+        """Mine the generation with the encoder of ``seed``, others with their own."""
+
+        def open_encoder(artifact: Artifact) -> HashEncoder:
+            return HashEncoder(seed=seed) if artifact.number == generation.number else self.encoder_of(artifact)
+
+        task = task or self.task
+        return publish_negative_set(self.store, generation, open_encoder, task, silent, self.said.append)
 
     def encoder_of(self, generation: Artifact) -> HashEncoder:
         """Open a generation's own encoder."""

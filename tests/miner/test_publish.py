@@ -157,7 +157,7 @@ def test_the_same_queries_are_not_encoded_twice(bench: Bench) -> None:
             raise AssertionError("encoded again")
 
     deeper = replace(bench.task, config=replace(bench.task.config, depth=DEPTH + 5))
-    published = publish_negative_set(bench.store, generation, Idle(), deeper, silent, bench.said.append)
+    published = publish_negative_set(bench.store, generation, lambda _: Idle(), deeper, silent, bench.said.append)
     assert published.facts["depth"] == DEPTH + 5 and bench.said == []
 
 
