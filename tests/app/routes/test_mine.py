@@ -15,8 +15,8 @@ from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
 from tests.app.served import Server, new_store, publish_generation, serving, wait_for
 
-NOT_FROM_A_REQUEST = {"verdicts", "live", "per_query"}
-"""A file, and no path comes from a request; and what only a trainer does."""
+NOT_FROM_A_REQUEST = {"verdicts", "on_relevant", "live", "per_query"}
+"""A file and what is done about it, as no path comes from a request; and what only a trainer does."""
 QUERY = {"id": "q", "text": "alpha beta gamma", "positives": ["p0"]}
 
 
