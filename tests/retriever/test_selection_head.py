@@ -9,12 +9,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder
 
 from retriever.errors import InputError
 from retriever.losses.ranking import RankingLossConfig
 from retriever.phases import PhasesConfig
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.refresh_policy import RefreshConfig
+from retriever.scoring import TorchRanker
 from retriever.selection_head import SELECTION, add_selection
 from retriever.trained_ranker import TrainedRanker
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
@@ -95,6 +97,8 @@ def test_both_heads_learn_and_relevance_alone_is_saved(tmp_path: Path) -> None:
     assert ranker.classifier.config.num_labels == 1
     assert last.facts["ranker"]["fingerprint"] == ranker.fingerprint("fp32")
     assert first.facts["ranker"]["weights_sha256"] != last.facts["ranker"]["weights_sha256"]
+    theirs = CrossEncoder(str(last.path / "ranker"), device="cpu").predict([*zip(QUERIES, PASSAGES, strict=True)])
+    assert TorchRanker(ranker, device="cpu").score(QUERIES, PASSAGES) == pytest.approx(theirs, abs=1e-5)
 
 
 @pytest.mark.parametrize("step", [1, LAST - 2])
