@@ -9,22 +9,28 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+import numpy as np
+import torch
+
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
+from app.rankers import teaching_ranker
 from indexer.shards import open_vectors
+from miner.audit import plant
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.generations import check_pinned
 from miner.live_search import LiveSearch
 from miner.mining import MiningTask
 from miner.mixing import MixedPlan
 from miner.per_query import PerQueryPool
-from miner.publish import open_checked_set, open_to_vectors
+from miner.publish import open_checked_scores, open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
 from miner.verdicts import StoredVerdicts, corrected, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
 from retriever.data import Corpus, QuerySet
+from retriever.device import pick_device
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
@@ -32,12 +38,15 @@ from retriever.inference import ModelEncoder
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.joining import dataset_of
 from retriever.negatives import open_batches
-from retriever.protocols import BatchPlanner, Encoder, NegativeSource
+from retriever.pair_memory import PairMemory
+from retriever.protocols import BatchPlanner, Encoder, IntArray, NegativeSource
 from retriever.ranker import RankerConfig, load_ranker, start_ranker
 from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.scoring import TorchRanker
 from retriever.store import Store
+from retriever.teacher import ANCHOR, OWN, Anchor, Teacher, asking_encoder, asking_ranker
+from retriever.teacher_scores import TeacherScores
 from retriever.trainer import Trainer, Training
 
 
@@ -172,15 +181,18 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
+    examples = _examples(run, in_batch=config.loss.in_batch)
     retriever = RetrieverParts(
         create_encoder(config.model),
-        _examples(run, in_batch=config.loss.in_batch),
+        examples,
         planner_opener(run),
         open_source,
         open_generation_vectors,
         config.loss,
         _guide(config),
+        _teacher(run),
         keep_bank=config.batches.name == "ngame",
+        memory=None if config.audit is None else pair_memory(run, examples),
     )
     parts = Training(
         store=run.store,
@@ -220,16 +232,66 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
 
 
 def _examples(run: Run, *, in_batch: bool) -> Examples:
-    judged = None if run.judged is None else run.judged.relevant_to
-    return Examples(run.corpus, run.train, in_batch=in_batch, seed=run.config.seed, judged_relevant=judged)
+    """Return what ``run`` learns from: its training queries, with the wrong positives that [audit] plants.
+
+    The true positives of a query with a wrong one are no negatives either.
+    """
+    config = run.config
+    planted = 0.0 if config.audit is None else config.audit.planted
+    train = plant(run.train, run.corpus, planted, config.seed)
+
+    def relevant(query_row: int) -> IntArray:
+        judged = np.empty(0, np.int32) if run.judged is None else run.judged.relevant_to(query_row)
+        return np.append(run.train.positives(query_row), judged) if planted else judged
+
+    known = relevant if planted or run.judged is not None else None
+    return Examples(run.corpus, train, in_batch=in_batch, seed=config.seed, judged_relevant=known)
+
+
+def pair_memory(run: Run, examples: Examples) -> PairMemory:
+    """Return the empty memory of the pairs that ``examples`` hold, as [audit] asks for."""
+    config = run.config
+    assert config.audit is not None
+    return PairMemory(examples.queries, len(run.corpus), config.audit, config.seed, examples.positive_of)
 
 
 def _guide(config: RunConfig) -> Encoder | None:
     """Return the frozen model of [loss] guide: the one that training starts from, or another by its name."""
-    if config.loss.guide is None:
-        return None
+    guide = config.loss.guide
+    return None if guide is None else _frozen(config, None if guide == "start" else guide)
+
+
+def _frozen(config: RunConfig, name: str | None) -> ModelEncoder:
+    """Return a model that stays as it is: that of ``name``, None: the one that training starts from."""
     model = config.model
-    if config.loss.guide != "start":
+    if name is not None:
         lengths = (model.query_max_length, model.passage_max_length)
-        model = ModelConfig(config.loss.guide, query_max_length=lengths[0], passage_max_length=lengths[1])
+        model = ModelConfig(name, query_max_length=lengths[0], passage_max_length=lengths[1])
     return ModelEncoder(create_encoder(model), config.index.precision, engine=config.index.engine)
+
+
+def _teacher(run: Run) -> Teacher:
+    """Return whom [teacher] of ``run`` names."""
+    config, teacher = run.config, run.config.teacher
+    if teacher is None or teacher.name == OWN:  # the trainer has that ranker in its hands
+        return Teacher(teacher)
+    if teacher.momentum is not None:
+        device = torch.device("cpu") if config.train.device == "cpu" else pick_device("auto")
+        anchor = Anchor(create_encoder(config.model), teacher.momentum, device)
+        return Teacher(teacher, asking_encoder(anchor), anchor=anchor)
+    if teacher.gives_vectors:
+        encoder = _frozen(config, None if teacher.name == ANCHOR else teacher.name)
+        own = create_encoder(config.model).dimensions
+        if teacher.loss == "embedding" and encoder.dimensions != own:
+            raise InputError(
+                f'[teacher] loss = "embedding": vectors of {teacher.name} have {encoder.dimensions} numbers, '
+                f"those of {config.model.name} {own}; choose another loss"
+            )
+        return Teacher(teacher, asking_encoder(encoder))
+    if teacher.live:
+        return Teacher(teacher, asking_ranker(teaching_ranker(teacher, config.index.precision).score))
+
+    def open_scores(artifact: Artifact) -> TeacherScores:
+        return open_checked_scores(artifact, open_checked_set(artifact, run.corpus, run.train), teacher.settings)
+
+    return Teacher(teacher, open_scores=open_scores)

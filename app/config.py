@@ -22,9 +22,11 @@ from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
+from retriever.pair_memory import AuditConfig
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.ranker_learner import RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
+from retriever.teacher import OWN, TeacherConfig
 from retriever.trainer import TrainConfig
 
 Kind = TypeVar("Kind")
@@ -50,11 +52,13 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     ranker: RankerTrainConfig | None = None
     phases: PhasesConfig | None = None
+    teacher: TeacherConfig | None = None
     batches: BatchPlanConfig = field(default_factory=BatchPlanConfig)
     mix: MixConfig | None = None
     negatives: MiningConfig = field(default_factory=MiningConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
+    audit: AuditConfig | None = None
 
     @property
     def turns(self) -> PhasesConfig:
@@ -188,6 +192,7 @@ def _check_values(config: RunConfig) -> None:
             refresh.query_fraction == 1 or refresh.method != "rescore"
         ),
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
+        **({} if config.teacher is None else _teacher_rules(config, config.teacher)),
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }
     drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
@@ -218,4 +223,23 @@ def _ranker_rules(config: RunConfig) -> dict[str, bool]:
         'phases.retriever = 0 leaves the retriever as it is, so nothing becomes stale: set refresh.trigger = "once"': (
             phases.retriever > 0 or config.refresh.trigger == "once"
         ),
+    }
+
+
+def _teacher_rules(config: RunConfig, teacher: TeacherConfig) -> dict[str, bool]:
+    negatives, stored = config.train.num_negatives, teacher.is_stored
+    own = teacher.over == "group" and teacher.loss != "embedding"
+    return {
+        'teacher.over = "group" compares a query\'s own negatives: it needs train.num_negatives above 0': not own
+        or negatives > 0,
+        'teacher.over = "batch" needs loss.in_batch: without it there is no more than the group': config.loss.in_batch
+        or teacher.over == "group",
+        'teacher: scores come with what is mined; with refresh.trigger = "never" it needs live = true': not stored
+        or config.refresh.trigger != "never",
+        "teacher: what negatives.live finds has no stored scores; it needs teacher.live = true": not stored
+        or not config.negatives.live,
+        "teacher.depth must not be below train.num_negatives": teacher.depth is None or teacher.depth >= negatives,
+        "teacher teaches the retriever, which phases.retriever = 0 leaves as it is": config.turns.retriever > 0,
+        'teacher.name = "ranker" is the run\'s own: it needs [ranker]': teacher.name != OWN
+        or config.ranker is not None,
     }

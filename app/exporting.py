@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
+from retriever.negatives import Verdict
+from retriever.teacher_scores import open_teacher_scores
 
 CHUNK = 1024
 
@@ -47,7 +50,9 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
 
     ``file_format`` is a key of FORMATS. The draw is that of training step 0. Queries without an eligible negative
-    are left out. Raises InputError for an unknown format, an existing ``out`` and a count beyond the set's depth.
+    are left out. Of a set with a teacher's scores only negatives that have one are drawn, and the scores go along where
+    the format has a place for them. Raises InputError for an unknown format, an existing ``out`` and a count beyond the
+    set's depth.
     """
     if file_format not in FORMATS:
         raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
@@ -80,7 +85,9 @@ def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
     depth = pool.passages.shape[1]
     if count > depth:
         raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
-    config = run.config
+    config, taught = run.config, open_teacher_scores(artifact.path, pool)
+    if taught is not None:
+        pool = replace(pool, verdicts=np.where(np.isnan(taught.candidates), np.uint8(Verdict.FILTERED), pool.verdicts))
     config.negatives.check_drawn(count)
     wanted = config.negatives.wanted(count)
     source = StoredPool(pool, artifact.number, config.negatives.sampler, wanted, config.seed, 1)
@@ -88,5 +95,11 @@ def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
         queries = np.arange(start, min(start + CHUNK, len(run.train)), dtype=np.int32)
         drawn = source.draw(queries, 0)
         for query, rows, kept in zip(queries.tolist(), drawn.rows, drawn.mask, strict=True):
-            if kept.any():
-                yield Example(query, run.train.positives(query).tolist(), rows[kept].tolist())
+            if not kept.any():
+                continue
+            positives, negatives = run.train.positives(query), rows[kept]
+            scores: list[list[float]] | list[None] = [None, None]
+            if taught is not None:
+                one = np.array([query], np.int32)
+                scores = [taught.of_batch(one, found)[0].tolist() for found in (positives, negatives)]
+            yield Example(query, positives.tolist(), negatives.tolist(), *scores)

@@ -6,27 +6,19 @@ Does not know how pairs are scored, nor what the scores are for.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from indexer.builder import RankerFiles, ranker_of
 from retriever.artifacts import Artifact
 from retriever.durable import sha256_json
 from retriever.errors import CorruptError, InputError
-from retriever.ranker import PairClassifier, RankerConfig, load_ranker
+from retriever.ranker import RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
 from retriever.scoring import TorchRanker
-from retriever.tower import weights_sha256
+from retriever.teacher import TeacherConfig
 
 Opened = TypeVar("Opened")
-
-
-def ranker_facts(model: PairClassifier) -> dict[str, Any]:
-    """Return what a manifest says of a ranker; ``fingerprint`` is that of its scores in float32."""
-    settings = {key: value for key, value in asdict(model.config).items() if key != "name"}
-    weights = weights_sha256(model.classifier)
-    return {"weights_sha256": weights, "fingerprint": model.fingerprint("fp32"), **settings}
 
 
 @contextmanager
@@ -41,12 +33,25 @@ def saved_ranker(name: str | None) -> Iterator[RankerFiles | None]:
     model = load_ranker(RankerConfig(name))
     with tempfile.TemporaryDirectory(prefix="hone-ranker-") as folder:
         save_ranker(model, Path(folder) / "ranker")
-        yield RankerFiles(Path(folder) / "ranker", ranker_facts(model))
+        yield RankerFiles(Path(folder) / "ranker", model.facts())
 
 
 def named_ranker(name: str) -> TorchRanker:
     """Open the ranker ``name``, a folder or a hub id. Raises InputError if it cannot be loaded."""
     return TorchRanker(load_ranker(RankerConfig(name)), "auto")
+
+
+def teaching_ranker(config: TeacherConfig, precision: str) -> TorchRanker:
+    """Open the ranker that [teacher] names; it answers with log-odds, whatever activation its files name.
+
+    ``precision`` is that of [index]; int8 is for vectors alone. Raises InputError if it cannot be loaded.
+    """
+    named = RankerConfig(config.name, max_length=config.max_length, activation="identity", label=config.label)
+    try:
+        model = load_ranker(named)
+    except InputError as error:
+        raise InputError(str(error).replace("[ranker]", "[teacher]", 1)) from error
+    return TorchRanker(model, "auto" if precision == "int8" else precision)
 
 
 def own_ranker(artifact: Artifact) -> TorchRanker | None:
@@ -61,7 +66,7 @@ def own_ranker(artifact: Artifact) -> TorchRanker | None:
         model = load_ranker(RankerConfig(str(held.folder)))
     except InputError as error:
         raise CorruptError(f"{held.folder}: cannot be opened ({error}); build it again") from error
-    found = ranker_facts(model)
+    found = model.facts()
     differing = [name for name in found if held.facts.get(name, found[name]) != found[name]]
     if differing:
         raise CorruptError(f"{held.folder}: its {differing[0]} is not that of the manifest; build it again")

@@ -9,15 +9,18 @@ from typing import Any
 from app.composition import Run, mining_task
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
+from app.rankers import teaching_ranker
 from indexer.builder import BuildInputs, Partial, build_generation
 from miner.generations import BASELINE, furthest_back
 from miner.loop import Retention, refresh
 from miner.publish import passages_of, publish_negative_set, set_before
+from miner.teacher import PoolTeacher
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import BusyError, CorruptError
 from retriever.negatives import open_negative_set
 from retriever.protocols import Encoder
 from retriever.refresh_policy import partial_turn
+from retriever.scoring import TorchRanker
 
 FOLLOW_SECONDS = 1.0
 
@@ -33,6 +36,7 @@ class RefreshSteps:
         self._open_encoder = encoder_opener(run.config.index, run.corpus, report)
         self._said: set[str] = set()
         self._task = mining_task(run)
+        self._ranker: TorchRanker | None = None
 
     def build(self, checkpoint: Artifact) -> Artifact:
         """Publish the generation of ``checkpoint``."""
@@ -93,9 +97,25 @@ class RefreshSteps:
         def own(artifact: Artifact) -> Encoder:
             return encoder if artifact.number == generation.number else self._open_encoder(artifact)
 
-        negatives = publish_negative_set(run.store, generation, own, self._task, progress, self._warn)
+        negatives = publish_negative_set(
+            run.store, generation, own, self._task, progress, self._warn, self._pool_teacher()
+        )
         warn_of_cuts(encoder, self._warn_once)
+        self._warn_of_cut_pairs()
         return negatives
+
+    def _pool_teacher(self) -> PoolTeacher | None:
+        """Return who scores the pairs of each set, None where [teacher] names nobody who does."""
+        config = self._run.config.teacher
+        if config is None or not config.is_stored:
+            return None
+        if self._ranker is None:
+            self._ranker = teaching_ranker(config, self._run.config.index.precision)
+        return PoolTeacher(self._ranker, config.settings, config.depth, self._meter.phase("teach"))
+
+    def _warn_of_cut_pairs(self) -> None:
+        if self._ranker is not None and self._ranker.cut_pairs:
+            self._warn_once("the teacher reads some pairs of query and passage cut to [teacher] max_length")
 
     def _warn(self, message: str) -> None:
         self._report("warning", message=message)

@@ -15,7 +15,18 @@ from app.progress import Report
 from retriever.store import Store
 
 TAIL_SECONDS = 0.3
-STEP_SCALARS = {"loss", "learning_rate", "steps_per_second", "staleness", "temperature", "uniformity", "tolerance"}
+STEP_SCALARS = {
+    "loss",
+    "contrastive_loss",
+    "teacher_loss",
+    "unscored",
+    "learning_rate",
+    "steps_per_second",
+    "staleness",
+    "temperature",
+    "uniformity",
+    "tolerance",
+}
 
 
 def all_of(*reports: Report) -> Report:

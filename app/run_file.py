@@ -75,14 +75,21 @@ in_batch = true
 # ranker = 20
 # retriever = 60            # 0 trains the ranker alone, and needs [refresh] trigger = "once"
 
+# [teacher]                 # learn from a stronger model, too
+# name = "path/to/ranker"   # a cross-encoder, which scores each mined pair once; or "anchor", against forgetting
+# loss = "kl"               # or margin_mse, soft_infonce, cosent, embedding, ar2: see docs/systems.md
+
 [negatives]                 # what is mined of each generation
 sources = ["ann"]           # and "bm25", "lookahead" (near the positive), "momentum" (of the set before): their union
 depth = {depth}                 # candidates a query from each source
 range_min = 0               # skip the first ranks if they hold many unlabelled positives
 relative_margin = 0.0       # e.g. 0.05 drops candidates within 5 % of the positive's score
 # adaptive = 1.0            # drops candidates more than a standard deviation above the query's mean
-# verdicts = "judged.jsonl" # lines {{"query", "passage", "relevant"}} that every refresh respects
+# verdicts = "relabel/verdicts.jsonl" # what `hone relabel` wrote; every refresh respects it
 sampler = {{ name = "uniform" }}  # or top, log_rank, simans, simans_laplace, hardness
+
+# [audit]                   # keeps what training sees of every pair, for `hone audit`; docs/auditing.md
+# planted = 0.05            # this share learns a wrong positive, so that `hone audit` knows how those look
 
 # [batches]
 # name = "b3"               # batches of queries that are hard for each other, planned with each set; or "ngame"

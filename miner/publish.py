@@ -22,12 +22,14 @@ from miner.mining import CHUNK_QUERIES, MiningTask, mine
 from miner.remembered import RememberedSource
 from miner.source_report import report_sources
 from miner.sources import SOURCES, OpenGeneration, bits_of
+from miner.teacher import PoolTeacher, score_pools
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import CorruptError, InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set, write_batches
 from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 from retriever.store import Store
+from retriever.teacher_scores import TeacherScores, open_teacher_scores
 
 
 def publish_negative_set(
@@ -37,13 +39,15 @@ def publish_negative_set(
     task: MiningTask,
     progress: Progress,
     warn: Callable[[str], None],
+    teacher: PoolTeacher | None = None,
 ) -> Artifact:
     """Mine ``task`` from ``generation`` and publish the negative set.
 
     ``open_encoder`` opens its encoder, and those of other generations that are sources: the set names these among its
-    parents. ``warn`` is told why a set that should be carried over in part is mined whole, and where sources are short
-    of their quota. Raises InputError if a generation holds another corpus or depth exceeds it, StoreError if an encoder
-    is not its generation's or an earlier generation is gone, BusyError if another process mines.
+    parents. ``teacher`` scores its pairs. ``warn`` is told why a set that should be carried over in part is mined
+    whole, and where sources are short of their quota. Raises InputError if a generation holds another corpus or depth
+    exceeds it, StoreError if an encoder is not its generation's or an earlier generation is gone, BusyError if another
+    process mines.
     """
     started, encoder = time.monotonic(), open_encoder(generation)
     _check_generation(store, generation, encoder, task.corpus)
@@ -74,6 +78,10 @@ def publish_negative_set(
             begun = time.monotonic()
             draft.facts["batches"] = _plan(draft.path, task.b3, negatives, opened, task)
             seconds["batches"] = time.monotonic() - begun
+        if teacher is not None:
+            begun = time.monotonic()
+            draft.facts["teacher"] = score_pools(draft.path, negatives, task, teacher, store.teacher, warn)
+            seconds["teacher"] = time.monotonic() - begun
     return store.negatives.at(draft.number)
 
 
@@ -267,3 +275,21 @@ def open_checked_set(artifact: Artifact, corpus: Corpus, query_set: QuerySet) ->
                 f"this run's is {ours[:12]}…); mine it again"
             )
     return open_negative_set(artifact.path)
+
+
+def open_checked_scores(artifact: Artifact, pool: NegativeSet, settings: Mapping[str, Any]) -> TeacherScores:
+    """Open the teacher's scores of the negative set ``artifact``, whose arrays are ``pool``.
+
+    Raises InputError if it has none or those of a teacher with other ``settings``, CorruptError if a file is torn.
+    """
+    facts = artifact.facts.get("teacher")
+    scores = open_teacher_scores(artifact.path, pool)
+    if facts is None or scores is None:
+        raise InputError(f"{artifact.path}: holds no teacher scores; mine it again for [teacher]")
+    for name, ours in settings.items():
+        if facts.get(name) != ours:
+            raise InputError(
+                f"{artifact.path}: scored by another teacher ({name} {facts.get(name)!r}, this run's is {ours!r}); "
+                "mine it again"
+            )
+    return scores

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from retriever.artifacts import Artifact
+from retriever.pair_memory import PairMemory
 from retriever.protocols import BatchPlanner, FloatArray, IntArray
 
 OpenPlanner = Callable[[Artifact | None], BatchPlanner]
@@ -24,8 +25,15 @@ class BatchOrder:
     planner at the start of an epoch, once every query has one (NGAME: nothing is encoded for it).
     """
 
-    def __init__(self, open_planner: OpenPlanner, queries: int, dimensions: int | None = None) -> None:
-        """Plan as ``open_planner`` says before the first negative set."""
+    def __init__(
+        self,
+        open_planner: OpenPlanner,
+        queries: int,
+        dimensions: int | None = None,
+        memory: PairMemory | None = None,
+    ) -> None:
+        """Plan as ``open_planner`` says before the first negative set; ``memory`` may leave bad pairs out."""
+        self._memory = memory
         self._open_planner = open_planner
         self._planner = open_planner(None)
         self._bank = None if dimensions is None else np.full((queries, dimensions), np.nan, np.float32)
@@ -34,11 +42,12 @@ class BatchOrder:
         self._epoch, self._plan = 0, plan
 
     def at(self, position: int) -> tuple[IntArray, int]:
-        """Return the query rows int32 [batch size] of the batch at ``position``, and its epoch."""
+        """Return the query rows int32 [at most batch size] of the batch at ``position``, and its epoch."""
         epoch, place = divmod(position, self.batches_per_epoch)
         if epoch != self._epoch:
             self._make(epoch)
-        return self._plan[place], epoch
+        rows = self._plan[place]
+        return (rows if self._memory is None else self._memory.kept(rows, epoch)), epoch
 
     def adopt(self, negatives: Artifact) -> None:
         """Go on in the plan that belongs to ``negatives``, at the place of the epoch that was reached."""
@@ -60,20 +69,26 @@ class BatchOrder:
         return self._bank is not None
 
     def save(self, folder: Path) -> None:
-        """Write the bank with the plan that an earlier bank made, so that a resumed epoch goes on as it began."""
+        """Write the bank with the plan that an earlier bank made, so that a resumed epoch goes on as it began.
+
+        The memory of pairs is written beside it.
+        """
+        if self._memory is not None:
+            self._memory.save(folder)
         if self._bank is not None:
             tensors = {"bank": self._bank, "plan": self._plan, "epoch": np.array([self._epoch])}
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / BANK)
 
     def restore(self, folder: Path, negatives: Artifact | None) -> bool:
-        """Take up what ``save`` wrote, while ``negatives`` are in use; False if a bank is to be begun anew."""
+        """Take up what ``save`` wrote, while ``negatives`` are in use; False if bank or memory is to be begun anew."""
         self._planner = self._open_planner(negatives)
         self._epoch = -1
+        remembered = self._memory is None or self._memory.restore(folder)
         if self._bank is None:
-            return True
+            return remembered
         if not (folder / BANK).exists():
             return False
         saved = load_file(folder / BANK)
         self._bank[:] = saved["bank"]
         self._epoch, self._plan = int(saved["epoch"][0]), saved["plan"]
-        return True
+        return remembered

@@ -5,7 +5,7 @@ Does not know steps of the optimiser, checkpoints, or where negatives come from.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from retriever.inference import TOKEN_BUDGETS
 from retriever.objective import Objective
 from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.ranks import Ranks
+from retriever.teacher import Teacher
 
 Gather = Callable[[IntArray], FloatArray]
 """Corpus rows int32 [n] → their vectors float32 [n, dim]."""
@@ -30,7 +31,7 @@ class BatchStep:
     """The model as it is trained, with what turns a batch into a loss.
 
     ``model`` is ``encoder`` as the accelerator wrapped it. ``frozen`` gives passage vectors that do not move, where the
-    query tower alone is trained.
+    query tower alone is trained. ``teacher`` is asked before the gradient is taken, once a batch.
     """
 
     encoder: DualEncoder
@@ -41,6 +42,7 @@ class BatchStep:
     ranks: Ranks
     grad_cache: bool
     accumulation: int
+    teacher: Teacher = field(default_factory=Teacher)
     frozen: Gather | None = None
 
     @property
@@ -54,6 +56,7 @@ class BatchStep:
         """
         queries, passages = self.examples.texts(batch)
         guide = self.objective.guide_scores(queries, passages)
+        taught = self.teacher.teach(batch, (queries, passages), self.ranks)
         token_ids = (self._share("query", queries), [] if self.frozen else self._share("passage", passages))
         fixed = None
         if self.frozen is not None:
@@ -62,7 +65,7 @@ class BatchStep:
         def loss_of(mine: Tensor, others: Tensor) -> Tensor:
             gathered = self.ranks.gather(mine, len(batch.query_rows))
             opposite = self.ranks.gather(others, len(batch.passage_rows)) if fixed is None else fixed
-            loss: Tensor = self.objective(gathered, opposite, batch, step, guide)
+            loss: Tensor = self.objective(gathered, opposite, batch, step, guide, taught)
             return loss
 
         if self.grad_cache:
@@ -78,6 +81,11 @@ class BatchStep:
             loss = loss_of(*self.model(*token_ids, self._budget))
             self._scaled_backward(loss)
         return loss.detach()
+
+    def stepped(self) -> None:
+        """Take note of a step of the optimiser: a learned temperature stays in its range, a moving anchor follows."""
+        self.objective.bound()
+        self.teacher.follow(self.encoder)
 
     def _scaled_backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss * self.ranks.count / self.accumulation)

@@ -64,7 +64,7 @@ class Examples:
         Of several positives an epoch takes one at random. A known positive, a text-duplicate of one and the query's
         own text never stand among a query's negatives, whichever query brought them.
         """
-        positives = np.array([self._pick_positive(int(row), epoch) for row in query_rows], np.int32)
+        positives = np.array([self.positive_of(int(row), epoch) for row in query_rows], np.int32)
         drawn = negatives.rows[negatives.mask] if negatives is not None else np.empty(0, np.int32)
         passage_rows, first = np.unique(np.concatenate([positives, drawn]), return_index=True)
         passage_rows = passage_rows[np.argsort(first)]
@@ -78,7 +78,8 @@ class Examples:
         allowed[np.arange(len(query_rows)), positive] = True
         return Batch(query_rows, passage_rows, positive, allowed, hard & allowed)
 
-    def _pick_positive(self, query_row: int, epoch: int) -> int:
+    def positive_of(self, query_row: int, epoch: int) -> int:
+        """Return the corpus row of the positive that a query is learned with in ``epoch``."""
         rows = self.queries.positives(query_row)
         if len(rows) == 1:
             return int(rows[0])

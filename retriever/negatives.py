@@ -82,13 +82,13 @@ def create_negative_set(folder: Path, queries: int, depth: int, positives: int) 
     arrays: dict[str, Any] = {}
     for name, (dtype, shape, fill) in _layout(queries, depth, positives).items():
         path = folder / f"{name}.npy"
-        _write_filled(path, np.dtype(dtype), shape, fill)
+        write_filled(path, np.dtype(dtype), shape, fill)
         arrays[name] = np.load(path, mmap_mode="r+", allow_pickle=False)
     arrays["queries"][:] = np.arange(queries, dtype=np.int32)
     return NegativeSet(**arrays)
 
 
-def _write_filled(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fill: Any) -> None:
+def write_filled(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fill: Any) -> None:
     """Write every byte before the file is mapped: a full disk is then an error, where the map would end the process."""
     line = np.full(shape[1:], fill, dtype).tobytes()
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What a step minimises: the configured loss of a batch's vectors, with the temperature of the step and a guide.
+"""What a step minimises: the loss of a batch's vectors, with the temperature of the step, a guide and a teacher.
 
 Does not know how vectors are made, nor which process made them.
 """
@@ -9,21 +9,25 @@ from torch import Tensor, nn
 
 from retriever.examples import Batch
 from retriever.losses.contrastive import LossConfig, contrastive_loss
+from retriever.losses.teaching import Lesson, ar2, cosent, embedding, kl, margin_mse, soft_infonce
 from retriever.losses.temperature import LearnedTemperature, cosine_temperature
 from retriever.losses.terms import Candidates
 from retriever.protocols import Encoder, FloatArray
+from retriever.teacher import Taught, TeacherConfig
 
 
 class Objective(nn.Module):
     """The loss; its only weight is the temperature, where that is learned.
 
-    ``facts`` tells of the last batch: its temperature, and uniformity and tolerance of its vectors.
+    ``facts`` tells of the last batch: its temperature, uniformity and tolerance of its vectors, and with a teacher
+    both terms and how many of the pairs that it should teach had no score.
     """
 
-    def __init__(self, config: LossConfig, guide: Encoder | None = None) -> None:
-        """``guide`` scores each batch where ``config`` names one."""
+    def __init__(self, config: LossConfig, guide: Encoder | None = None, teaching: TeacherConfig | None = None) -> None:
+        """``guide`` scores each batch where ``config`` names one; ``teaching`` tells what becomes of a teacher's."""
         super().__init__()
         self.config = config
+        self.teaching = teaching
         self.facts: dict[str, float] = {}
         self._guide = guide
         self._queries = torch.empty(0)
@@ -42,8 +46,7 @@ class Objective(nn.Module):
 
     def temperature_at(self, step: int) -> float:
         """Return the number that ``temperature`` is."""
-        found = self.temperature(step)
-        return found if isinstance(found, float) else found.item()
+        return _number(self.temperature(step))
 
     def average(self, ranks: int) -> None:
         """Divide the gradient of τ by ``ranks``: each has the whole of it, of a loss multiplied by their number."""
@@ -69,6 +72,11 @@ class Objective(nn.Module):
         vectors: FloatArray = self._queries.float().cpu().numpy()
         return vectors
 
+    def scores(self) -> FloatArray:
+        """Return the scores of the last batch float32 [b, n]."""
+        scores: FloatArray = self._scores.float().cpu().numpy()
+        return scores
+
     def hard_scores(self, batch: Batch) -> FloatArray:
         """Return the mean score float32 [b] of each query's own negatives in the last batch, nan where it has none."""
         scores = np.where(batch.hard, self._scores.float().cpu().numpy(), np.float32(0))
@@ -82,7 +90,15 @@ class Objective(nn.Module):
             return None
         return torch.from_numpy(self._guide.encode_queries(queries) @ self._guide.encode_passages(passages).T)
 
-    def forward(self, queries: Tensor, passages: Tensor, batch: Batch, step: int, guide: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        batch: Batch,
+        step: int,
+        guide: Tensor | None,
+        taught: Taught | None = None,
+    ) -> Tensor:
         """Return the scalar loss of ``queries`` float [b, dim] and ``passages`` float [n, dim]."""
         device = queries.device
         candidates = Candidates(
@@ -100,7 +116,48 @@ class Objective(nn.Module):
                 "tolerance": scores.gather(1, candidates.positive[:, None]).mean().item(),
             }
         guided = None if guide is None else guide.to(device)
-        return contrastive_loss(scores, candidates, self.config, temperature, guided)
+        loss = contrastive_loss(scores, candidates, self.config, temperature, guided)
+        if self.teaching is None:
+            return loss
+        if taught is None:
+            raise ValueError("what the teacher says of the batch is wanted where [teacher] names one")
+        lesson = self._lesson(scores, temperature, candidates, taught.scores.to(device))
+        term = self._teaching_term(lesson, (queries, passages), taught)
+        unscored = (lesson.compared & ~lesson.known).sum().item()
+        self.facts |= {"contrastive_loss": loss.item(), "teacher_loss": term.item(), "unscored": unscored}
+        return self.teaching.contrastive * loss + self.teaching.weight * term
+
+    def _lesson(self, scores: Tensor, temperature: Tensor | float, candidates: Candidates, teacher: Tensor) -> Lesson:
+        teaching = self.teaching
+        assert teaching is not None
+        student = temperature if teaching.student_temperature is None else teaching.student_temperature
+        own = teaching.temperature
+        if own is None:
+            own = _number(student) if teaching.gives_vectors else 1.0
+        compared = candidates.allowed
+        if teaching.over == "group":
+            compared = candidates.hard.scatter(1, candidates.positive[:, None], True)
+        return Lesson(scores, student, teacher, own, candidates.positive, compared)
+
+    def _teaching_term(self, lesson: Lesson, vectors: tuple[Tensor, Tensor], taught: Taught) -> Tensor:
+        teaching = self.teaching
+        assert teaching is not None
+        if teaching.loss == "embedding":
+            assert taught.queries is not None and taught.passages is not None
+            return embedding(torch.cat(vectors), torch.cat([taught.queries, taught.passages]).to(vectors[0]))
+        if teaching.loss == "ar2":
+            return ar2(lesson, teaching.adversarial, teaching.adversarial_over)
+        if teaching.loss == "soft_infonce":
+            of_positive = lesson.of_positive(lesson.teacher)[:, 0]
+            grade = of_positive.clamp(0, 1)
+            return soft_infonce(
+                lesson, grade if teaching.gives_vectors else (of_positive / lesson.teacher_temperature).sigmoid()
+            )
+        return {"kl": kl, "margin_mse": margin_mse, "cosent": cosent}[teaching.loss](lesson)
+
+
+def _number(temperature: Tensor | float) -> float:
+    return temperature.item() if isinstance(temperature, Tensor) else temperature
 
 
 def _uniformity(vectors: Tensor) -> float:

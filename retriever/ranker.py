@@ -120,6 +120,11 @@ class PairClassifier(nn.Module):
         weights, tokenizer = weights_sha256(self.classifier), tokenizer_sha256(self.tokenizer)
         return sha256_json({**how, "weights": weights, "tokenizer": tokenizer, "dtype": dtype, "engine": engine})
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest says of this ranker: weights, fingerprint in float32, how pairs enter and leave it."""
+        how = {key: value for key, value in asdict(self.config).items() if key != "name"}
+        return {"weights_sha256": weights_sha256(self.classifier), "fingerprint": self.fingerprint("fp32"), **how}
+
 
 def load_ranker(config: RankerConfig) -> PairClassifier:
     """Load the sequence classifier that ``config`` names, a folder or a hub id, a saved CrossEncoder or a plain model.

@@ -5,7 +5,7 @@ Does not know the retriever, checkpoints' other parts, or when negatives are ado
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
 from retriever.ranker_step import GroupLoss, RankerStep, Score
 from retriever.selection_head import add_selection
-from retriever.tower import weights_sha256
 from retriever.trained_ranker import TrainedRanker
 
 OPTIMIZER = "ranker_optimizer.safetensors"
@@ -196,11 +195,7 @@ class RankerLearner:
             self._selection.save(folder / "training")
         with self._relevance_alone():
             save_ranker(model, folder / "ranker")
-            facts = {
-                "weights_sha256": weights_sha256(model.classifier),
-                "fingerprint": model.fingerprint("fp32"),
-                **{key: value for key, value in asdict(model.config).items() if key != "name"},
-            }
+            facts = model.facts()
         return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
 
     def _relevance_alone(self) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 Does not know what is trained.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
+
+from retriever.protocols import FloatArray
 
 
 class Ranks:
@@ -47,6 +50,11 @@ class Ranks:
         kept: list[Tensor] = [part[:size] for part, size in zip(parts, sizes, strict=True)]
         kept[self.index] = mine
         return torch.cat(kept)
+
+    def together(self, compute: Callable[[slice], FloatArray], length: int) -> Tensor:
+        """Return float32 [length, dim] on the device, alike on all ranks: each has its share of it computed."""
+        mine = torch.from_numpy(compute(self.share(length))).to(self._accelerator.device)
+        return self.gather(mine, length)
 
     def sync_gradients(self, model: Any, last: bool) -> AbstractContextManager[Any]:
         """Average gradients over the ranks only in the ``last`` backward pass of a step."""

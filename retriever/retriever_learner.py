@@ -4,7 +4,7 @@ Does not know checkpoints' other parts, other learners, or when negatives are ad
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from retriever.learner import Saved, TrainConfig, Warn, Workplace
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
 from retriever.optimiser import Optimiser, Schedule
+from retriever.pair_memory import PairMemory
 from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
+from retriever.teacher import Score, Teacher
 
 EncodeQueries = Callable[[IntArray], FloatArray]
 """Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
@@ -31,8 +33,9 @@ class RetrieverParts:
     """Everything that training a retriever is made of.
 
     ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
-    the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names.
-    ``keep_bank``: the planner reads the embeddings that training makes of the queries.
+    the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names,
+    ``teacher`` whom [teacher] names. ``keep_bank``: the planner reads the embeddings that training makes of queries.
+    ``memory`` keeps what is seen of each pair.
     """
 
     model: DualEncoder
@@ -42,14 +45,24 @@ class RetrieverParts:
     open_vectors: Callable[[Artifact], Gather]
     loss: LossConfig
     guide: Encoder | None = None
+    teacher: Teacher = field(default_factory=Teacher)
     keep_bank: bool = False
+    memory: PairMemory | None = None
 
 
 class RetrieverLearner:
     """Implements retriever.learner.Learner."""
 
-    def __init__(self, parts: RetrieverParts, train: TrainConfig, steps: int, place: Workplace, warn: Warn) -> None:
-        """``steps`` are those that the retriever takes in the whole run."""
+    def __init__(
+        self,
+        parts: RetrieverParts,
+        train: TrainConfig,
+        steps: int,
+        place: Workplace,
+        warn: Warn,
+        ranker: Score | None = None,
+    ) -> None:
+        """``steps`` are those that the retriever takes in the whole run; ``ranker`` scores by the run's own ranker."""
         self._parts, self._train, self._ranks = parts, train, place.ranks
         model = parts.model
         if place.is_cpu:
@@ -61,7 +74,8 @@ class RetrieverLearner:
         if train.batch_size < self._ranks.count:
             raise InputError(f"[train] batch_size = {train.batch_size}: fewer than the {self._ranks.count} ranks")
         _freeze(model, train)
-        objective = Objective(parts.loss, parts.guide).to(place.accelerator.device)
+        self._teacher = parts.teacher.of_run(ranker)
+        objective = Objective(parts.loss, parts.guide, parts.teacher.config).to(place.accelerator.device)
         self.schedule = Schedule("train", train.learning_rate, train.warmup_steps, steps, train.max_grad_norm)
         self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule)
         self.batch_step = BatchStep(
@@ -73,10 +87,11 @@ class RetrieverLearner:
             self._ranks,
             train.grad_cache,
             train.accumulation,
+            self._teacher,
         )
         self._source: NegativeSource | None = None
         dimensions = model.dimensions if parts.keep_bank else None
-        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions)
+        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions, parts.memory)
         self._optimiser.model.train()
 
     @property
@@ -95,10 +110,12 @@ class RetrieverLearner:
                 self._source.observe(batch.query_rows, objective.hard_scores(batch))
             if self._order.keeps_bank:
                 self._order.note(batch.query_rows, objective.query_vectors())
+            if self._parts.memory is not None:
+                self._parts.memory.observe(batch, objective.scores(), objective.facts["temperature"])
             total += loss.item() / parts
         objective.average(self._ranks.count)
         self._optimiser.end(step, total)
-        objective.bound()
+        self.batch_step.stepped()
         return total
 
     def _batch(self, position: int) -> Batch:
@@ -118,12 +135,14 @@ class RetrieverLearner:
         self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.query_vectors)
         if self._train.towers == "query":
             self.batch_step.frozen = parts.open_vectors(negatives)
+        self._teacher.adopt(negatives)
 
     def save(self, folder: Path) -> Saved:
         """Write model/, and into training/ the optimiser and what decides the next batches."""
         model, training = self._parts.model, folder / "training"
         model.save(folder / "model")
         self._order.save(training)
+        self._teacher.save(training)
         if isinstance(self._source, WatchingSource):
             self._source.save(training)
         state = {
@@ -144,7 +163,8 @@ class RetrieverLearner:
         found = self._order.restore(training, negatives)
         if isinstance(self._source, WatchingSource):
             found &= self._source.restore(training)
-        return None if found else "what [batches] or per_query keep"
+        found &= self._teacher.restore(training)
+        return None if found else "what [batches], [audit], per_query or [teacher] keep"
 
 
 def _freeze(model: DualEncoder, config: TrainConfig) -> None:

@@ -64,6 +64,11 @@ class Store:
         """Folder of BM25's candidates, a cache keyed by corpus, queries and analysis."""
         return self.root / "lexical"
 
+    @property
+    def teacher(self) -> Path:
+        """Folder of a teacher's scores, a cache keyed by teacher, corpus and queries."""
+        return self.root / "teacher"
+
     def log_event(self, event: str, **fields: Any) -> None:
         """Append one line to events.jsonl, for those who watch; not flushed to the disk."""
         append_line(self.root / "events.jsonl", {"time": time.time(), "event": event, **fields}, flush=False)

@@ -62,11 +62,13 @@ class Trainer:
         self._ranks, self._precision = place.ranks, place.precision
         phases, most = parts.phases, parts.train.max_steps
         self._learners: dict[str, Learner] = {}
+        score = None
         if parts.ranker is not None:
             steps = phases.taken("ranker", most)
-            self._learners["ranker"] = RankerLearner(parts.ranker, parts.train, steps, place, self._warn)
+            ranker = RankerLearner(parts.ranker, parts.train, steps, place, self._warn)
+            self._learners["ranker"], score = ranker, ranker.score
         steps = phases.taken("retriever", most)
-        retriever = RetrieverLearner(parts.retriever, parts.train, steps, place, self._warn)
+        retriever = RetrieverLearner(parts.retriever, parts.train, steps, place, self._warn, score)
         self._learners["retriever"] = retriever
         vectors = retriever.batch_step
         present = Present(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.composition import Run, make_trainer, open_run, planner_opener, with_positives
+from app.rankers import own_ranker
 from app.refreshing import InlineRefresher
 from miner.stored_pool import StoredPool
 from retriever.data import QuerySet
@@ -283,6 +284,11 @@ def test_a_ranker_learns_beside_the_retriever_and_both_are_published(tiny: Path,
     assert len({one.facts["ranker"]["weights_sha256"] for one in checkpoints}) == len(checkpoints) == 3
     assert len({one.facts["weights_sha256"] for one in checkpoints}) == 3
     assert {"ranker/model.safetensors", "training/ranker_optimizer.safetensors"} <= {*checkpoints[-1].manifest["files"]}
+    newest = run.store.generations.get()
+    assert newest is not None and newest.parents["checkpoint"] == 2
+    assert newest.facts["ranker"] == checkpoints[-1].facts["ranker"]
+    opened_one = own_ranker(newest)
+    assert opened_one is not None and np.isfinite(opened_one.score(["baka"], ["boka"])).all()
 
 
 def test_a_ranker_alone_starts_from_the_retriever_s_own_encoder(tiny: Path, tmp_path: Path) -> None:

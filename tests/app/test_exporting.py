@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 
 from app.composition import Run
 from app.exporting import export_model, export_negatives
 from app.opening import open_generation_encoder
+from app.rankers import teaching_ranker
 from app.trainer_formats import FORMATS
 from app.training import run_training
 from retriever.artifacts import Artifact
@@ -21,6 +24,8 @@ from retriever.store import Store
 from tests.app.command_line import opened, write_run
 from tests.app.served import damage
 from tests.stand_ins import write_tiny_data
+from tests.tiny_model import write_tiny_model
+from tests.tiny_ranker import write_tiny_ranker
 
 TEXTS = ["baka beki bodu", "duku", "bilo " * 40]
 
@@ -153,6 +158,44 @@ def test_the_formats_hold_the_same_negatives_and_none_of_them_is_known_to_be_rel
         assert (other["pos"], other["neg"]) == (positives, negatives)
     assert exported(run, tmp_path, "sentence-transformers", 70) == [], "no query has 70, and columns must be equal"
     assert len(exported(run, tmp_path / "five", "sentence-transformers", 5)) == 40, "a line a positive"
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose sets have a teacher's scores of their best five candidates."""
+    folder = tmp_path_factory.mktemp("taught")
+    data, model = write_tiny_data(folder / "data"), write_tiny_model(folder / "model")
+    teacher = f'[teacher]\nname = "{write_tiny_ranker(folder / "ranker")}"\ndepth = 5\n[negatives]'
+    run = opened(write_run(folder / "run.toml", data, model, ("[negatives]", teacher)), folder / "store")
+    run_training(run, folder / "run.toml", "inline")
+    return run
+
+
+def test_scores_of_a_teacher_go_along_and_all_negatives_have_one(taught: Run, tmp_path: Path) -> None:
+    assert taught.config.teacher is not None
+    ranker = teaching_ranker(taught.config.teacher, "fp32")
+    for record in exported(taught, tmp_path, "flagembedding", 5):
+        assert list(record) == ["query", "pos", "neg", "pos_scores", "neg_scores"]
+        texts = record["pos"] + record["neg"]
+        scores = ranker.score([record["query"]] * len(texts), texts)
+        np.testing.assert_allclose(record["pos_scores"] + record["neg_scores"], scores, atol=1e-4)
+        assert len(record["neg"]) == 5
+    for record in exported(taught, tmp_path, "sentence-transformers", 5):
+        assert list(record)[-2:] == ["negative_5", "label"] and len(record["label"]) == 6
+        texts = [record["positive"], *(record[f"negative_{place}"] for place in range(1, 6))]
+        np.testing.assert_allclose(record["label"], ranker.score([record["anchor"]] * 6, texts), atol=1e-4)
+    assert "label" not in exported(taught, tmp_path, "tevatron", 5)[0]
+    assert exported(taught, tmp_path / "six", "sentence-transformers", 6) == [], "no query has six with a score"
+
+
+def test_sentence_transformers_learns_from_the_exported_scores(taught: Run, tmp_path: Path) -> None:
+    export_model(taught.store.generations.at(0), tmp_path / "model")
+    model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    records = exported(taught, tmp_path, "sentence-transformers", 5)[:4]
+    features = [model.preprocess([record[name] for record in records]) for name in list(records[0])[:-1]]
+    labels = torch.tensor([record["label"] for record in records])
+    for loss in (MarginMSELoss(model), DistillKLDivLoss(model)):
+        assert torch.isfinite(loss(features, labels))
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path) -> None:

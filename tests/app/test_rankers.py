@@ -7,13 +7,14 @@ import pytest
 
 from app.indexing import rebuild
 from app.opening import openers
-from app.rankers import kept, named_ranker, own_ranker, ranker_facts, required_ranker, saved_ranker
+from app.rankers import kept, named_ranker, own_ranker, required_ranker, saved_ranker
+from app.training import run_training
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.store import Store
-from tests.app.command_line import silent
+from tests.app.command_line import opened, silent, write_run
 from tests.tiny_ranker import write_tiny_ranker
 
 QUERIES, PASSAGES = ["baka", "duku dula", "beki"], ["baka beki", "dula", "bola " * 90]
@@ -37,7 +38,7 @@ def test_a_generation_holds_the_ranker_that_it_was_given_with_the_same_scores(in
     assert own is not None
     np.testing.assert_array_equal(own.score(QUERIES, PASSAGES), named.score(QUERIES, PASSAGES))
     assert own.fingerprint == named.fingerprint
-    assert generation.facts["ranker"] == ranker_facts(load_ranker(RankerConfig(str(ranker))))
+    assert generation.facts["ranker"] == load_ranker(RankerConfig(str(ranker))).facts()
 
 
 def test_all_settings_of_a_named_ranker_come_along(indexed: Path, tmp_path: Path) -> None:
@@ -69,6 +70,25 @@ def test_a_ranker_that_is_not_the_manifests_is_refused(indexed: Path, ranker: Pa
     (generation.path / "ranker/tokenizer.json").unlink()
     with pytest.raises(CorruptError, match="build it again"):
         own_ranker(generation)
+
+
+def test_each_generation_of_a_training_holds_the_ranker_of_its_checkpoint(
+    tiny: Path, ranker: Path, tmp_path: Path
+) -> None:
+    table = f'[ranker]\nname = "{ranker}"\nbatch_size = 4\nnum_negatives = 2\nwarmup_steps = 0\n'
+    turns = "[phases]\nranker = 2\nretriever = 1\n"
+    path = tmp_path / "run.toml"
+    write_run(path, tiny / "data", tiny / "model", ("[negatives]", f"{table}{turns}[negatives]"))
+    run_training(opened(path, tmp_path / "store"), path, "inline")
+    store = Store(tmp_path / "store")
+    made = [store.generations.at(number) for number in store.generations.numbers()]
+    assert [one.facts["step"] for one in made] == [0, 3, 6]
+    assert len({one.facts["ranker"]["weights_sha256"] for one in made}) == 3
+    for one in made:
+        assert one.facts["ranker"] == store.checkpoints.at(one.parents["checkpoint"]).facts["ranker"]
+        assert own_ranker(one) is not None, "and it is the one of which the manifest tells"
+    told = openers().ranker(made[-1])
+    assert told is not None and told.score(QUERIES, PASSAGES).shape == (3,)
 
 
 def test_where_there_is_no_ranker_one_error_says_what_to_do(indexed: Path, ranker: Path) -> None:
@@ -104,7 +124,7 @@ def test_what_failed_to_open_is_tried_again(indexed: Path) -> None:
             raise CorruptError("torn")
         return len(tries)
 
-    opened = kept(opener, "model")
+    again = kept(opener, "model")
     with pytest.raises(CorruptError):
-        opened(generation)
-    assert [opened(generation), opened(generation)] == [2, 2]
+        again(generation)
+    assert [again(generation), again(generation)] == [2, 2]

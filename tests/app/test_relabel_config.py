@@ -51,6 +51,11 @@ def test_every_kind_of_judge_is_opened_in_order(tmp_path: Path, monkeypatch: pyt
     assert [judge.reads_positive for judge in judges] == [False, True, False, False]
 
 
+def test_the_example_in_the_documentation_is_valid() -> None:
+    config = read_relabel_config(Path(__file__).parents[2] / "examples/relabel.toml")
+    assert [judge["kind"] for judge in config.judges] == ["encoder", "chat"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -120,3 +120,13 @@ def test_a_line_that_a_crash_tore_off_is_neither_passed_on_nor_in_the_way(store:
         store.log_event("next")
         assert path.read_bytes().count(b"\n") == 2
     assert [event["event"] for event in seen] == ["whole", "next"]
+
+
+def test_tensorboard_keeps_the_ranker_s_curves_apart(tmp_path: Path) -> None:
+    with tensorboard(tmp_path) as report:
+        for step, phase in ((1, "ranker"), (2, "retriever")):
+            report("step", step=step, phase=phase, loss=float(step))
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    found = {name: [point.value for point in board.Scalars(name)] for name in board.Tags()["scalars"]}
+    assert found == {"ranker/loss": [1.0], "train/loss": [2.0]}

@@ -6,7 +6,6 @@ import pytest
 
 from app import reranking
 from app.evaluating import evaluate_vectors
-from app.rankers import ranker_facts
 from app.reranked_run import MEASURES, RankerChoice, measure_reranking, measured_reranking, wanted
 from app.reranking import Candidates, rerank
 from app.run_curve import measure_curve
@@ -85,7 +84,7 @@ def test_a_checkpoint_brings_its_own_ranker(tmp_path: Path) -> None:
     bed = Bed(tmp_path)
     folder = write_tiny_ranker(tmp_path / "ranker")
     model = load_ranker(RankerConfig(str(folder)))
-    bed.publish(12, 3, ranker=ranker_facts(model))
+    bed.publish(12, 3, ranker=model.facts())
     number = bed.store.checkpoints.pointed(CURRENT)
     assert number == len(STEPS)
     folder.rename(bed.store.checkpoints.path(number) / "ranker")
@@ -113,7 +112,7 @@ def test_a_kill_costs_one_chunk(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> No
     assert measured_reranking(bed.folder, bed.store, bed.judged, GIVEN) is None
     said.clear()
     measure_reranking(bed.folder, bed.store, bed.measuring(progress), GIVEN)
-    assert [one for one in said if one[0].startswith("rerank")] == [("rerank test", n, 120) for n in (40, 80, 120)]
+    assert [one for one in said if one[0].startswith("rerank")] == [("rerank test", n, 120) for n in (0, 40, 80, 120)]
     again = measured_reranking(bed.folder, bed.store, bed.judged, GIVEN)
     whole = Bed(bed.folder / "whole")
     measure_curve(whole.folder, whole.store, 2, whole.measuring(), [])

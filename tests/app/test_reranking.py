@@ -85,7 +85,7 @@ def test_progress_counts_pairs_and_cut_ones_are_told(corpus: Corpus, monkeypatch
     seen: list[tuple[int, int]] = []
     candidates = asked(corpus, [[1, 2], [3, 4], [5, -1], [6, 7], [8, 9]])
     done = rerank(Planted(corpus, [1.0], cut=2), candidates, 2, lambda *of: seen.append(of))
-    assert seen == [(4, 9), (7, 9), (9, 9)]
+    assert seen == [(0, 9), (4, 9), (7, 9), (9, 9)]
     said: list[str] = []
     warn_of_cut_pairs(done, said.append)
     assert said == ["6 of 9 pairs are longer than the ranker reads; the rest of them is not read"]

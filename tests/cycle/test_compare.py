@@ -18,6 +18,7 @@ from tests.app.test_comparison_report import parsed
 from tests.cycle.test_cycle import ROOT, RUN
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model
+from tests.tiny_ranker import write_tiny_ranker
 
 COMPARE = """\
 base = "run.toml"
@@ -87,6 +88,47 @@ def test_a_comparison_is_killed_resumed_and_reported(tmp_path: Path) -> None:
     check_report(tmp_path, last, results)
     check_stores(tmp_path / "compare/runs")
     assert run_to_the_end(tmp_path) == last, "nothing is left to do, and the figures stay"
+
+
+RANKED = """\
+base = "run.toml"
+seeds = [1]
+baseline = "in-batch"
+rerank = 10
+[budget]
+steps = 12
+[systems.in-batch]
+train.num_negatives = 0
+refresh.trigger = "never"
+[systems.ranked.ranker]
+name = "{ranker}"
+batch_size = 8
+num_negatives = 2
+warmup_steps = 0
+[systems.ranked.phases]
+ranker = 2
+retriever = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_system_that_trains_a_ranker_is_measured_with_it(tmp_path: Path) -> None:
+    write_tiny_data(tmp_path / "data", passages=200, queries=160)
+    (tmp_path / "run.toml").write_text(RUN.format(model=write_tiny_model(tmp_path / "tiny")))
+    (tmp_path / "compare.toml").write_text(RANKED.format(ranker=write_tiny_ranker(tmp_path / "ranker")))
+    last = run_to_the_end(tmp_path)
+    results = json.loads((tmp_path / last["results"]).read_text())
+    plain, ranked = (run["reranked"] for run in results["runs"])
+    assert plain is None and (ranked["depth"], ranked["pairs"]) == (10, 400)
+    pipeline = results["findings"]["pipeline"]
+    assert (pipeline["against"], list(pipeline["systems"])) == ("retrieved", ["ranked"])
+    assert last["reranked"] == {"ranked": pytest.approx(ranked["test"]["nDCG@10"], abs=1e-5)}
+    assert "Retrieve, then rerank 10" in (tmp_path / last["report"]).read_text()
+    curve = (tmp_path / "compare/runs").glob("*/curve.json")
+    written = {path: path.stat().st_mtime_ns for path in curve}
+    assert run_to_the_end(tmp_path)["reranked"] == last["reranked"], "found again"
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def check_runs(results: dict[str, Any]) -> None:

@@ -278,6 +278,8 @@ def test_a_depth_beyond_the_corpus_is_refused(corpus: Corpus, queries: QuerySet,
         (r"quotas add up to 2 negatives, but 3 are drawn", lambda: MiningConfig(quotas={"ann": 2}).check_drawn(3)),
         (r"depth = 0", lambda: MiningConfig(depth=0)),
         (r"range_min = 200 leaves nothing of depth = 200", lambda: MiningConfig(range_min=200)),
+        (r"on_relevant = 'drop': choose written, drop_negative", lambda: MiningConfig(on_relevant="drop")),
+        (r"on_relevant = 'relabel' needs verdicts", lambda: MiningConfig(on_relevant="relabel")),
         (r"range_max = 3", lambda: MiningConfig(range_min=3, range_max=3)),
     ],
 )

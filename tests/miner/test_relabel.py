@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from miner.relabel import SuspectConfig, ask, find_suspects, outcomes
 from retriever.data import QuerySet
 from retriever.errors import InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict
-from retriever.protocols import Judge, Judgement, Progress, silent
+from retriever.protocols import Answered, Judge, Judgement, PairText, Progress, silent
 from tests.judge_stand_ins import TruthfulJudge, pair
 
 QUERIES = QuerySet("train", ["q0", "q1"], ["a", "b"], [{9: 1, 4: 0}, {8: 1}])
@@ -158,7 +159,7 @@ def test_what_was_answered_is_not_asked_again_and_what_failed_for_now_is(tmp_pat
 class StoppingJudge(TruthfulJudge):
     """Stops asking after three pairs, as where a budget is spent."""
 
-    def judge(self, pairs, answered) -> None:  # type: ignore[no-untyped-def]
+    def judge(self, pairs: Sequence[PairText], answered: Answered) -> None:
         super().judge(pairs[:3], answered)
 
 

@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from retriever.artifacts import Artifact
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
+from retriever.phases import PhasesConfig
 from retriever.refresh_policy import RefreshConfig
+from retriever.teacher import Anchor, Teacher, TeacherConfig, asking_encoder, asking_ranker
 from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
+from tests.stand_ins import OverlapRanker
 
 EXACT = replace(TRAIN, max_steps=3, learning_rate=1e-5, warmup_steps=0, max_grad_norm=1e9)
 LATE_SECONDS = 1.0
@@ -23,6 +27,42 @@ LATE_SECONDS = 1.0
 def exact(folder: Path) -> Bench:
     """Three steps with in-batch negatives, hard ones and a shared mask, without dropout."""
     return Bench(folder, train=EXACT, refresh=RefreshConfig(trigger="steps:2"), loss=LossConfig(), dropout=0.0)
+
+
+def anchored(folder: Path) -> Bench:
+    """The same with a moving anchor over the whole batch; its vectors are encoded in shares."""
+
+    def teacher(bench: Bench) -> Teacher:
+        anchor = Anchor(bench.model(), 0.5, torch.device("cpu"))
+        return Teacher(TeacherConfig("anchor", over="batch", momentum=0.5), asking_encoder(anchor), anchor=anchor)
+
+    bench = exact(folder)
+    bench.teacher = teacher
+    return bench
+
+
+def distilled(folder: Path) -> Bench:
+    """The same with a ranker that scores each group, a share of them a rank, and AR2's loss alone."""
+    bench = exact(folder)
+    config = TeacherConfig("tiny", loss="ar2", contrastive=0.0, live=True)
+    bench.teacher = lambda bench: Teacher(config, asking_ranker(OverlapRanker().score))
+    return bench
+
+
+def run_anchored(folder: Path, rank: int) -> dict[str, Any]:
+    """By GradCache."""
+    TOKEN_BUDGETS["cpu"] = 24
+    bench = anchored(folder)
+    bench.train = replace(EXACT, grad_cache=True)
+    outcome = bench.run()
+    return {"reason": outcome.reason, "draws": bench.draws}
+
+
+def run_distilled(folder: Path, rank: int) -> dict[str, Any]:
+    """Without GradCache."""
+    bench = distilled(folder)
+    outcome = bench.run()
+    return {"reason": outcome.reason, "draws": bench.draws}
 
 
 class MinesLater(MinesAtOnce):
@@ -49,6 +89,23 @@ def run_cached(folder: Path, rank: int) -> dict[str, Any]:
     bench.train = replace(EXACT, grad_cache=True)
     outcome = bench.run()
     return {"reason": outcome.reason, "draws": bench.draws}
+
+
+def ranked(folder: Path) -> Bench:
+    """A step of the ranker and one of the retriever in turn."""
+    bench = exact(folder)
+    bench.train, bench.phases = replace(EXACT, max_steps=4), PhasesConfig(1, 1)
+    bench.ranker = replace(bench.ranking(), learning_rate=1e-5, warmup_steps=0)
+    return bench
+
+
+def run_ranked(folder: Path, rank: int) -> dict[str, Any]:
+    """With micro-batches of a pair or two, so that the ranks have different numbers of them."""
+    TOKEN_BUDGETS["cpu"] = 8
+    bench = ranked(folder)
+    outcome = bench.run()
+    losses = [told["loss"] for told in bench.told("step")] if rank == 0 else []
+    return {"reason": outcome.reason, "draws": bench.ranker_draws, "losses": losses}
 
 
 def run_ready(folder: Path, rank: int) -> dict[str, Any]:
@@ -87,7 +144,8 @@ def main(folder: Path) -> None:
     """Write what this rank saw."""
     state = PartialState(cpu=True)
     found = {}
-    for run in (run_exact, run_ready, run_interrupted, run_cached):
+    runs = (run_exact, run_ready, run_interrupted, run_cached, run_ranked, run_anchored, run_distilled)
+    for run in runs:
         place = folder / run.__name__
         if state.is_main_process:
             place.mkdir()

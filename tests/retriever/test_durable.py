@@ -15,6 +15,7 @@ from retriever.durable import (
     CHUNK_BYTES,
     LOCK_TRY_SECONDS,
     append_line,
+    append_lines,
     exclusive,
     link_tree,
     publish_folder,
@@ -132,7 +133,8 @@ def test_lines_round_trip(tmp_path_factory: pytest.TempPathFactory, records: lis
     path = tmp_path_factory.mktemp("lines") / "log.jsonl"
     for record in records:
         append_line(path, record)
-    assert read_lines(path) == records
+    append_lines(path, records)
+    assert read_lines(path) == records * 2
 
 
 def test_a_line_torn_anywhere_neither_counts_nor_merges(tmp_path: Path) -> None:

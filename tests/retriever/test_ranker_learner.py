@@ -25,6 +25,7 @@ from retriever.ranker_step import groups_of
 from retriever.refresh_policy import RefreshConfig
 from retriever.scoring import TorchRanker
 from tests.retriever.training_stand_ins import TRAIN, Bench, Counted, InOrder, Killed, ignore, killing_at, stopping_at
+from tests.tiny_ranker import write_tiny_ranker
 
 LAST = TRAIN.max_steps
 TURNS = PhasesConfig(2, 3)
@@ -151,6 +152,21 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     made.run()
     losses = [told["loss"] for told in made.told("step")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path, architecture: str) -> None:
+    """By the fast path, and by transformers' under autocast, which is said."""
+    config = replace(TRAIN, max_steps=2, precision="bf16")
+    made = bench(tmp_path, PhasesConfig(1, 0), train=config, refresh=RefreshConfig(trigger="once"))
+    assert made.ranker is not None
+    made.ranker = replace(made.ranker, name=str(write_tiny_ranker(tmp_path / architecture, architecture)), dropout=None)
+    assert made.run().reason == "finished"
+    saved = load_ranker(RankerConfig(str(made.newest().path / "ranker")))
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.float32}
+    assert len({ranker for _, _, ranker in made.both_weights()}) == 2
+    warned = [told["message"] for told in made.told("warning")]
+    assert len(warned) == (architecture == "gpt2") and all("slower than the fast one" in one for one in warned)
 
 
 def test_scores_are_the_present_log_odds_without_dropout(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from retriever.ranks import Ranks
-from tests.retriever.ranks_script import EXACT, exact
+from tests.retriever.ranks_script import EXACT, anchored, distilled, exact, ranked
 from tests.retriever.training_stand_ins import Bench
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,7 +100,26 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["run_exact", "run_interrupted", "run_cached"])
 def test_two_ranks_give_the_gradients_and_weights_of_one_process(two_ranks: Path, one_process: Bench, run: str) -> None:
-    both = exact(two_ranks / run)
+    check_alike(one_process, exact(two_ranks / run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taught", [anchored, distilled])
+def test_two_ranks_learn_from_a_teacher_what_one_process_does(
+    two_ranks: Path, tmp_path: Path, taught: Callable[[Path], Bench]
+) -> None:
+    AcceleratorState._reset_state(True)
+    alone = taught(tmp_path / "one")
+    assert alone.run().reason == "finished"
+    AcceleratorState._reset_state(True)
+    both = exact(two_ranks / f"run_{taught.__name__}")
+    check_alike(alone, both)
+    if taught is anchored:
+        mine, theirs = (tensors(bench, "training/anchor.safetensors") for bench in (alone, both))
+        assert furthest(mine, theirs, "") < 1e-6
+
+
+def check_alike(one_process: Bench, both: Bench) -> None:
     assert both.newest().facts["step"] == EXACT.max_steps
     mine, theirs = (tensors(bench, "training/optimizer.safetensors") for bench in (one_process, both))
     assert max(float(mine[key].abs().max()) for key in mine if "exp_avg" in key) > 1e-2  # there is something to compare
@@ -135,3 +154,22 @@ def test_a_stop_on_any_rank_stops_both_at_one_step(two_ranks: Path) -> None:
     for found in seen(two_ranks, "run_interrupted"):
         assert found["reasons"] == ["interrupted", "finished"]
         assert found["steps"] == [1, EXACT.max_steps]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_ranker_as_one_process_does(two_ranks: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    alone, both = ranked(tmp_path), ranked(two_ranks / "run_ranked")
+    alone.run()
+    AcceleratorState._reset_state(True)
+    assert both.newest().facts["step"] == 4
+    for name in ("optimizer", "ranker_optimizer"):
+        mine, theirs = (tensors(bench, f"training/{name}.safetensors") for bench in (alone, both))
+        assert max(float(mine[key].abs().max()) for key in mine if "exp_avg" in key) > 1e-3
+        assert furthest(mine, theirs, "exp_avg") < 1e-5
+    mine, theirs = (tensors(bench, "ranker/model.safetensors") for bench in (alone, both))
+    # A mean: where a gradient is zero but for rounding, AdamW makes a step of the rounding.
+    assert float(torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in mine]).mean()) < 1e-7
+    first, second = seen(two_ranks, "run_ranked")
+    assert first["draws"] == second["draws"] == [list(draw) for draw in alone.ranker_draws]
+    assert first["losses"] == pytest.approx([told["loss"] for told in alone.told("step")], abs=1e-3)

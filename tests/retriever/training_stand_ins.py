@@ -20,6 +20,7 @@ from retriever.examples import Examples
 from retriever.ingest import load_query_set
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
+from retriever.pair_memory import PairMemory
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
 from retriever.ranker import start_ranker
@@ -27,6 +28,7 @@ from retriever.ranker_learner import RankerParts, RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
+from retriever.teacher import Teacher
 from retriever.trainer import Outcome, TrainConfig, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
@@ -174,6 +176,7 @@ class Bench:
     dropout: float | None = 0.2
     ranker: RankerTrainConfig | None = None
     phases: PhasesConfig = RETRIEVER_ALONE
+    teacher: Callable[["Bench"], Teacher] = lambda bench: Teacher()
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
@@ -243,11 +246,22 @@ class Bench:
             accumulation=2,
         )
 
+    def memory(self) -> PairMemory | None:
+        """Keep no memory of pairs."""
+        return None
+
     def trainer(self) -> Trainer:
         """Return a new process's trainer over this store."""
         self.store = Store(self.folder / "store")
         retriever = RetrieverParts(
-            self.model(), self.examples(), self.open_planner, self.open_source, self.open_vectors, self.loss
+            self.model(),
+            self.examples(),
+            self.open_planner,
+            self.open_source,
+            self.open_vectors,
+            self.loss,
+            memory=self.memory(),
+            teacher=self.teacher(self),
         )
         parts = Training(
             store=self.store,

@@ -1,0 +1,98 @@
+"""Stores as a training leaves them for an audit, but without a model. They do not know pytest."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.composition import with_positives
+from retriever.data import Corpus, QuerySet
+from retriever.examples import Batch
+from retriever.ingest import ingest_corpus, load_query_set
+from retriever.negatives import create_negative_set
+from retriever.pair_memory import AuditConfig, PairMemory
+from retriever.store import Store
+
+RUN = '[data]\npath = "{data}"\ntrain = "{train}"\n{more}'
+
+
+def write_run_file(folder: Path, data: Path, train: str = "train", more: str = "") -> Path:
+    """Write a run.toml over ``data`` into ``folder`` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.toml").write_text(RUN.format(data=data, train=train, more=more))
+    return folder / "run.toml"
+
+
+def remembering(queries: QuerySet, passages: int, margins: Sequence[float]) -> PairMemory:
+    """Return a memory in which the first positive of query i was seen once, with the margin margins[i]."""
+    memory = PairMemory(queries, passages, AuditConfig(), 1, lambda row, epoch: 0)
+    for row, margin in enumerate(margins):
+        positive = int(queries.positives(row)[0])
+        other = (positive + 1) % passages
+        rows = np.array([row], np.int32), np.array([positive, other], np.int32)
+        batch = Batch(*rows, np.array([0]), np.ones((1, 2), np.bool_), np.zeros((1, 2), np.bool_))
+        memory.observe(batch, np.array([[margin, 0.0]], np.float32), 0.1)
+    return memory
+
+
+def trained_store(
+    root: Path,
+    data: Path,
+    train: str = "train",
+    margins: Sequence[float] | None = None,
+    planted: Callable[[QuerySet], QuerySet] = lambda queries: queries,
+) -> tuple[Store, QuerySet]:
+    """Return a store whose one checkpoint remembers ``margins`` (None: nothing), and its training queries."""
+    store = Store(root, create=True)
+    corpus = Corpus(ingest_corpus(store, data))
+    loaded = load_query_set(data, train, corpus, skip_missing=True, warn=lambda _: None)
+    queries = with_positives(loaded, lambda _: None)
+    with store.checkpoints.stage({"corpus": corpus.number}) as draft:
+        (draft.path / "training").mkdir()
+        if margins is not None:
+            remembering(planted(queries), len(corpus), margins).save(draft.path / "training")
+        draft.facts.update(step=7)
+    return store, queries
+
+
+def mined_set(store: Store, queries: QuerySet, above: Mapping[int, Sequence[int]], **changes: Any) -> None:
+    """Publish a negative set in which the passages above[i] outscore the positive of query i; others are below.
+
+    ``changes``: mined_from int32 [Q] and parents of the set.
+    """
+    corpus = Corpus(store.corpora.at(0))
+    number = len(store.negatives.numbers())
+    parents = {"checkpoint": 0, "generation": number, **changes.get("parents", {})}
+    with store.negatives.stage(parents) as draft:
+        pool = create_negative_set(draft.path, queries=len(queries), depth=5, positives=1)
+        pool.mined_from[:] = changes.get("mined_from", number)
+        for row in range(len(queries)):
+            positive = int(queries.positives(row)[0])
+            better = list(above.get(row, []))
+            rest = [one for one in range(len(corpus)) if one not in better and one != positive]
+            pool.passages[row] = [*better, positive, *rest][:5]
+            pool.scores[row] = [*(0.9 - 0.1 * n for n in range(len(better))), 0.5, 0.4, 0.3, 0.2, 0.1][:5]
+            pool.verdicts[row] = [*[0] * len(better), 1, 0, 0, 0, 0][:5]
+            pool.positives[row], pool.positive_scores[row] = positive, 0.5
+        pool.sources[:] = 1
+        pool.flush()
+        draft.facts.update(sources={"ann": 1}, corpus_sha256=corpus.sha256, queries_sha256=queries.sha256)
+
+
+def write_comparison(
+    folder: Path, runs: Mapping[tuple[str, int], tuple[Path, Sequence[float]]], split: str = "test"
+) -> Path:
+    """Write results of a comparison: system and seed → its run folder below ``folder``, nDCG@10 of each test query."""
+    told = []
+    for (system, seed), (root, figures) in runs.items():
+        point = {"step": 7, "checkpoint": 0, "key": "k"}
+        (root / "curve.json").write_text(json.dumps({"judged": "", "points": [point]}))
+        record = {"key": "k", "computed_by": "", "dev": {}, "test": {}, "per_query": {"nDCG@10": list(figures)}}
+        (root / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+        name = root.relative_to(folder).as_posix()
+        told.append({"system": system, "seed": seed, "folder": name, "best": {"step": 7, "checkpoint": 0}})
+    results = {"baseline": next(iter(runs))[0], "runs": told, "data": {"test": {"split": split}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
