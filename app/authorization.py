@@ -48,6 +48,8 @@ def scope_of(method: str, path: str) -> str | None:
 
     What changes something and is not named here needs admin.
     """
+    if path.startswith("/v1/jobs/") and path.endswith("/result"):
+        return MINE
     if method in ("GET", "HEAD", "OPTIONS"):
         return None if path in OPEN or path.startswith(OPEN_FOLDERS) else ANY
     if path in SCOPE_OF:

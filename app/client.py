@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 from pydantic import BaseModel
 
-from app.mine_schemas import Mined, MineReply
+from app.mine_schemas import JobFormat, Mined, MineReply
 from app.routes.rerank import RerankReply
 from app.schemas import CancelReply, EncodeReply, JobReply, ReadyReply, SearchReply
 from retriever.errors import HoneError
@@ -98,6 +98,10 @@ def _search(
 
 def _mine(queries: Sequence[MiningQuery], options: Mapping[str, Any]) -> dict[str, Any]:
     return {"queries": [{**query, "positives": list(query["positives"])} for query in queries], **options}
+
+
+def _mine_job(queries: Sequence[MiningQuery], file_format: JobFormat, knobs: Mapping[str, Any]) -> _Call[JobReply]:
+    return _Call("POST", "/v1/mine", {**_mine(queries, knobs), "job": file_format}, JobReply)
 
 
 def _rerank(query: str, documents: Sequence[str], top_n: int | None) -> _Call[RerankReply]:
@@ -198,6 +202,18 @@ class Client:
                 raise _error(response)
             yield from (_line(line) for line in response.iter_lines())
 
+    def mine_job(self, queries: Sequence[MiningQuery], file_format: JobFormat = "hone", **knobs: Any) -> JobReply:
+        """Let a job mine for many queries; ``result_lines`` gives what it made in ``file_format``."""
+        return self._send(_mine_job(queries, file_format, knobs))
+
+    def result_lines(self, job_id: str) -> Iterator[str]:
+        """Yield the JSON lines that a mining job has made."""
+        with self._http.stream("GET", f"/v1/jobs/{job_id}/result") as response:
+            if not response.is_success:
+                response.read()
+                raise _error(response)
+            yield from response.iter_lines()
+
     def rerank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> RerankReply:
         """Put texts in order of relevance."""
         return self._send(_rerank(query, documents, top_n))
@@ -279,6 +295,19 @@ class AsyncClient:
                 raise _error(response)
             async for line in response.aiter_lines():
                 yield _line(line)
+
+    async def mine_job(self, queries: Sequence[MiningQuery], file_format: JobFormat = "hone", **knobs: Any) -> JobReply:
+        """Let a job mine for many queries; ``result_lines`` gives what it made in ``file_format``."""
+        return await self._send(_mine_job(queries, file_format, knobs))
+
+    async def result_lines(self, job_id: str) -> AsyncIterator[str]:
+        """Yield the JSON lines that a mining job has made."""
+        async with self._http.stream("GET", f"/v1/jobs/{job_id}/result") as response:
+            if not response.is_success:
+                await response.aread()
+                raise _error(response)
+            async for line in response.aiter_lines():
+                yield line
 
     async def rerank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> RerankReply:
         """Put texts in order of relevance."""

@@ -18,6 +18,7 @@ from app.rankers import teaching_ranker
 from indexer.shards import open_vectors
 from miner.audit import plant
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
+from miner.generations import check_pinned
 from miner.live_search import LiveSearch
 from miner.mining import MiningTask
 from miner.mixing import MixedPlan
@@ -89,6 +90,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
             raise InputError(f"{path}: {error}") from error
 
     store = Store(store_root, config.sha256, create=True)
+    check_pinned(store, config.negatives.sources)
     corpus = Corpus(ingest_corpus(store, folder, load))
     return Run(config, store, corpus, *loaded[-1])
 
@@ -173,7 +175,8 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
             return LiveSearch(open_to_vectors(generation), mining_task(run), encode_queries, count)
         if config.negatives.per_query is not None:
             return PerQueryPool(pool, config.negatives.per_query, count)
-        return StoredPool(pool, artifact.number, sampler, count, config.seed, batches_per_epoch)
+        wanted = config.negatives.wanted(count)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed, batches_per_epoch)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
@@ -213,7 +216,8 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
 
     def open_source(artifact: Artifact, batches_per_epoch: int) -> NegativeSource:
         pool, sampler = open_checked_set(artifact, run.corpus, run.train), config.negatives.sampler
-        return StoredPool(pool, artifact.number, sampler, settings.num_negatives, config.seed + 1, batches_per_epoch)
+        wanted = config.negatives.wanted(settings.num_negatives)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed + 1, batches_per_epoch)
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
         return RandomPlan(len(run.train), settings.batch_size, config.seed + 1, "ranker")

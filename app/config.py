@@ -195,6 +195,8 @@ def _check_values(config: RunConfig) -> None:
         **({} if config.teacher is None else _teacher_rules(config, config.teacher)),
         "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }
+    drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
+    config.negatives.check_drawn(*drawn, *([] if config.ranker is None else [config.ranker.num_negatives]))
     for rule, holds in rules.items():
         if not holds:
             raise InputError(rule)

@@ -17,9 +17,9 @@ from app.live import progress_view
 from app.options import warn
 from app.progress import Meter
 from app.python_dataset import PythonDatasetConfig, write_python_dataset
-from app.refreshing import BASELINE
 from app.shortening import shortener
 from app.training import TrainingResult, prepare_store, put_back_on_error, run_training
+from miner.generations import BASELINE
 from retriever.artifacts import BEST
 from retriever.data import QuerySet
 from retriever.durable import read_lines, write_atomic

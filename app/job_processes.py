@@ -53,13 +53,13 @@ class JobProcesses:
         self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._lock = Lock()
 
-    def start(self, kind: str, params: dict[str, Any] | None = None) -> tuple[Job, bool]:
+    def start(self, kind: str, params: dict[str, Any] | None = None, asked: Sequence[bytes] = ()) -> tuple[Job, bool]:
         """Queue a job, start it if it may run here, and return it with True.
 
-        The one of this ``kind`` that is queued or running already is returned with False.
+        The one of this ``kind`` that is queued or running already is returned with False. ``asked``: what it works on.
         """
         self.reap()
-        job, new = self.jobs.create(kind, params)
+        job, new = self.jobs.create(kind, params, asked)
         if new:
             self._take()
         return self.jobs.get(job.id), new

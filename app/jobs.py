@@ -5,9 +5,22 @@ Does not know what a job does, nor how its process is started.
 
 import time
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from sqlalchemy import JSON, ColumnElement, Index, String, Text, func, literal_column, select, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
@@ -16,6 +29,8 @@ from retriever.errors import HoneError
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ACTIVE = (QUEUED, RUNNING)
+KEPT_RESULTS = 10
+"""Jobs of a kind, the newest, whose parts are kept."""
 
 _is_active: ColumnElement[bool] = literal_column(f"state IN {ACTIVE}")
 
@@ -77,6 +92,21 @@ class Job(Row):
         self.done, self.total, self.updated = done, total, now
 
 
+class JobPart(Row):
+    """A piece of what a job was ``asked`` for or of what it ``made``: bytes, numbered from 0, and ``facts`` on them."""
+
+    __tablename__ = "job_parts"
+
+    job_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    side: Mapped[str] = mapped_column(String(8), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+    facts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+
+
+Side = Literal["asked", "made"]
+
+
 class Jobs:
     """The table of jobs behind a database URL; one object serves many threads.
 
@@ -94,14 +124,22 @@ class Jobs:
         """Close every connection."""
         self._engine.dispose()
 
-    def create(self, kind: str, params: dict[str, Any] | None = None) -> tuple[Job, bool]:
-        """Return a new queued job and True, or the one of this ``kind`` that is queued or running and False."""
+    def create(self, kind: str, params: dict[str, Any] | None = None, asked: Sequence[bytes] = ()) -> tuple[Job, bool]:
+        """Return a new queued job and True, or the one of this ``kind`` that is queued or running and False.
+
+        ``asked`` is what the job works on, in parts. What older jobs of the kind made is dropped but for the newest
+        KEPT_RESULTS.
+        """
         while True:
             now = time.time()
             job = Job(id=uuid.uuid4().hex, kind=kind, params=params or {}, created=now, updated=now)
             try:
                 with self._session.begin() as session:
                     session.add(job)
+                    session.flush()
+                    parts = enumerate(asked)
+                    session.add_all(JobPart(job_id=job.id, side="asked", number=n, data=part) for n, part in parts)
+                    _drop_old_parts(session, kind)
                 return job, True
             except IntegrityError:
                 for active in self.active():
@@ -187,11 +225,7 @@ class Jobs:
     def progress(self, job_id: str, phase: str, done: int, total: int) -> None:
         """Note how far a running job is. Raises Cancelled if it is to stop."""
         with self._session.begin() as session:
-            job = session.get(Job, job_id, with_for_update=True)
-            stopped = job is None or job.state != RUNNING or job.cancel_requested
-            if job is None or stopped or job.token != self._held.get(job_id, job.token):
-                raise Cancelled(f"job {job_id} was told to stop")
-            job.advance(phase, done, total)
+            self._held_job(session, job_id).advance(phase, done, total)
 
     def finish(self, job_id: str, result: dict[str, Any]) -> bool:
         """Mark a running job as done; False if it had already ended."""
@@ -205,9 +239,45 @@ class Jobs:
         """Mark an active job as cancelled; False if it had already ended."""
         return self._change(job_id, ACTIVE, state=CANCELLED, eta_seconds=None)
 
+    def parts(self, job_id: str, side: Side) -> dict[int, dict[str, int]]:
+        """Return the facts of a job's parts by their numbers, ascending."""
+        wanted = (JobPart.job_id == job_id, JobPart.side == side)
+        with self._session() as session:
+            rows = session.execute(select(JobPart.number, JobPart.facts).where(*wanted).order_by(JobPart.number)).all()
+        return {row.number: row.facts for row in rows}
+
+    def part(self, job_id: str, side: Side, number: int) -> bytes:
+        """Return one part. Raises UnknownJobError where there is none, or none any more."""
+        with self._session() as session:
+            found = session.get(JobPart, (job_id, side, number))
+        if found is None:
+            raise UnknownJobError(f"job {job_id}: part {number} was removed; {KEPT_RESULTS} results are kept")
+        return found.data
+
+    def keep_part(self, job_id: str, number: int, data: bytes, facts: dict[str, int]) -> None:
+        """Keep a part of what a running job made. Raises Cancelled if it is to stop."""
+        with self._session.begin() as session:
+            self._held_job(session, job_id)
+            session.add(JobPart(job_id=job_id, side="made", number=number, data=data, facts=facts))
+
+    def _held_job(self, session: Session, job_id: str) -> Job:
+        """Return a running job to write to. Raises Cancelled if it is to stop, or somebody else has it."""
+        job = session.get(Job, job_id, with_for_update=True)
+        stopped = job is None or job.state != RUNNING or job.cancel_requested
+        if job is None or stopped or job.token != self._held.get(job_id, job.token):
+            raise Cancelled(f"job {job_id} was told to stop")
+        return job
+
     def _change(self, job_id: str, states: tuple[str, ...], *also: ColumnElement[bool], **values: Any) -> bool:
         held = [Job.token == self._held[job_id]] if job_id in self._held else []
         where = (Job.id == job_id, Job.state.in_(states), *held, *also)
         change = update(Job).where(*where).values(updated=time.time(), **values)
         with self._session.begin() as session:
             return session.execute(change.returning(Job.id)).first() is not None
+
+
+def _drop_old_parts(session: Session, kind: str) -> None:
+    newest = select(Job.id).where(Job.kind == kind).order_by(Job.created.desc(), Job.id).limit(KEPT_RESULTS)
+    kept = session.scalars(newest).all()
+    of_kind = select(Job.id).where(Job.kind == kind)
+    session.execute(delete(JobPart).where(JobPart.job_id.in_(of_kind), JobPart.job_id.not_in(kept)))

@@ -4,7 +4,7 @@ Does not know how negatives are found.
 """
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,9 +15,15 @@ from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS
 from miner.sources import SOURCES
 
+MAX_JOB_QUERIES = 100_000
+MAX_JOB_HITS = 2_000_000
+JobFormat = Literal["hone", "sentence-transformers", "flagembedding", "tevatron"]
+
 DESCRIBED = {
     "name": {"enum": [*SAMPLERS]},
     "sources": {"items": {"enum": [*SOURCES]}},
+    "quotas": {"description": "Negatives of each source, in the order of drawing; they add up to num_negatives."},
+    "fill": {"description": "The source that gives what another is short of its quota; null: fewer negatives."},
     "depth": {"description": "Candidates of each source; at most the whole corpus.", "maximum": MAX_TOP_K},
     "range_min": {"description": "The first rank that may be a negative, from 0."},
     "range_max": {"description": "The first rank that may no longer be one."},
@@ -33,7 +39,7 @@ else:
     Knobs = body_of(
         "MineKnobs",
         MiningConfig,
-        ["sources", "depth", "sampler", *(one.name for one in fields(FilterConfig))],
+        ["sources", "depth", "sampler", "quotas", "fill", *(one.name for one in fields(FilterConfig))],
         DESCRIBED,
     )
 
@@ -64,7 +70,9 @@ class MineRequest(Knobs):
         }
     )
 
-    queries: list[MineQuery] = Field(min_length=1, max_length=MAX_INPUTS)
+    queries: list[MineQuery] = Field(
+        min_length=1, max_length=MAX_JOB_QUERIES, description=f"At most {MAX_INPUTS}, as a job {MAX_JOB_QUERIES}."
+    )
     num_negatives: int = Field(
         default=8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain."
     )
@@ -72,6 +80,11 @@ class MineRequest(Knobs):
     stream: bool = Field(
         default=False,
         description="Send a JSON line for each query as soon as it is mined; the header names the generation.",
+    )
+    job: JobFormat | None = Field(
+        default=None,
+        description="Answer 202 at once: a job mines, and GET /v1/jobs/{job_id}/result gives its file of JSON lines in "
+        "this form; hone's own is that of stream.",
     )
 
     def config(self) -> MiningConfig:
@@ -82,13 +95,21 @@ class MineRequest(Knobs):
     def _is_answerable(self) -> Self:
         try:
             config = self.config()
+            config.check_drawn(self.num_negatives)
         except ValueError as error:
             raise ValueError(str(error).replace("[negatives] ", "")) from error
         if config.depth > MAX_TOP_K:
             raise ValueError(f"depth = {config.depth}: at most {MAX_TOP_K}")
+        if not {*config.sources} <= {*SOURCES}:
+            raise ValueError(f"sources: choose from {', '.join(SOURCES)}; other generations are a run's to mine from")
+        if self.job is not None and self.stream:
+            raise ValueError("job and stream: choose one of the two")
         if self.num_negatives > config.depth * len(config.sources):
             raise ValueError(f"num_negatives = {self.num_negatives} is larger than depth = {config.depth}")
-        limit("queries × num_negatives", len(self.queries) * self.num_negatives, MAX_HITS)
+        if self.job is None:
+            limit("queries", len(self.queries), MAX_INPUTS)
+        most = MAX_HITS if self.job is None else MAX_JOB_HITS
+        limit("queries × num_negatives", len(self.queries) * self.num_negatives, most)
         return self
 
 

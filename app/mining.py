@@ -4,7 +4,7 @@ Does not know HTTP, nor how queries become vectors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
 from miner.filters import lowest_positive
 from miner.mining import MiningConfig, MiningTask, mine_queries, most_positives
-from miner.samplers import Pool, draw, log_weights
+from miner.quotas import draw_wanted
+from miner.samplers import Pool, log_weights
 from miner.sources import SOURCES, OpenGeneration
 from retriever.data import QuerySet, hash64
 from retriever.errors import InputError
@@ -59,7 +60,7 @@ def mined(
     """
     if "bm25" in config.sources:
         lexical_index(snapshot)
-    found = _pools(snapshot, queries, vectors, config, seed)
+    found = _pools(snapshot, query_set(snapshot, queries), vectors, config, seed)
     columns, mask = _drawn(found, queries, snapshot.generation.number, config, num_negatives, seed)
     return [
         {"id": query.id, "negatives": [_negative(snapshot, found, line, column) for column in drawn[kept]]}
@@ -67,12 +68,19 @@ def mined(
     ]
 
 
-def _pools(
-    snapshot: Snapshot, queries: Sequence[Asked], vectors: FloatArray, config: MiningConfig, seed: int
-) -> NegativeSet:
+def fitted(config: MiningConfig, snapshot: Snapshot) -> MiningConfig:
+    """Return ``config`` with at most as many candidates as there are passages."""
+    return replace(config, depth=min(config.depth, len(snapshot.corpus)))
+
+
+def query_set(snapshot: Snapshot, queries: Sequence[Asked]) -> QuerySet:
+    """Return ``queries`` with the corpus rows of their positives."""
     corpus = snapshot.corpus
     relevant = [{row: 1 for one in query.positives if (row := corpus.row_of(one)) is not None} for query in queries]
-    asked = QuerySet("request", [query.id for query in queries], [query.text for query in queries], relevant)
+    return QuerySet("request", [query.id for query in queries], [query.text for query in queries], relevant)
+
+
+def _pools(snapshot: Snapshot, asked: QuerySet, vectors: FloatArray, config: MiningConfig, seed: int) -> NegativeSet:
     generation = OpenGeneration(
         snapshot.generation.number,
         lambda texts: vectors,
@@ -80,8 +88,9 @@ def _pools(
         snapshot.vectors.gather,
         lexical=None if snapshot.lexical is None else lambda rows: _by_words(snapshot, asked, rows, config.depth),
     )
-    rows = np.arange(len(queries), dtype=np.int32)
-    return mine_queries(rows, vectors, generation, MiningTask(corpus, asked, config, seed), most_positives(asked))
+    rows = np.arange(len(asked), dtype=np.int32)
+    task = MiningTask(snapshot.corpus, asked, config, seed)
+    return mine_queries(rows, vectors, generation, task, most_positives(asked))
 
 
 def _by_words(snapshot: Snapshot, asked: QuerySet, rows: IntArray, depth: int) -> IntArray:
@@ -104,7 +113,7 @@ def _drawn(
         noise = gumbel("mine", seed, generation, query_keys[:, None], found.passages)
     eligible = found.verdicts == Verdict.ELIGIBLE
     pool = Pool(found.scores, eligible, lowest_positive(found.positives, found.positive_scores))
-    return draw(log_weights(pool, config.sampler), num_negatives, noise)
+    return draw_wanted(log_weights(pool, config.sampler), found.sources, config.wanted(num_negatives), noise)
 
 
 def _negative(snapshot: Snapshot, found: NegativeSet, line: int, column: int) -> dict[str, Any]:

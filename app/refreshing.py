@@ -11,18 +11,18 @@ from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from app.rankers import teaching_ranker
 from indexer.builder import BuildInputs, Partial, build_generation
-from miner.loop import refresh
+from miner.generations import BASELINE, furthest_back
+from miner.loop import Retention, refresh
 from miner.publish import passages_of, publish_negative_set, set_before
 from miner.teacher import PoolTeacher
 from retriever.artifacts import CURRENT, Artifact
 from retriever.errors import BusyError, CorruptError
 from retriever.negatives import open_negative_set
+from retriever.protocols import Encoder
 from retriever.refresh_policy import partial_turn
 from retriever.scoring import TorchRanker
 
 FOLLOW_SECONDS = 1.0
-BASELINE = "BASELINE"
-"""Pointer to the generation of checkpoint 0: what the model could do before training."""
 
 
 class RefreshSteps:
@@ -93,8 +93,12 @@ class RefreshSteps:
             run.store.generations.point(BASELINE, generation.number)
         encoder = self._open_encoder(generation)
         progress = self._meter.phase("mine")
+
+        def own(artifact: Artifact) -> Encoder:
+            return encoder if artifact.number == generation.number else self._open_encoder(artifact)
+
         negatives = publish_negative_set(
-            run.store, generation, encoder, self._task, progress, self._warn, self._pool_teacher()
+            run.store, generation, own, self._task, progress, self._warn, self._pool_teacher()
         )
         warn_of_cuts(encoder, self._warn_once)
         self._warn_of_cut_pairs()
@@ -125,7 +129,12 @@ class RefreshSteps:
 def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
     """Be the refresher of ``run`` until its final checkpoint is done or ``stop`` is set."""
     steps = RefreshSteps(run, report)
-    refresh(run.store, steps.build, steps.mine, stop, run.config.refresh.adopt, report)
+    refresh(run.store, steps.build, steps.mine, stop, run.config.refresh.adopt, report, retention(run))
+
+
+def retention(run: Run) -> Retention:
+    """Return what the refresher of ``run`` keeps: also the generations that its sources reach back to."""
+    return Retention(reach=furthest_back(run.config.negatives.sources))
 
 
 def follow_runs(run: Run, report: Report, stop: Event) -> None:
@@ -166,7 +175,8 @@ class InlineRefresher:
             if event == "negatives_published":
                 stop.set()
 
-        refresh(self._run.store, self._steps.build, self._steps.mine, stop, self._run.config.refresh.adopt, report)
+        adopt = self._run.config.refresh.adopt
+        refresh(self._run.store, self._steps.build, self._steps.mine, stop, adopt, report, retention(self._run))
 
     def trouble(self) -> str | None:
         """Return None: whatever goes wrong is raised in ``marked``."""

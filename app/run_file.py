@@ -66,7 +66,7 @@ in_batch = true
 # [ranker]                  # a cross-encoder that learns from the same negatives, saved with each checkpoint
 # name = "minilm"           # a ranker, or an encoder that gets a fresh head; a folder or a hub id
 # max_length = 256          # tokens of query and passage together
-# loss = {{ name = "listwise" }}    # or gce, ranknet, lambdarank, margin_mse, asymmetric, em
+# loss = {{ name = "listwise" }}    # or gce, ranknet, lambdarank, margin_mse, asymmetric, em, cet
 # batch_size = 16           # queries a step, each with its positive and num_negatives
 # num_negatives = 7
 # learning_rate = 5e-5

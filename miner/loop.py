@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from indexer.promotion import promote_if_good
 from indexer.shards import drop_unused
+from miner.generations import earlier
 from retriever.artifacts import CURRENT, Artifact, Series
 from retriever.errors import CorruptError, StoreError
 from retriever.store import Store
@@ -35,12 +36,14 @@ class Report(Protocol):
 class Retention:
     """How many of the newest ``generations`` and ``negatives`` the refresher keeps, and all younger than the grace.
 
-    Negative sets that a resumed trainer may still need are kept beyond their number.
+    Negative sets that a resumed trainer may still need are kept beyond their number, generations that the sources of
+    the next set ``reach`` back to also.
     """
 
     generations: int = 3
     negatives: int = 8
     grace_seconds: float = 300.0
+    reach: int = 0
 
 
 def refresh(
@@ -170,7 +173,8 @@ def _advance(store: Store, checkpoint: Artifact, build: Make, publish: Make, rep
         report("generation_reused", checkpoint=checkpoint.number, step=step, generation=generation.number)
         promote_if_good(store, generation)
     negatives = publish(generation)
-    report("negatives_published", number=negatives.number, generation=generation.number, step=step)
+    by_source = {"by_source": found} if (found := negatives.facts.get("by_source")) else {}
+    report("negatives_published", number=negatives.number, generation=generation.number, step=step, **by_source)
 
 
 def _generation_of(generations: Series, checkpoint: int, report: Report) -> Artifact | None:
@@ -185,12 +189,26 @@ def _generation_of(generations: Series, checkpoint: int, report: Report) -> Arti
 
 def _tidy(store: Store, step: int, retention: Retention, report: Report) -> None:
     """Remove what nobody reads any more, now that the checkpoint of ``step`` is done."""
-    needed = max(retention.negatives, _sets_needed(store, step))
-    for kind, keep in (("generations", retention.generations), ("negatives", needed)):
+    sets = max(retention.negatives, _sets_needed(store, step))
+    generations = max(retention.generations, _generations_reached(store, retention.reach))
+    for kind, keep in (("generations", generations), ("negatives", sets)):
         removed = store.retain(kind, keep, retention.grace_seconds)
         if removed:
             report("removed", kind=kind, numbers=removed)
     drop_unused(store)
+
+
+def _generations_reached(store: Store, reach: int) -> int:
+    """Count the generations from the ``reach``-th before the newest on: mining from that one again needs each."""
+    numbers = store.generations.numbers()
+    if not reach:
+        return 0
+    try:
+        newest = store.generations.at(numbers[-1])
+        oldest = [newest, *earlier(store.generations, newest, reach)][-1]
+    except StoreError:
+        return len(numbers)  # one of them is gone or torn: nothing more is taken away
+    return sum(number >= oldest.number for number in numbers)
 
 
 def _sets_needed(store: Store, step: int) -> int:

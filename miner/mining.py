@@ -12,8 +12,9 @@ from miner.communities import B3
 from miner.counter_hash import uniform
 from miner.filters import FilterConfig, judge
 from miner.per_query import PerQueryConfig
+from miner.quotas import Quotas
 from miner.samplers import SamplerConfig
-from miner.sources import SOURCES, Asked, OpenGeneration, exact_scores, find
+from miner.sources import Asked, OpenGeneration, bits_of, exact_scores, find
 from miner.verdicts import ACTIONS, WRITTEN, StoredVerdicts
 from retriever.data import Corpus, QuerySet, duplicate_hash
 from retriever.errors import InputError
@@ -28,9 +29,10 @@ class MiningConfig:
     """The [negatives] of a run: ``depth`` candidates a query from each source, the limits of FilterConfig, a sampler.
 
     ``live``: the trainer searches for each batch's queries as they are, in the generation of the set in use (ADORE).
-    ``per_query``: a query keeps its negatives until they have become easy (Conan).
-    ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file. ``on_relevant``:
-    what is done about a pair that it calls relevant: the action "written" beside each, or one for all.
+    ``per_query``: a query keeps its negatives until they have become easy (Conan). ``quotas``: how many negatives of a
+    query each source gives (R²anker); ``fill``: the source that gives what another is short of, None leaves those
+    places empty. ``verdicts``: a file of judgements that every refresh respects, relative to the run's own file.
+    ``on_relevant``: what is done about a pair that it calls relevant: the action "written" beside each, or one for all.
     Raises InputError naming the key of a value that cannot be mined with.
     """
 
@@ -48,16 +50,17 @@ class MiningConfig:
     live: bool = False
     per_query: PerQueryConfig | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    quotas: dict[str, int] | None = None
+    fill: str | None = None
 
     def __post_init__(self) -> None:
         """Check each value and how they agree."""
-        unknown = [name for name in self.sources if name not in SOURCES]
-        if unknown or not self.sources:
-            raise InputError(f"[negatives] sources = {list(self.sources)}: choose from {', '.join(SOURCES)}")
-        if len(set(self.sources)) < len(self.sources):
-            raise InputError(f"[negatives] sources = {list(self.sources)}: name each source once")
-        if self.sources == ("momentum",):
-            raise InputError('[negatives] sources = ["momentum"]: there is no set before the first; add "ann"')
+        if not self.sources or len(set(self.sources)) < len(self.sources):
+            raise InputError(f"[negatives] sources = {list(self.sources)}: name each source once, and at least one")
+        bits_of(self.sources)
+        if all(name == "momentum" or name.startswith("generation:-") for name in self.sources):
+            raise InputError(f'[negatives] sources = {list(self.sources)}: there is no set before the first; add "ann"')
+        self._check_quotas()
         if self.live and self.sources != ("ann",):
             raise InputError(f'[negatives] sources = {list(self.sources)}: live = true searches, it needs ["ann"]')
         if self.per_query is not None and (self.live or self.sampler != SamplerConfig()):
@@ -70,6 +73,44 @@ class MiningConfig:
             raise InputError(f"[negatives] depth = {self.depth}: write 1 or more")
         if self.filters.range_min >= self.width:
             raise InputError(f"[negatives] range_min = {self.range_min} leaves nothing of depth = {self.depth}")
+
+    def _check_quotas(self) -> None:
+        quotas = self.quotas
+        if quotas is None:
+            if self.fill is not None:
+                raise InputError(f'[negatives] fill = "{self.fill}": it needs quotas')
+            return
+        if set(quotas) != set(self.sources) or min(quotas.values()) < 1:
+            raise InputError(f"[negatives] quotas = {quotas}: give each of sources = {list(self.sources)} 1 or more")
+        if max(quotas.values()) > self.depth:
+            raise InputError(f"[negatives] quotas = {quotas}: none may exceed depth = {self.depth}")
+        if self.fill is not None and self.fill not in quotas:
+            raise InputError(f'[negatives] fill = "{self.fill}": name one of sources = {list(self.sources)}')
+        if self.live or self.per_query is not None:
+            raise InputError("[negatives] quotas draw from a stored pool of several sources: take live, per_query out")
+
+    def check_drawn(self, *counts: int) -> None:
+        """Raise InputError if the quotas add up to none of ``counts``, the negatives that are drawn for a query."""
+        total = None if self.quotas is None else sum(self.quotas.values())
+        if total not in (None, *counts):
+            drawn = " or ".join(map(str, counts))
+            raise InputError(f"[negatives] quotas add up to {total} negatives, but {drawn} are drawn: make them agree")
+
+    def wanted(self, count: int) -> int | Quotas:
+        """Return what is drawn for a query where ``count`` negatives are asked for: the quotas if they are that many.
+
+        A run whose ranker and retriever draw different numbers has the quotas of one of them.
+        """
+        quotas = self.draws()
+        return quotas if quotas is not None and quotas.total == count else count
+
+    def draws(self) -> Quotas | None:
+        """Return the quotas by the bits of their sources, None without quotas."""
+        if self.quotas is None:
+            return None
+        bits = bits_of(self.sources)
+        fill = 0 if self.fill is None else bits[self.fill]
+        return Quotas(tuple((bits[name], quota) for name, quota in self.quotas.items()), fill)
 
     @property
     def width(self) -> int:

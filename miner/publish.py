@@ -6,7 +6,7 @@ Does not know how candidates are judged or when a refresh is due.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from indexer.encode import remembering_queries
 from indexer.searcher import open_batch_searcher
 from indexer.shards import open_vectors
 from miner.communities import B3, b3_batches
-from miner.lexical import LexicalSource
+from miner.generations import OpenEncoder, check_space, generation_source, other_generations
+from miner.lexical import lexical_source
 from miner.mining import CHUNK_QUERIES, MiningTask, mine
-from miner.sources import SOURCES, OpenGeneration
+from miner.remembered import RememberedSource
+from miner.source_report import report_sources
+from miner.sources import SOURCES, OpenGeneration, bits_of
 from miner.teacher import PoolTeacher, score_pools
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
-from retriever.errors import CorruptError, InputError, StoreError
+from retriever.errors import CorruptError, InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set, write_batches
 from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 from retriever.store import Store
@@ -32,25 +35,32 @@ from retriever.teacher_scores import TeacherScores, open_teacher_scores
 def publish_negative_set(
     store: Store,
     generation: Artifact,
-    encoder: Encoder,
+    open_encoder: OpenEncoder,
     task: MiningTask,
     progress: Progress,
     warn: Callable[[str], None],
     teacher: PoolTeacher | None = None,
 ) -> Artifact:
-    """Mine ``task`` from ``generation``, whose own encoder is ``encoder``, and publish the negative set.
+    """Mine ``task`` from ``generation`` and publish the negative set.
 
-    ``teacher`` scores its pairs. ``warn`` is told why a set that should be carried over in part is mined whole. Raises
-    InputError if the generation holds another corpus or depth exceeds it, StoreError if the encoder is not the
-    generation's, BusyError if another process mines.
+    ``open_encoder`` opens its encoder, and those of other generations that are sources: the set names these among its
+    parents. ``teacher`` scores its pairs. ``warn`` is told why a set that should be carried over in part is mined
+    whole, and where sources are short of their quota. Raises InputError if a generation holds another corpus or depth
+    exceeds it, StoreError if an encoder is not its generation's or an earlier generation is gone, BusyError if another
+    process mines.
     """
-    started = time.monotonic()
+    started, encoder = time.monotonic(), open_encoder(generation)
     _check_generation(store, generation, encoder, task.corpus)
-    with store.negatives.stage({**generation.parents, "generation": generation.number}) as draft:
+    rescored = is_rescored(generation.facts)
+    others = {} if rescored else other_generations(store, generation, task.config.sources)
+    lineage = {name: other.number for name, other in others.items()}
+    with store.negatives.stage({**generation.parents, "generation": generation.number, **lineage}) as draft:
         step, carried = generation.facts["step"], None
         if task.query_fraction < 1:
             carried = set_before(store, step, task, warn, "all queries are mined")
         opened = _opened(store, generation, encoder, task, warn)
+        if others:
+            opened = replace(opened, others=_searched(store, others, task, open_encoder))
         previous = None if carried is None else open_negative_set(carried.path)
         negatives = mine(draft.path, opened, task, previous, progress)
         seconds = {"mine": time.monotonic() - started}
@@ -59,9 +69,11 @@ def publish_negative_set(
             final=bool(generation.facts.get("final", False)),
             dev=generation.facts["dev"],  # by which the trainer stops early
             **pool_facts(task),
-            **summary(negatives, generation.number),
+            **summary(negatives, generation.number, bits_of(task.config.sources)),
             seconds=seconds,
         )
+        if len(task.config.sources) > 1:
+            draft.facts["by_source"] = _by_source(negatives, task, warn)
         if task.b3 is not None:
             begun = time.monotonic()
             draft.facts["batches"] = _plan(draft.path, task.b3, negatives, opened, task)
@@ -82,6 +94,29 @@ def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, 
     return {"name": "b3", **asdict(b3), "edges_inside": inside}
 
 
+def _searched(
+    store: Store, others: Mapping[str, Artifact], task: MiningTask, open_encoder: OpenEncoder
+) -> dict[str, RememberedSource]:
+    """Return by name the candidates of ``others``, found."""
+    texts, depth = task.queries.texts, task.config.depth
+    return {
+        name: generation_source(other, open_encoder, texts, depth, store.embeddings) for name, other in others.items()
+    }
+
+
+def _by_source(negatives: NegativeSet, task: MiningTask, warn: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Return what each source gave, and say which are short of their quota."""
+    config = task.config
+    quotas = config.draws()
+    told = report_sources(negatives, bits_of(config.sources), config.sampler, quotas, task.seed)
+    instead = "those places stay empty" if config.fill is None else f"{config.fill} fills them where it has more"
+    for name, one in told.items():
+        if one.get("short"):
+            of = f"{one['short']} of {len(negatives.queries)} queries"
+            warn(f"source {name}: {of} have fewer than its quota of {one['quota']} negatives; {instead}")
+    return told
+
+
 def _opened(
     store: Store, generation: Artifact, encoder: Encoder, task: MiningTask, warn: Callable[[str], None]
 ) -> OpenGeneration:
@@ -99,7 +134,7 @@ def _opened(
         open_batch_searcher(generation),
         open_vectors(generation.path / "vectors").gather,
         last=None if last is None else open_negative_set(last.path),
-        lexical=LexicalSource(task.corpus, task.queries.texts, config.depth, store.lexical)
+        lexical=lexical_source(task.corpus, task.queries.texts, config.depth, store.lexical)
         if "bm25" in config.sources
         else None,
         pools=None if pools is None else open_negative_set(pools.path),
@@ -123,11 +158,7 @@ def _check_generation(store: Store, generation: Artifact, encoder: Encoder, corp
             f"{generation.path}: holds corpus {indexed.number}, the run reads another (corpus {corpus.number}); "
             "index the checkpoint again"
         )
-    if encoder.fingerprints.space != generation.facts["space"]:
-        raise StoreError(
-            f"{generation.path}: its vectors are of space {generation.facts['space']}, "
-            f"the encoder's of {encoder.fingerprints.space}; open the encoder from the generation's own model"
-        )
+    check_space(generation, encoder)
 
 
 def pool_facts(task: MiningTask) -> dict[str, Any]:
@@ -137,7 +168,7 @@ def pool_facts(task: MiningTask) -> dict[str, Any]:
         "queries_sha256": task.queries.sha256,
         "queries": len(task.queries),
         "depth": task.config.depth,
-        "sources": {name: SOURCES[name] for name in task.config.sources},
+        "sources": bits_of(task.config.sources),
         "filters": asdict(task.config.filters),
         "verdicts_sha256": None if task.judged is None else task.judged.sha256,
     }
@@ -188,15 +219,16 @@ def set_before(
     return None
 
 
-def summary(negatives: NegativeSet, generation: int) -> dict[str, Any]:
+def summary(negatives: NegativeSet, generation: int, bits: Mapping[str, int] = SOURCES) -> dict[str, Any]:
     """Return counts and means of a set for its manifest; a mean over nothing is None.
 
-    ``verdicts`` counts candidates by name, pads apart, ``candidates`` those that each source brought; ``mined`` and
-    ``carried`` count queries by whether they come from ``generation``; ``top_negative_score_mean`` is over each query's
-    best candidate that may be drawn.
+    ``verdicts`` counts candidates by name, pads apart, ``candidates`` those that each source of ``bits`` brought;
+    ``mined`` and ``carried`` count queries by whether they come from ``generation``; ``top_negative_score_mean`` is
+    over each query's best candidate that may be drawn.
     """
     verdicts: Counter[int] = Counter()
-    candidates = dict.fromkeys(SOURCES, 0)
+    bits = {**SOURCES, **bits}
+    candidates = dict.fromkeys(bits, 0)
     pads = scored = 0
     positive_sum = top_sum = 0.0
     for start in range(0, len(negatives.queries), CHUNK_QUERIES):
@@ -204,7 +236,7 @@ def summary(negatives: NegativeSet, generation: int) -> dict[str, Any]:
         real = negatives.passages[chunk] >= 0
         verdicts.update(negatives.verdicts[chunk][real].tolist())
         pads += int((~real).sum())
-        for name, bit in SOURCES.items():
+        for name, bit in bits.items():
             candidates[name] += int(np.count_nonzero(negatives.sources[chunk] & bit))
         known = negatives.positives[chunk] >= 0
         scored += int(known.sum())

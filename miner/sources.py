@@ -1,10 +1,10 @@
-"""Where candidates come from: an index, a positive's neighbourhood, the set before, or shared words; and their union.
+"""Where candidates come from: indexes, a positive's neighbourhood, the set before, or shared words; and their union.
 
 Does not know which of them may be negatives.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from retriever.negatives import MAY_BE_DRAWN, NegativeSet
 from retriever.protocols import FloatArray, IntArray, Searcher
 
 SOURCES = {"ann": 1, "lookahead": 2, "momentum": 4, "bm25": 8}
-"""Bit of each source in a negative set's ``sources``."""
+"""Bit of each source in a negative set's ``sources``; those of other generations come behind, see ``bits_of``."""
+GENERATION = "generation:"
+MOST_GENERATIONS = 4
 CHUNK_PAIRS = 16_384
 
 
@@ -24,7 +26,8 @@ class OpenGeneration:
 
     ``encode`` is its query tower: texts to float32 [n, dim]; ``gather`` gives its passage vectors float32 [n, dim] at
     rows int32 [n]. ``last``: the set mined before, for momentum; ``lexical``: query rows int32 [q] to their BM25
-    candidates int32 [q, depth]; ``pools``: a set whose candidates are scored anew instead of asking any source.
+    candidates int32 [q, depth]; ``others``: the same by the name of a source that is another generation, where there is
+    one yet; ``pools``: a set whose candidates are scored anew instead of asking any source.
     """
 
     number: int
@@ -34,6 +37,7 @@ class OpenGeneration:
     last: NegativeSet | None = None
     lexical: Callable[[IntArray], IntArray] | None = None
     pools: NegativeSet | None = None
+    others: Mapping[str, Callable[[IntArray], IntArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,41 @@ class Found:
     sources: NDArray[np.uint8]
 
 
+def generation_of(source: str) -> str | int | None:
+    """Return which other generation ``source`` names: a pointer, or n for the n-th before; None if it names none.
+
+    Raises InputError for what is neither.
+    """
+    if not source.startswith(GENERATION):
+        return None
+    name = source.removeprefix(GENERATION)
+    if name.isidentifier():
+        return name
+    if name[:1] == "-" and name[1:].isdecimal() and int(name[1:]):
+        return int(name[1:])
+    raise InputError(
+        f'[negatives] sources: {source!r}: write "generation:NAME" for the one that a pointer names, '
+        'or "generation:-1" for the one before'
+    )
+
+
+def bits_of(sources: Sequence[str]) -> dict[str, int]:
+    """Return the bit of each of ``sources``; generations have the free ones in the order in which they are named.
+
+    Raises InputError naming a source that there is not, or more generations than there are bits.
+    """
+    bits: dict[str, int] = {}
+    free = [max(SOURCES.values()) << place for place in range(1, MOST_GENERATIONS + 1)]
+    for name in sources:
+        if name not in SOURCES and generation_of(name) is None:
+            known = f'{", ".join(SOURCES)}, "generation:NAME", "generation:-1"'
+            raise InputError(f"[negatives] sources = {list(sources)}: choose from {known}")
+        if name not in SOURCES and not free:
+            raise InputError(f"[negatives] sources = {list(sources)}: at most {MOST_GENERATIONS} other generations")
+        bits[name] = SOURCES[name] if name in SOURCES else free.pop(0)
+    return bits
+
+
 def find(asked: Asked, generation: OpenGeneration, sources: Sequence[str], depth: int) -> Found:
     """Return the union of ``depth`` candidates a query from each of ``sources``: D = depth × sources.
 
@@ -67,8 +106,8 @@ def find(asked: Asked, generation: OpenGeneration, sources: Sequence[str], depth
     if list(sources) == ["ann"]:
         rows, scores = ann_candidates(generation.searcher, asked.vectors, depth)
         return Found(rows, scores, np.where(rows >= 0, np.uint8(SOURCES["ann"]), np.uint8(0)))
-    found = [CANDIDATES[name](asked, generation, depth) for name in sources]
-    rows, bits = union(found, [SOURCES[name] for name in sources])
+    found = [_candidates(name, asked, generation, depth) for name in sources]
+    rows, bits = union(found, [*bits_of(sources).values()])
     return _ranked(asked, generation, rows, bits)
 
 
@@ -128,6 +167,15 @@ def _bm25(asked: Asked, generation: OpenGeneration, depth: int) -> IntArray:
 
 
 CANDIDATES = {"ann": _ann, "lookahead": _lookahead, "momentum": _momentum, "bm25": _bm25}
+
+
+def _candidates(name: str, asked: Asked, generation: OpenGeneration, depth: int) -> IntArray:
+    """Return the candidates int32 [q, depth] of a source; none of another generation that there is not yet."""
+    if name in CANDIDATES:
+        return CANDIDATES[name](asked, generation, depth)
+    if name not in generation.others:
+        return np.full((len(asked.rows), depth), -1, np.int32)
+    return generation.others[name](asked.rows)
 
 
 def union(found: Sequence[IntArray], bits: Sequence[int]) -> tuple[IntArray, NDArray[np.uint8]]:

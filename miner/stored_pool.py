@@ -3,14 +3,13 @@
 Does not know how the set was mined, nor what the negatives are used for.
 """
 
-from dataclasses import fields
-
 import numpy as np
 from numpy.typing import NDArray
 
 from miner.counter_hash import gumbel
 from miner.filters import lowest_positive
-from miner.samplers import Pool, SamplerConfig, draw, log_weights
+from miner.quotas import Quotas, draw_wanted, total
+from miner.samplers import LogWeights, Pool, SamplerConfig, log_weights
 from retriever.errors import InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet
 from retriever.protocols import IntArray, Negatives
@@ -28,15 +27,15 @@ class StoredPool:
         negatives: NegativeSet,
         number: int,
         sampler: SamplerConfig,
-        num_negatives: int,
+        num_negatives: int | Quotas,
         seed: int,
         steps_per_epoch: int,
     ) -> None:
-        """Raise InputError if the pool is shallower than ``num_negatives``."""
+        """``num_negatives`` of a query, or of each source. Raises InputError if the pool is shallower than that."""
         depth = negatives.passages.shape[1]
-        if num_negatives > depth:
+        if total(num_negatives) > depth:
             raise InputError(
-                f"[train] num_negatives = {num_negatives} is larger than the pool of negative set {number} "
+                f"[train] num_negatives = {total(num_negatives)} is larger than the pool of negative set {number} "
                 f"([negatives] depth = {depth}); lower it or mine deeper"
             )
         self._pool = negatives
@@ -48,27 +47,34 @@ class StoredPool:
 
     def draw(self, query_rows: IntArray, step: int) -> Negatives:
         """Return negatives of ``query_rows`` int32 [batch]; an empty place: row −1, score 0, mask False."""
-        pool = self._pool
-        chosen = NegativeSet(**{array.name: getattr(pool, array.name)[query_rows] for array in fields(NegativeSet)})
         words = (self._seed, self._number, step // self._steps_per_epoch)
-        return draw_negatives(chosen, query_rows, self._sampler, self._num_negatives, words)
+        return draw_negatives(self._pool.lines(query_rows), query_rows, self._sampler, self._num_negatives, words)
 
 
 def draw_negatives(
-    pool: NegativeSet, query_rows: IntArray, sampler: SamplerConfig, count: int, words: tuple[int, int, int]
+    pool: NegativeSet, query_rows: IntArray, sampler: SamplerConfig, count: int | Quotas, words: tuple[int, int, int]
 ) -> Negatives:
-    """Draw ``count`` negatives of each query of ``pool``, whose lines belong to ``query_rows`` int32 [q].
+    """Draw ``count`` negatives, or each source's quota, of each query of ``pool``, whose lines are ``query_rows`` [q].
 
     ``words`` are the seed and what else the noise depends on, beside query and passage.
     """
+    weights, noise = weighed(pool, query_rows, sampler, words)
+    columns, mask = draw_wanted(weights, pool.sources, count, noise)
+    return Negatives(
+        rows=np.where(mask, np.take_along_axis(pool.passages, columns, axis=1), np.int32(-1)),
+        scores=np.where(mask, np.take_along_axis(pool.scores, columns, axis=1), np.float32(0)),
+        mask=mask,
+        sources=np.where(mask, np.take_along_axis(pool.sources, columns, axis=1), np.uint8(0)),
+    )
+
+
+def weighed(
+    pool: NegativeSet, query_rows: IntArray, sampler: SamplerConfig, words: tuple[int, int, int]
+) -> tuple[LogWeights, NDArray[np.float64] | float]:
+    """Return the log weights [q, D] of the candidates of ``pool``, −inf where one may not be drawn, and the noise."""
     eligible = np.isin(pool.verdicts, MAY_BE_DRAWN) & (pool.passages >= 0) & ~pool.dropped[:, None]
     noise: NDArray[np.float64] | float = 0.0
     if sampler.random:
         noise = gumbel("negatives", *words, query_rows[:, None], pool.passages)
     positive = lowest_positive(pool.positives, pool.positive_scores)
-    columns, mask = draw(log_weights(Pool(pool.scores, eligible, positive), sampler), count, noise)
-    return Negatives(
-        rows=np.where(mask, np.take_along_axis(pool.passages, columns, axis=1), np.int32(-1)),
-        scores=np.where(mask, np.take_along_axis(pool.scores, columns, axis=1), np.float32(0)),
-        mask=mask,
-    )
+    return log_weights(Pool(pool.scores, eligible, positive), sampler), noise

@@ -38,9 +38,16 @@ class Artifact:
 
     @property
     def parents(self) -> Mapping[str, int]:
-        """Numbers of the artifacts that it was made from, by kind in the singular."""
+        """Numbers of the artifacts that it was made from, by kind in the singular.
+
+        Several of a kind have the others under "kind:what it was for", such as "generation:WARMUP".
+        """
         parents: Mapping[str, int] = self.manifest["parents"]
         return parents
+
+    def numbers_of(self, kind: str) -> set[int]:
+        """Return the numbers of all its parents of ``kind``."""
+        return {number for name, number in self.parents.items() if name.partition(":")[0] == kind}
 
     def sha256(self, name: str) -> str:
         """Return the checksum that the manifest records for the file ``name``."""

@@ -133,7 +133,8 @@ class BatchStep:
         def chosen(array: Any) -> Any:
             return np.take_along_axis(array, best, axis=1)
 
-        return Negatives(chosen(drawn.rows), chosen(drawn.scores), chosen(drawn.mask))
+        sources = None if drawn.sources is None else chosen(drawn.sources)
+        return Negatives(chosen(drawn.rows), chosen(drawn.scores), chosen(drawn.mask), sources)
 
 
 def _as_numpy(vectors: Tensor) -> FloatArray:

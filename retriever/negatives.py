@@ -50,6 +50,10 @@ class NegativeSet:
     dropped: NDArray[np.bool_]
     mined_from: NDArray[np.int32]
 
+    def lines(self, rows: "slice | NDArray[np.int32]") -> "NegativeSet":
+        """Return the set of the queries ``rows`` alone."""
+        return NegativeSet(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def flush(self) -> None:
         """Write what is still in memory to the files."""
         for field in fields(self):

@@ -152,12 +152,14 @@ class Searcher(Protocol):
 class Negatives:
     """Hard negatives of one batch: ``rows`` int32 [batch, k], ``scores`` float32 [batch, k], ``mask`` bool [batch, k].
 
-    Where ``mask`` is False the place is empty: the query has fewer eligible negatives than k.
+    Where ``mask`` is False the place is empty: the query has fewer eligible negatives than k. ``sources`` uint8
+    [batch, k], where they are known, are bits over the set's facts.sources: who brought each of them.
     """
 
     rows: IntArray
     scores: FloatArray
     mask: BoolArray
+    sources: NDArray[np.uint8] | None = None
 
 
 class NegativeSource(Protocol):

@@ -4,6 +4,7 @@ Does not know the retriever, checkpoints' other parts, or when negatives are ado
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
 from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.losses.coupled import coupled
 from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
 from retriever.optimiser import Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
 from retriever.ranker_step import GroupLoss, RankerStep, Score
+from retriever.selection_head import add_selection
 from retriever.trained_ranker import TrainedRanker
 
 OPTIMIZER = "ranker_optimizer.safetensors"
@@ -105,6 +108,7 @@ class RankerLearner:
         self._parts, self._place, self._warn = parts, place, warn
         if config.batch_size < place.ranks.count:
             raise InputError(f"[ranker] batch_size = {config.batch_size}: fewer than the {place.ranks.count} ranks")
+        self._selection = add_selection(parts.model.classifier) if config.loss.name == "cet" else None
         trained = TrainedRanker(parts.model)
         reason = trained.train_fast(place.dtype, checkpointing=place.checkpointing) if place.is_cpu else None
         if reason is not None:
@@ -187,8 +191,15 @@ class RankerLearner:
     def save(self, folder: Path) -> Saved:
         """Write ranker/ and its optimiser."""
         model = self._parts.model
-        save_ranker(model, folder / "ranker")
-        return Saved({"ranker": model.facts()}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
+        if self._selection is not None:
+            self._selection.save(folder / "training")
+        with self._relevance_alone():
+            save_ranker(model, folder / "ranker")
+            facts = model.facts()
+        return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
+
+    def _relevance_alone(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._selection is None else self._selection.taken_off()
 
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
@@ -202,13 +213,21 @@ class RankerLearner:
             return "the ranker"
         with resuming(checkpoint):
             saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
-            self._parts.model.classifier.load_state_dict(saved.classifier.state_dict())
+            with self._relevance_alone():
+                self._parts.model.classifier.load_state_dict(saved.classifier.state_dict())
+            if self._selection is not None:
+                self._selection.restore(checkpoint.path / "training")
             self._optimiser.restore(checkpoint.path / "training" / OPTIMIZER, state["groups"])
         return None
 
 
 def configured_loss(model: PairClassifier, config: RankingLossConfig) -> GroupLoss:
-    """Return the loss of ``config`` over the log-odds of the relevant label, whatever activation is named."""
+    """Return the loss of ``config`` over the log-odds of the relevant label, whatever activation is named.
+
+    "cet" reads the two heads that it is trained with.
+    """
+    if config.name == "cet":
+        return lambda logits, mask, teacher: coupled(logits, mask, config.temperature, config.clip)
 
     def loss(logits: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
         odds = model.log_odds(logits.flatten(0, 1)).view(mask.shape)

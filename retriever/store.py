@@ -101,7 +101,7 @@ class Store:
             series = self.series(other)
             for number in set(series.pointers().values()):
                 try:
-                    named.add(series.at(number).parents.get(SINGULAR[kind], -1))
+                    named |= series.at(number).numbers_of(SINGULAR[kind])
                 except StoreError:  # a broken artifact protects nothing; its reader reports it
                     continue
         return named

@@ -1,4 +1,4 @@
-"""POST /v1/index/rebuild and /v1/jobs: ask for a new generation, watch it being built, hear its events, cancel it.
+"""POST /v1/index/rebuild and /v1/jobs: ask for a new generation; watch, hear, cancel jobs, read what they made.
 
 Does not know how a generation is built: the job's own process does that.
 """
@@ -13,14 +13,16 @@ from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.draining import is_draining
-from app.jobs import ACTIVE, CANCELLED, Job, Jobs
-from app.replies import errors, reply
+from app.jobs import ACTIVE, CANCELLED, DONE, KEPT_RESULTS, Job, Jobs
+from app.mining_job import MINE
+from app.replies import Refusal, errors, reply
 from app.schemas import CancelReply, JobReply, JobsReply
 from app.service import ServiceOf
 
 MAX_SHOWN = 1000
 EVENT_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
+LINES = "application/x-ndjson"
 
 router = APIRouter(tags=["jobs"])
 
@@ -88,6 +90,32 @@ async def _events(job: Job, jobs: Jobs, stopping: Callable[[], bool]) -> AsyncIt
             job = await run_in_threadpool(jobs.get, job.id)
         except SQLAlchemyError:
             return  # the status has gone out already: the client sees the stream end and asks again
+
+
+@router.get(
+    "/v1/jobs/{job_id}/result",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {LINES: {"schema": {"type": "string"}}}, "description": "The file that the job made."},
+        **errors(404, 409, 422, 503),
+    },
+)
+def result(job_id: str, service: ServiceOf) -> StreamingResponse:
+    """Download what a mining job made, as JSON lines; 409 before it is done, 404 where there is no file (any more)."""
+    job = service.jobs.get(job_id)
+    if job.kind != MINE:
+        raise Refusal(404, f"job {job_id} is a {job.kind} and makes no file; one of POST /v1/mine does")
+    if job.state != DONE:
+        raise Refusal(409, f"job {job_id} is {job.state}; its file can be read once it is done")
+    parts = service.jobs.parts(job_id, "made")
+    if not parts:
+        raise Refusal(404, f"job {job_id}: its file was removed; only those of the newest {KEPT_RESULTS} are kept")
+    headers = {
+        "content-length": str(sum(facts["bytes"] for facts in parts.values())),
+        "content-disposition": f'attachment; filename="{job_id}.jsonl"',
+    }
+    stream = (service.jobs.part(job_id, "made", number) for number in parts)
+    return StreamingResponse(stream, media_type=LINES, headers=headers)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503))

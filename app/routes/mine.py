@@ -4,7 +4,6 @@ Does not know how candidates are found, judged or drawn: that is the miner's.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,9 +11,12 @@ from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from app.mine_schemas import MineReply, MineRequest
-from app.mining import Asked, check_positives, mined
-from app.replies import BODY, MODEL, errors, reply, told
+from app.mine_schemas import Knobs, MineReply, MineRequest
+from app.mining import Asked, check_positives, fitted, mined
+from app.mining_job import MINE, asked_parts, digest
+from app.replies import BODY, MODEL, Refusal, errors, reply, told
+from app.schemas import JobReply
+from app.searching import lexical_index
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from retriever.errors import HoneError
@@ -32,6 +34,7 @@ router = APIRouter(tags=["mining"])
     response_model=MineReply,
     responses={
         200: {"content": {LINES: {"schema": {"type": "string"}}}, "description": "The negatives of each query."},
+        202: {"model": JobReply, "description": "A job mines them; follow it under `Location`."},
         **errors(*BODY, 409, *MODEL),
     },
 )
@@ -42,6 +45,8 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> R
     """
     queries = [Asked(query.id, query.text, query.positives) for query in body.queries]
     await run_in_threadpool(check_positives, snapshot, queries)
+    if body.job is not None:
+        return await run_in_threadpool(_queued, body, queries, snapshot, service)
     chunks = _mined(body, queries, snapshot, service)
     if body.stream:
         return StreamingResponse(_lines(chunks), media_type=LINES)
@@ -49,11 +54,30 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> R
     return reply({"generation": snapshot.generation.number, "results": results})
 
 
+def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service) -> Response:
+    """Let a job mine; the same request again while it is queued or running is the same job, another one has to wait."""
+    if "bm25" in body.config().sources:
+        lexical_index(snapshot)
+    parts = asked_parts(queries)
+    params = {
+        "generation": snapshot.generation.number,
+        "format": body.job,
+        "num_negatives": body.num_negatives,
+        "seed": body.seed,
+        "knobs": body.model_dump(include={*Knobs.model_fields}),
+        "queries": len(queries),
+        "sha256": digest(parts),
+    }
+    job, new = service.processes.start(MINE, params, parts)
+    if not new and job.params != params:
+        raise Refusal(409, f"job {job.id} mines for another request; wait for it or cancel it")
+    return reply(JobReply.of(job).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
 async def _mined(
     body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    config = body.config()
-    config = replace(config, depth=min(config.depth, len(snapshot.corpus)))
+    config = fitted(body.config(), snapshot)
     for start in range(0, len(queries), CHUNK_QUERIES):
         chunk = queries[start : start + CHUNK_QUERIES]
         vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values

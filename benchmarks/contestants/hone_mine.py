@@ -58,7 +58,7 @@ def _mine(store: Store, corpus: Corpus, train: QuerySet, checkpoint: Artifact) -
     generation = build_generation(store, checkpoint, inputs, lambda *place: None, print)
     config = MiningConfig(depth=LOADED["depth"], relative_margin=None, sampler=SamplerConfig("top"))
     task = MiningTask(corpus, train, config, SEED)
-    published = publish_negative_set(store, generation, opener(generation), task, silent, print)
+    published = publish_negative_set(store, generation, opener, task, silent, print)
     pool = StoredPool(open_negative_set(published.path), published.number, config.sampler, LOADED["negatives"], SEED, 1)
     drawn = pool.draw(np.arange(len(train), dtype=np.int32), 0)
     ids = [[corpus.id(row) for row in rows] for rows in drawn.rows.tolist()]

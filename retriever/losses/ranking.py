@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from retriever.errors import InputError
+from retriever.losses.coupled import CLIP
 from retriever.losses.terms import NEVER
 
-RankingLossName = Literal["listwise", "gce", "ranknet", "lambdarank", "margin_mse", "asymmetric", "em"]
+RankingLossName = Literal["listwise", "gce", "ranknet", "lambdarank", "margin_mse", "asymmetric", "em", "cet"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RankingLossConfig:
     """[ranker] loss: what is minimised over the raw logits; docs/systems.md has a line for each.
 
     ``gamma`` and ``shift`` spare a negative of small probability; ``unknown`` is the weight of an unlabelled passage's
-    entropy.
+    entropy. ``clip`` bounds the weights of "cet", which is not of one head: losses/coupled.py has it.
     """
 
     name: RankingLossName = "listwise"
@@ -33,6 +34,7 @@ class RankingLossConfig:
     gamma: float = 4.0
     shift: float = 0.05
     unknown: float = 0.2
+    clip: float = CLIP
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range and a key that this loss does not read."""
@@ -42,6 +44,7 @@ class RankingLossConfig:
             "gamma must be 0 or at least 1": self.gamma == 0 or self.gamma >= 1,
             "shift must lie in [0, 1)": 0 <= self.shift < 1,
             "unknown must not be negative": self.unknown >= 0,
+            "clip must be at least 1: weights lie in 1/clip … clip": self.clip >= 1,
         }
         for rule, holds in rules.items():
             if not holds:
@@ -59,6 +62,7 @@ READS: dict[str, set[str]] = {
     "margin_mse": {"name"},
     "asymmetric": {"name", "gamma", "shift"},
     "em": {"name", "unknown"},
+    "cet": {"name", "temperature", "clip"},
 }
 """The keys that each loss reads."""
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 
 def main(action: str, job_id: str) -> None:
@@ -13,6 +14,13 @@ def main(action: str, job_id: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if action == "hang":
         time.sleep(600)
+    if action == "mine":
+        from app import job_kinds
+        from tests.app.served import open_encoder
+
+        job_kinds.open_generation_encoder = open_encoder  # type: ignore[attr-defined, assignment]  # no model is trained here
+        job_kinds.run_job(Path(os.environ["HONE_STORE"]), job_id)
+        return
     from app.job_work import working  # here, so that a crash costs no import
     from app.jobs import Jobs
 

@@ -69,6 +69,7 @@ def test_every_documented_route_asks_for_what_it_should(guarded: Guarded) -> Non
         for method in ms
     }
     assert found[("GET", "/metrics")] is None and found[("GET", "/v1/jobs/{job_id}")] == "any"
+    assert found[("GET", "/v1/jobs/{job_id}/result")] == "mine", "texts of the corpus"
     changing = {path: scope for (method, path), scope in found.items() if method == "POST" and path not in SCOPE_OF}
     assert changing == {
         "/v1/index/rebuild": "write",

@@ -43,6 +43,9 @@ def test_every_call_is_answered(url: str) -> None:
         assert one.results == by_vector.results[:1]
         mined = client.mine([QUERY], num_negatives=3, sampler={"name": "top"})
         assert [*client.mine_lines([QUERY], num_negatives=3, sampler={"name": "top"})] == mined.results
+        mining = client.mine_job([QUERY], "tevatron", num_negatives=3)
+        with pytest.raises(ApiError, match=r"409 conflict: .* is (queued|running|failed)"):
+            [*client.result_lines(mining.id)]
         assert client.rerank("alpha", ["nu", "alpha"], top_n=1).results[0].index == 1
         job = client.rebuild()
         assert client.job(job.id).id == job.id
@@ -60,6 +63,9 @@ def test_every_call_may_be_awaited(url: str) -> None:
             assert await client.search_vectors(encoded.vectors, encoded.space, top_k=3) == found[0]
             mined = await client.mine([QUERY])
             assert [one async for one in client.mine_lines([QUERY])] == mined.results
+            mining = await client.mine_job([QUERY])
+            with pytest.raises(ApiError, match="409 conflict"):
+                [one async for one in client.result_lines(mining.id)]
             assert (await client.rerank("alpha", ["nu", "alpha"])).results[0].index == 1
             job = await client.rebuild()
             assert (await client.job(job.id)).id == job.id

@@ -8,8 +8,8 @@ from app import demonstration
 from app.composition import Run
 from app.config import read_config
 from app.demonstration import METRICS, RUN_FILE, rebuilds, run_demo
-from app.refreshing import BASELINE
 from app.training import TrainingResult, run_training
+from miner.generations import BASELINE
 from retriever.errors import HoneError
 from retriever.store import Store
 from retriever.trainer import Outcome

@@ -10,9 +10,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 
 from app.composition import Run
-from app.exporting import FORMATS, export_model, export_negatives
+from app.exporting import export_model, export_negatives
 from app.opening import open_generation_encoder
 from app.rankers import teaching_ranker
+from app.trainer_formats import FORMATS
 from app.training import run_training
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs import Cancelled, Jobs, TooLateError, UnknownJobError
+from app.jobs import KEPT_RESULTS, Cancelled, Jobs, TooLateError, UnknownJobError
 from retriever.errors import InputError
 
 
@@ -235,3 +235,39 @@ def test_a_table_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> 
 def test_a_database_that_cannot_be_opened_names_its_setting(url: str) -> None:
     with pytest.raises(InputError, match="DATABASE_URL"):
         Jobs(url)
+
+
+def test_what_a_job_works_on_and_made_comes_in_parts(jobs: Jobs) -> None:
+    job, _ = jobs.create("mine", {}, [b"one", b"two"])
+    assert [jobs.part(job.id, "asked", number) for number in jobs.parts(job.id, "asked")] == [b"one", b"two"]
+    jobs.begin(job.id, 1)
+    jobs.keep_part(job.id, 1, b"made", {"lines": 3})
+    assert jobs.parts(job.id, "made") == {1: {"lines": 3}} and jobs.part(job.id, "made", 1) == b"made"
+    with pytest.raises(UnknownJobError, match="part 0 was removed"):
+        jobs.part(job.id, "made", 0)
+
+
+def test_a_process_that_lost_its_job_keeps_no_part(jobs: Jobs) -> None:
+    job, _ = jobs.create("mine")
+    other = Jobs(jobs.url)
+    jobs.begin(job.id, 1)
+    assert other.give_back(jobs.get(job.id))
+    other.begin(job.id, 2)
+    with pytest.raises(Cancelled):
+        jobs.keep_part(job.id, 0, b"late", {})
+    other.keep_part(job.id, 0, b"in time", {})
+    assert other.part(job.id, "made", 0) == b"in time"
+    other.close()
+
+
+def test_the_parts_of_the_newest_jobs_of_a_kind_are_kept(jobs: Jobs) -> None:
+    made = []
+    for _ in range(KEPT_RESULTS + 2):
+        job, _new = jobs.create("mine", {}, [b"asked"])
+        jobs.begin(job.id, 1)
+        jobs.keep_part(job.id, 0, b"made", {})
+        jobs.finish(job.id, {})
+        made.append(job.id)
+    jobs.create("rebuild")
+    kept = [job_id for job_id in made if jobs.parts(job_id, "made")]
+    assert kept == made[2:] == [job_id for job_id in made if jobs.parts(job_id, "asked")]

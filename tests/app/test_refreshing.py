@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from app.composition import Run
+from app.composition import Run, make_trainer
 from app.opening import encoder_opener
-from app.refreshing import BASELINE, InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
+from app.refreshing import InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
+from miner.generations import BASELINE
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.durable import sha256_file
 from retriever.encoder import create_encoder
+from retriever.errors import InputError
 from retriever.negatives import Verdict, open_negative_set
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
@@ -260,3 +262,39 @@ def test_stored_verdicts_reach_every_refresh(tiny: Path, tmp_path: Path) -> None
         found = open_negative_set(mined.path)
         assert found.verdicts[3][found.passages[3] == 9].tolist() == [Verdict.JUDGED_RELEVANT]
         assert mined.facts["verdicts_sha256"] == sha256_file(tmp_path / "judged.jsonl")
+
+
+def test_negatives_come_by_quota_from_words_the_baseline_and_the_newest(tiny: Path, tmp_path: Path) -> None:
+    """R²anker over a whole run: the quotas hold in training, sets name their generations, and nothing is in the way."""
+    quotas = 'quotas = { bm25 = 1, "generation:BASELINE" = 1, "generation:-1" = 1, ann = 2 }\nfill = "ann"\n'
+    sources = 'sources = ["ann", "bm25", "generation:BASELINE", "generation:-1"]\n'
+    config = write_run(
+        tmp_path / "run.toml",
+        tiny / "data",
+        tiny / "model",
+        ("[negatives]\n", f"[negatives]\n{sources}{quotas}"),
+        ("batch_size = 4\n", "batch_size = 4\nnum_negatives = 5\n"),
+        ('trigger = "steps:3"', 'trigger = "steps:2"'),
+    )
+    run, heard = opened(config, tmp_path / "store"), Heard()
+    outcome = make_trainer(run, InlineRefresher(run, heard), heard, Event()).run()
+    assert outcome.reason == "finished" and not heard.of("warning")[2:], heard.of("warning")
+    newest = run.store.negatives.at(run.store.negatives.numbers()[-1])
+    number = newest.parents["generation"]
+    assert newest.parents["generation:BASELINE"] == 0 and newest.parents["generation:-1"] == number - 1
+    told = heard.of("negatives_published")[-1]["by_source"]
+    assert told == newest.facts["by_source"] and told["generation:-1"]["quota"] == 1
+
+
+def test_quotas_that_are_not_what_is_drawn_are_refused(tiny: Path, tmp_path: Path) -> None:
+    change = ("[negatives]\n", '[negatives]\nsources = ["ann", "bm25"]\nquotas = { bm25 = 2, ann = 4 }\n')
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change)
+    with pytest.raises(InputError, match="quotas add up to 6 negatives, but 1 are drawn"):
+        opened(config, tmp_path / "store")
+
+
+def test_a_generation_that_is_not_pinned_stops_the_run_before_it_begins(tiny: Path, tmp_path: Path) -> None:
+    change = ("[negatives]\n", '[negatives]\nsources = ["ann", "generation:WARMUP"]\n')
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change)
+    with pytest.raises(InputError, match="run `hone pin generations N WARMUP`"):
+        opened(config, tmp_path / "store")

@@ -1,4 +1,4 @@
-"""The promise that a rebuild goes on after `kill -9` of its process, and of the server that started it."""
+"""The promise that a rebuild, or mining, goes on after `kill -9` of its process, and of the server that started it."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from app.indexing import index_data
 from app.jobs import Job, Jobs
+from app.mining_job import PART_QUERIES
 from app.settings import database_url
 from indexer.builder import IndexConfig
 from retriever.data import BLOCK_ROWS
@@ -100,3 +101,45 @@ def test_a_job_outlives_its_killed_server_and_the_next_one_watches_it(store: Pat
         assert ask(port, "POST", "/v1/index/rebuild")[0] in (200, 202)
         job = ends_well(store, jobs, job_id)
         assert (job.attempts, job.pid) == (1, running.pid)
+
+
+@pytest.fixture
+def small_store(tmp_path: Path) -> Path:
+    """A store of 400 passages, quick to open and to mine."""
+    write_tiny_data(tmp_path / "data", passages=400)
+    write_tiny_model(tmp_path / "model")
+    root = tmp_path / "store"
+    index_data(root, tmp_path / "data", str(tmp_path / "model"), IndexConfig("Flat", precision="fp32"), silent)
+    return root
+
+
+def mined_bytes(store: Path, kill: bool) -> tuple[str, Job]:
+    """Let a job mine for 4,096 queries, killing its process once in the middle if asked to; return its file."""
+    queries = [{"id": f"q{i}", "text": f"ba {i} ka", "positives": [f"p{i % 9}"]} for i in range(4096)]
+    body = json.dumps({"queries": queries, "job": "tevatron", "num_negatives": 2, "depth": 20})
+    port = free_port()
+    with closing(Jobs(database_url(store))) as jobs, served(store, port, "--drain-seconds", "0"):
+        status, answer = ask(port, "POST", "/v1/mine", body)
+        assert status == 202, answer
+        job_id = str(json.loads(answer)["id"])
+        if kill:
+            wait_for(lambda: len(jobs.parts(job_id, "made")) >= 3, seconds=300)
+            killed = jobs.get(job_id)
+            assert killed.pid is not None and killed.state == "running"
+            os.kill(killed.pid, signal.SIGKILL)
+            wait_for(lambda: jobs.get(job_id).attempts == 2)
+        wait_for(lambda: jobs.get(job_id).state not in ("queued", "running"), seconds=400)
+        job = jobs.get(job_id)
+        assert job.state == "done", job.error
+        status, made = ask(port, "GET", f"/v1/jobs/{job_id}/result")
+        assert status == 200
+        return made, job
+
+
+@pytest.mark.timeout(900)  # a job has a low priority: beside other work it takes minutes
+def test_mining_goes_on_after_a_kill_and_gives_the_same_file(small_store: Path) -> None:
+    disturbed, job = mined_bytes(small_store, kill=True)
+    assert job.attempts == 2 and job.phase_offset >= 3 * PART_QUERIES, "what was mined is not mined again"
+    undisturbed, other = mined_bytes(small_store, kill=False)
+    assert other.attempts == 1 and job.result == other.result
+    assert disturbed == undisturbed and disturbed.count("\n") == 4096

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import miner.lexical
-from miner.lexical import LexicalSource
+import miner.remembered
+from miner.lexical import lexical_source
 from retriever.data import Corpus
 from retriever.errors import CorruptError
 from tests.stand_ins import tiny_store, write_tiny_data
@@ -19,10 +20,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_candidates_are_found_once_and_then_read(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(miner.lexical, "BLOCK_QUERIES", 2)
+    monkeypatch.setattr(miner.remembered, "BLOCK_QUERIES", 2)
     queries = [corpus.text(row) for row in (5, 7, 9, 11, 13)]
     rows = np.array([4, 0, 3], np.int32)
-    found = LexicalSource(corpus, queries, 6, tmp_path)(rows)
+    found = lexical_source(corpus, queries, 6, tmp_path)(rows)
     assert found.shape == (3, 6) and found.dtype == np.int32
     assert found[:, 0].tolist() == [13, 5, 11], "a text is nearest to itself"
     assert len([*tmp_path.rglob("*.npy")]) == 3
@@ -31,18 +32,18 @@ def test_candidates_are_found_once_and_then_read(
         raise AssertionError("indexed again")
 
     monkeypatch.setattr(miner.lexical, "build_lexical", no_index)
-    np.testing.assert_array_equal(LexicalSource(corpus, queries, 6, tmp_path)(rows), found)
+    np.testing.assert_array_equal(lexical_source(corpus, queries, 6, tmp_path)(rows), found)
     with pytest.raises(AssertionError, match="indexed again"):
-        LexicalSource(corpus, queries, 5, tmp_path)(rows)
+        lexical_source(corpus, queries, 5, tmp_path)(rows)
 
 
 def test_a_query_that_shares_no_word_has_pads(corpus: Corpus, tmp_path: Path) -> None:
-    assert LexicalSource(corpus, ["xyz"], 3, tmp_path)(np.array([0], np.int32)).tolist() == [[-1, -1, -1]]
+    assert lexical_source(corpus, ["xyz"], 3, tmp_path)(np.array([0], np.int32)).tolist() == [[-1, -1, -1]]
 
 
 @pytest.mark.parametrize("wrong", [b"torn", None])
 def test_a_cache_that_is_torn_is_named(corpus: Corpus, tmp_path: Path, wrong: bytes | None) -> None:
-    source, rows = LexicalSource(corpus, ["ba"], 3, tmp_path), np.array([0], np.int32)
+    source, rows = lexical_source(corpus, ["ba"], 3, tmp_path), np.array([0], np.int32)
     source(rows)
     (path,) = tmp_path.rglob("*.npy")
     if wrong is None:

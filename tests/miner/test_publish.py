@@ -1,60 +1,22 @@
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from indexer.builder import BuildInputs, IndexConfig, build_generation
 from miner.communities import B3
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import open_checked_set, publish_negative_set, summary
 from miner.verdicts import StoredVerdicts
-from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.errors import BusyError, InputError, StoreError
-from retriever.ingest import ingest_corpus, load_query_set
+from retriever.ingest import ingest_corpus
 from retriever.negatives import Verdict, create_negative_set, open_batches, open_negative_set
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
-from tests.stand_ins import HashEncoder, tiny_store, write_tiny_data
-
-DEPTH = 20
-
-
-@dataclass
-class Bench:
-    """A store with one corpus, and a generation of it for each call of ``generation``."""
-
-    store: Store
-    corpus: Corpus
-    task: MiningTask
-    said: list[str]
-
-    def generation(self, step: int = 0, seed: int = 0, **facts: Any) -> Artifact:
-        """Publish a checkpoint and its generation."""
-        with self.store.checkpoints.stage({}) as draft:
-            (draft.path / "model").mkdir()
-            (draft.path / "model" / "weights").write_text(f"seed {seed}")
-            draft.facts.update(step=step, weights_sha256=f"weights-{seed}", **facts)
-        inputs = BuildInputs(lambda checkpoint: HashEncoder(seed=seed), self.corpus, None, IndexConfig())
-        checkpoint = self.store.checkpoints.at(draft.number)
-        return build_generation(self.store, checkpoint, inputs, lambda *place: None, self.said.append)
-
-    def publish(self, generation: Artifact, task: MiningTask | None = None, seed: int = 0) -> Artifact:
-        """Mine the generation with the encoder of ``seed``."""
-        encoder = HashEncoder(seed=seed)
-        return publish_negative_set(self.store, generation, encoder, task or self.task, silent, self.said.append)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    data = write_tiny_data(tmp_path / "data")
-    store, corpus = tiny_store(tmp_path / "store", data)
-    said: list[str] = []
-    train = load_query_set(data, "train", corpus, warn=said.append)
-    return Bench(store, corpus, MiningTask(corpus, train, MiningConfig(depth=DEPTH), seed=13), said)
+from tests.miner.bench import DEPTH, Bench
+from tests.stand_ins import HashEncoder, write_tiny_data
 
 
 def test_a_published_set_tells_what_it_is(bench: Bench) -> None:
@@ -195,7 +157,7 @@ def test_the_same_queries_are_not_encoded_twice(bench: Bench) -> None:
             raise AssertionError("encoded again")
 
     deeper = replace(bench.task, config=replace(bench.task.config, depth=DEPTH + 5))
-    published = publish_negative_set(bench.store, generation, Idle(), deeper, silent, bench.said.append)
+    published = publish_negative_set(bench.store, generation, lambda _: Idle(), deeper, silent, bench.said.append)
     assert published.facts["depth"] == DEPTH + 5 and bench.said == []
 
 

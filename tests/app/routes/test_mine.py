@@ -1,17 +1,22 @@
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.admission import NotComputedError
 from app.mine_schemas import MineQuery, MineReply, MineRequest
+from app.schemas import JobReply
+from app.server import ServerConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
-from tests.app.served import Server
+from tests.app.served import Server, new_store, publish_generation, serving, wait_for
 
-NOT_FROM_A_REQUEST = {"verdicts", "live", "per_query"}
-"""A file, and no path comes from a request; and what only a trainer does."""
+NOT_FROM_A_REQUEST = {"verdicts", "on_relevant", "live", "per_query"}
+"""A file and what is done about it, as no path comes from a request; and what only a trainer does."""
 QUERY = {"id": "q", "text": "alpha beta gamma", "positives": ["p0"]}
 
 
@@ -147,3 +152,69 @@ def test_every_source_and_sampler_may_be_asked_for(server: Server) -> None:
     assert {one["id"]: one["source"] for one in both}["p6"] == "ann+lookahead+bm25"
     assert not {one["id"] for one in both} & {"p0", "p4"}
     assert "does not use it" in server.post("/v1/mine", {"queries": [QUERY], "sampler": {"a": 1}}, 422)["error"]
+
+
+@pytest.fixture
+def mining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server whose jobs mine in a process of their own."""
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("HONE_STORE", str(store.root))
+    script = Path(__file__).parent.with_name("job_script.py")
+    with serving(store, ServerConfig(job_command=(sys.executable, str(script), "mine"))) as server:
+        yield server
+        for child in server.app.state.service.processes.children():
+            child.kill()
+            child.wait()
+
+
+def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> None:
+    queries = [{"id": f"q{i}", "text": f"alpha {i % 7}", "positives": [f"p{i % 8}"]} for i in range(3000)]
+    body = {"queries": queries, "num_negatives": 3, "job": "hone"}
+    asked = mining.client.post("/v1/mine", json=body)
+    assert asked.status_code == 202, asked.text
+    job = JobReply.model_validate_json(asked.content)
+    place = asked.headers["location"]
+    assert place == f"/v1/jobs/{job.id}" and asked.headers["x-hone-generation"] == "0"
+    assert mining.get(f"{place}/result", 409)["error"].endswith("its file can be read once it is done")
+    assert mining.post("/v1/mine", body, 202)["id"] == job.id, "the same again is the same job"
+    assert job.id in mining.post("/v1/mine", {**body, "seed": 4}, 409)["error"]
+    wait_for(lambda: mining.get(place)["state"] not in ("queued", "running"), seconds=60)
+    done = mining.get(place)
+    assert done["state"] == "done", done
+    assert (done["done"], done["total"], done["phase"]) == (3000, 3000, "mine")
+    made = mining.client.get(f"{place}/result")
+    assert made.headers["content-type"] == "application/x-ndjson"
+    assert f"{job.id}.jsonl" in made.headers["content-disposition"]
+    lines = [json.loads(line) for line in made.text.splitlines()]
+    small = mining.post("/v1/mine", {**body, "queries": queries[:40], "job": None})
+    assert [line["id"] for line in lines] == [query["id"] for query in queries] and lines[:40] == small["results"]
+    negatives = sum(len(line["negatives"]) for line in lines)
+    counted = {"queries": 3000, "lines": 3000, "negatives": negatives, "left_out": 0}
+    assert done["result"] == {"generation": 0, "format": "hone", **counted}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "named"),
+    [
+        ({"queries": [QUERY] * 2049}, 413, "2048"),
+        ({"queries": [QUERY] * 2049, "job": "csv"}, 422, "body.job"),
+        ({"job": "/tmp/out.jsonl"}, 422, "body.job"),
+        ({"job": "hone", "stream": True}, 422, "choose one of the two"),
+        ({"queries": [QUERY] * 2001, "num_negatives": 1000, "depth": 1000, "job": "hone"}, 413, "2000000"),
+        ({"queries": [{**QUERY, "positives": ["gone"]}], "job": "hone"}, 422, "'gone'"),
+        ({"sources": ["ann", "generation:CURRENT"]}, 422, "other generations are a run's"),
+        ({"quotas": {"ann": 3}}, 422, "quotas add up to 3 negatives, but 8 are drawn"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused_by_name(
+    server: Server, fields: dict[str, object], status: int, named: str
+) -> None:
+    assert named in server.post("/v1/mine", {"queries": [QUERY], **fields}, status)["error"]
+
+
+def test_only_a_mining_job_has_a_file(mining: Server) -> None:
+    job, _ = mining.app.state.service.jobs.create("rebuild")
+    assert "makes no file" in mining.get(f"/v1/jobs/{job.id}/result", 404)["error"]
+    assert mining.get("/v1/jobs/none/result", 404)["error_type"] == "not_found"

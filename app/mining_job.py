@@ -1,0 +1,95 @@
+"""Mining as a job: the request's queries in parts, each mined once, its lines kept before the next is begun.
+
+Does not know HTTP, nor who started the process.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.config_bodies import config_of
+from app.job_work import JobProgress
+from app.jobs import Job, Jobs
+from app.mine_schemas import Knobs
+from app.mining import Asked, fitted, mined, query_set
+from app.snapshot import Openers, Snapshot, load_snapshot
+from app.trainer_formats import FORMATS, Example, line
+from miner.mining import MiningConfig
+from retriever.errors import InputError
+from retriever.store import Store
+
+MINE = "mine"
+PART_QUERIES = 256
+HONE = "hone"
+LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+
+
+def asked_parts(queries: Sequence[Asked]) -> list[bytes]:
+    """Return ``queries`` as JSON lines, PART_QUERIES a part."""
+    lines = [orjson.dumps([query.id, query.text, list(query.positives)]) + b"\n" for query in queries]
+    return [b"".join(lines[start : start + PART_QUERIES]) for start in range(0, len(lines), PART_QUERIES)]
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 of all ``parts``."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: JobProgress) -> dict[str, Any]:
+    """Mine what ``job`` was asked for from its generation; parts that an earlier attempt has made are kept.
+
+    Returns the job's result: generation, format, how many queries, lines and negatives, and how many queries have no
+    line. Raises StoreError if the generation was removed, CorruptError if it is torn.
+    """
+    params = job.params
+    progress("open", 0, 1)
+    snapshot = load_snapshot(store, openers, _refuse, number=params["generation"])
+    asked, made = jobs.parts(job.id, "asked"), jobs.parts(job.id, "made")
+    total, done = params["queries"], sum(facts["queries"] for facts in made.values())
+    progress("mine", done, total)
+    for number in asked:
+        if number in made:
+            continue
+        queries = [Asked(*orjson.loads(one)) for one in jobs.part(job.id, "asked", number).splitlines()]
+        data, made[number] = _mined_part(snapshot, queries, params)
+        jobs.keep_part(job.id, number, data, made[number])
+        done += len(queries)
+        progress("mine", done, total)
+    sums = {name: sum(facts[name] for facts in made.values()) for name in ("queries", "lines", "negatives", "left_out")}
+    return {"generation": params["generation"], "format": params["format"], **sums}
+
+
+def _refuse(message: str) -> None:
+    raise InputError(message)
+
+
+def _mined_part(snapshot: Snapshot, queries: Sequence[Asked], params: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """Return the lines of ``queries`` and facts on them."""
+    config = fitted(config_of(MiningConfig, Knobs.model_validate(params["knobs"])), snapshot)
+    count = params["num_negatives"]
+    vectors = snapshot.encoder.encode_queries([query.text for query in queries])
+    found = mined(snapshot, queries, vectors, config, count, params["seed"])
+    if params["format"] == HONE:
+        lines = [[orjson.dumps(one, option=LINE)] for one in found]
+    else:
+        known, write = query_set(snapshot, queries), FORMATS[params["format"]]
+        lines = []
+        for row, one in enumerate(found):
+            negatives = [snapshot.corpus.row_of(negative["id"]) for negative in one["negatives"]]
+            example = Example(row, np.asarray(known.positives(row)).tolist(), [n for n in negatives if n is not None])
+            records = write(snapshot.corpus, known, example, count) if negatives else []
+            lines.append([line(record).encode() for record in records])
+    data = b"".join(one for of_query in lines for one in of_query)
+    return data, {
+        "queries": len(queries),
+        "lines": sum(map(len, lines)),
+        "negatives": sum(len(one["negatives"]) for one in found),
+        "left_out": sum(not of_query for of_query in lines),
+        "bytes": len(data),
+    }

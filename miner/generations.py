@@ -1,0 +1,137 @@
+"""Other generations as sources of candidates: one that a pointer names, or the n-th before the one that is mined.
+
+Does not know which model a generation is of: who opens its encoder is handed in.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from indexer.encode import QueryEncoder, remembering_queries
+from indexer.searcher import IndexSearcher, open_batch_searcher
+from miner.remembered import RememberedSource
+from miner.sources import ann_candidates, generation_of
+from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Series
+from retriever.durable import sha256_json
+from retriever.errors import InputError, StoreError
+from retriever.protocols import Encoder, IntArray
+from retriever.store import Store
+
+BASELINE = "BASELINE"
+"""Pointer to the generation of checkpoint 0: what the model could do before training."""
+MOVED_BY_HONE = (CURRENT, SERVED, BEST, BASELINE)
+
+OpenEncoder = Callable[[Artifact], Encoder]
+
+
+def check_pinned(store: Store, sources: Sequence[str]) -> None:
+    """Raise InputError if ``sources`` name a generation by a pointer that nobody has set; hone's own come with time."""
+    for name in sources:
+        pointer = generation_of(name)
+        if isinstance(pointer, str) and pointer not in MOVED_BY_HONE:
+            _pinned(store.generations, pointer, name)
+
+
+def other_generations(store: Store, generation: Artifact, sources: Sequence[str]) -> dict[str, Artifact]:
+    """Return by name the generations that ``sources`` ask for while ``generation`` is mined, intact and of its corpus.
+
+    One that there is not yet, of a run that has only begun, is left out. Raises InputError for a pointer that names
+    none or one of another corpus, StoreError for one that was removed, CorruptError for one that is torn.
+    """
+    found: dict[str, Artifact] = {}
+    for name in sources:
+        wanted = generation_of(name)
+        if isinstance(wanted, str):
+            found[name] = _pinned(store.generations, wanted, name)
+        elif isinstance(wanted, int):
+            before = earlier(store.generations, generation, wanted)
+            if len(before) == wanted:
+                found[name] = before[-1]
+    for name, other in found.items():
+        if other.parents["corpus"] != generation.parents["corpus"]:
+            raise InputError(
+                f"[negatives] sources: {name} is generation {other.number} of corpus {other.parents['corpus']}, "
+                f"mined is corpus {generation.parents['corpus']}; pin one of the same corpus"
+            )
+        if other.number != generation.number:
+            other.verify()
+    return found
+
+
+def _pinned(generations: Series, pointer: str, name: str) -> Artifact:
+    number = generations.pointed(pointer)
+    if number is None:
+        raise InputError(
+            f"[negatives] sources: {name}, but no generation has that name; run `hone pin generations N {pointer}`"
+        )
+    return generations.at(number)
+
+
+def earlier(generations: Series, newest: Artifact, count: int) -> list[Artifact]:
+    """Return at most ``count`` generations of steps before that of ``newest``, the latest step first.
+
+    Of a step that a resumed trainer published again it is the last one: a run meets what it met before. Generations
+    whose vectors only follow from others' (rescored ones) are passed over, as they cannot be searched. Raises
+    StoreError where one may be meant that was removed.
+    """
+    found: list[Artifact] = []
+    bar = newest.facts["step"]
+    for number in range(newest.number - 1, -1, -1):
+        if len(found) == count:
+            break
+        if not generations.path(number).exists():
+            raise StoreError(
+                f'[negatives] sources: "generation:-{count}" counts {count} back from generation {newest.number}, but '
+                f"generation {number} was removed; name a later one, or start afresh with --new"
+            )
+        before = generations.at(number)
+        if before.facts["step"] < bar and (before.facts.get("partial") or {}).get("method") != "rescore":
+            found.append(before)
+            bar = before.facts["step"]
+    return found
+
+
+def furthest_back(sources: Sequence[str]) -> int:
+    """Return how many generations before the mined one ``sources`` reach."""
+    return max((wanted for name in sources if isinstance(wanted := generation_of(name), int)), default=0)
+
+
+def generation_source(
+    generation: Artifact, open_encoder: OpenEncoder, queries: Sequence[str], depth: int, cache_folder: Path
+) -> RememberedSource:
+    """Return the source of the ``depth`` passages nearest to each of ``queries`` in ``generation``, by its own encoder.
+
+    All are found before it returns, so that one generation is open at a time. They are kept with the vectors of its
+    query fingerprint in ``cache_folder``, and go when those go. Raises StoreError if the encoder is not its own.
+    """
+
+    @cache
+    def opened() -> tuple[QueryEncoder, IndexSearcher]:
+        encoder = open_encoder(generation)
+        check_space(generation, encoder)
+        return remembering_queries(encoder, cache_folder, lambda _: None), open_batch_searcher(generation)
+
+    def search(texts: Sequence[str]) -> IntArray:
+        encode, searcher = opened()
+        return ann_candidates(searcher, encode(texts), depth)[0]
+
+    files = generation.manifest["files"]
+    key = {
+        "files": {name: files[name]["sha256"] for name in files if not name.startswith("lexical/")},
+        "queries": sha256_json(list(queries)),
+        "depth": depth,
+    }
+    folder = cache_folder / generation.facts["query_fingerprint"] / f"candidates-{sha256_json(key)}"
+    source = RememberedSource(queries, depth, folder, search)
+    source.fill()
+    opened.cache_clear()
+    return source
+
+
+def check_space(generation: Artifact, encoder: Encoder) -> None:
+    """Raise StoreError if the vectors of ``generation`` are not of the space of ``encoder``."""
+    if encoder.fingerprints.space != generation.facts["space"]:
+        raise StoreError(
+            f"{generation.path}: its vectors are of space {generation.facts['space']}, "
+            f"the encoder's of {encoder.fingerprints.space}; open the encoder from the generation's own model"
+        )
