@@ -50,6 +50,6 @@ def test_measured_now_is_what_was_recorded(tiny: Path, trained: Path) -> None:
     assert measured["mean"] == pytest.approx(recorded["mean"], abs=1e-6)
 
 
-def test_no_query_in_common_is_no_change() -> None:
+def test_no_shared_query_is_no_change() -> None:
     nothing = figures_diff([], [], np.empty(0, np.float32), np.empty(0, np.float32))
     assert (nothing["queries"], nothing["mean"], nothing["flip_rate"], nothing["results"]) == (0, 0.0, 0.0, [])
