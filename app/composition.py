@@ -30,7 +30,7 @@ from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
 from retriever.data import Corpus, QuerySet
 from retriever.device import pick_device
-from retriever.encoder import ModelConfig, create_encoder
+from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import ModelEncoder
@@ -180,7 +180,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
 
     examples = _examples(run, in_batch=config.loss.in_batch)
     retriever = RetrieverParts(
-        create_encoder(config.model),
+        _learner(config),
         examples,
         planner_opener(run),
         open_source,
@@ -249,6 +249,14 @@ def pair_memory(run: Run, examples: Examples) -> PairMemory:
     config = run.config
     assert config.audit is not None
     return PairMemory(examples.queries, len(run.corpus), config.audit, config.seed, examples.positive_of)
+
+
+def _learner(config: RunConfig) -> DualEncoder:
+    """Return the model that is trained: whole, or by the adapters of [model.lora]."""
+    model = create_encoder(config.model)
+    if config.model.lora is not None:
+        model.adapt(config.model.lora, config.seed)
+    return model
 
 
 def _guide(config: RunConfig) -> Encoder | None:
