@@ -71,7 +71,7 @@ def adapt(model: Any, config: LoraConfig, seed: int) -> None:
     full = trained_in_full(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(_peft_config(config, _targets(model, config, full), full, ""), model)
+        inject_adapter_in_model(_peft_config(config, _targets(model, config, full)), model)
     for name in full:
         model.get_submodule(name).requires_grad_(True)
 
@@ -104,7 +104,7 @@ def _targets(model: Any, config: LoraConfig, full: list[str]) -> list[str]:
     return found
 
 
-def _peft_config(config: LoraConfig, targets: list[str], full: list[str], name: str) -> Any:
+def _peft_config(config: LoraConfig, targets: list[str], **more: Any) -> Any:
     from peft import LoraConfig as PeftConfig
 
     return PeftConfig(
@@ -112,8 +112,7 @@ def _peft_config(config: LoraConfig, targets: list[str], full: list[str], name: 
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it, so it need not be whole
         lora_dropout=config.dropout,
         target_modules=targets,
-        modules_to_save=[one.rpartition(".")[2] for one in full] or None,
-        base_model_name_or_path=name,
+        **more,
     )
 
 
@@ -172,7 +171,9 @@ def save_adapter(model: Any, config: LoraConfig, name: str, folder: Path) -> Non
     """
     folder.mkdir(parents=True)
     targets = [layer for layer, _ in _layers(model)]
-    _peft_config(config, targets, trained_in_full(model), name).save_pretrained(str(folder))
+    whole = [one.rpartition(".")[2] for one in trained_in_full(model)] or None
+    written = _peft_config(config, targets, base_model_name_or_path=name, modules_to_save=whole)
+    written.save_pretrained(str(folder))
     save_file({key: one.contiguous() for key, one in _learned(model).items()}, folder / "adapter_model.safetensors")
 
 
