@@ -223,6 +223,8 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
         taught_by = RankerConfig(settings.teacher, activation="identity")
         teacher = TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device).score
     model = start_ranker(settings.model, config.seed, settings.dropout)
+    if settings.lora is not None:
+        model.adapt(settings.lora, config.seed)
     report("ranker", name=settings.name, head="fresh" if model.has_fresh_head else "its own")
     return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, teacher)
 

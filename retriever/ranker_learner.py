@@ -19,6 +19,7 @@ from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
 from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.lora import LoraConfig, load_adapter, save_adapter
 from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
 from retriever.optimiser import Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
@@ -27,7 +28,7 @@ from retriever.ranker_files import save_ranker
 from retriever.ranker_step import GroupLoss, RankerStep, Score
 from retriever.trained_ranker import TrainedRanker
 
-OPTIMIZER = "ranker_optimizer.safetensors"
+OPTIMIZER, ADAPTER = "ranker_optimizer.safetensors", "ranker_adapter"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RankerTrainConfig:
     learning_rate: float = 5e-5
     warmup_steps: int = 20
     accumulation: int = 1
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, and for a teacher that the loss does not read or lacks."""
@@ -188,22 +190,33 @@ class RankerLearner:
         """Write ranker/ and its optimiser."""
         model = self._parts.model
         save_ranker(model, folder / "ranker")
-        return Saved({"ranker": model.facts()}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
+        facts = model.facts()
+        if (adapted := model.adapted) is not None:
+            save_adapter(model.classifier, adapted.lora, adapted.name, folder / "training" / ADAPTER)
+            facts["lora"] = asdict(adapted)
+        return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
 
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
 
-        Raises CorruptError if something does not fit.
+        Of an adapted one the adapters and the head are loaded. Raises CorruptError if something does not fit,
+        InputError if the model beneath adapters is not that of before.
         """
         if negatives is not None:
             self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
         self._order.restore(checkpoint.path / "training", negatives)
         if not state:
             return "the ranker"
+        model, training = self._parts.model, checkpoint.path / "training"
+        if model.adapted is not None:
+            model.adapted.check(checkpoint.facts["ranker"].get("lora"), checkpoint.path)
         with resuming(checkpoint):
-            saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
-            self._parts.model.classifier.load_state_dict(saved.classifier.state_dict())
-            self._optimiser.restore(checkpoint.path / "training" / OPTIMIZER, state["groups"])
+            if model.adapted is None:
+                saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
+                model.classifier.load_state_dict(saved.classifier.state_dict())
+            else:
+                load_adapter(model.classifier, training / ADAPTER)
+            self._optimiser.restore(training / OPTIMIZER, state["groups"])
         return None
 
 

@@ -232,8 +232,11 @@ class Bench:
         config = self.ranker
         if config is None:
             return None
+        model = start_ranker(config.model, 3, config.dropout)
+        if config.lora is not None:
+            model.adapt(config.lora, seed=3)
         return RankerParts(
-            start_ranker(config.model, 3, config.dropout),
+            model,
             config,
             Examples(self.corpus, self.queries, in_batch=True, seed=3),
             lambda artifact: InOrder(len(self.queries), config.batch_size),
