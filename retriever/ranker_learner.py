@@ -4,7 +4,7 @@ Does not know the retriever, checkpoints' other parts, or when negatives are ado
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
