@@ -17,6 +17,7 @@ from retriever.errors import InputError
 from retriever.inference import ModelEncoder
 from retriever.lora import LoraConfig, adapt, is_adapted, load_adapter, merged_state, save_adapter
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
+from retriever.teacher import Anchor
 from retriever.tower import weights_sha256
 from tests.retriever.engines.architectures import FAST, random_transformer
 from tests.tiny_model import write_tiny_model
@@ -206,3 +207,12 @@ def scores(ranker: PairClassifier) -> Tensor:
     with torch.no_grad():
         found: Tensor = ranker(ranker.pad(pairs))
     return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_anchor_follows_the_merged_weights(tiny: Path, tied: bool) -> None:
+    anchor = Anchor(create_encoder(ModelConfig(str(tiny), tied=tied)), 0.0, torch.device("cpu"))
+    student = moved(adapted(tiny, tied=tied))
+    anchor.follow(student)
+    np.testing.assert_allclose(anchor.encode_queries(TEXTS), vectors(student).detach()[:3], atol=1e-5)
+    np.testing.assert_allclose(anchor.encode_passages(TEXTS), vectors(student).detach()[3:], atol=1e-5)
