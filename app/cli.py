@@ -22,7 +22,21 @@ CTRL_C = 130
 
 def build_app() -> typer.Typer:
     """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import ask, audit, build, compare, data, demo, export, keys, promotion, relabel, rerank, run
+    from app.commands import (
+        ask,
+        audit,
+        build,
+        compare,
+        data,
+        demo,
+        export,
+        keys,
+        merge,
+        promotion,
+        relabel,
+        rerank,
+        run,
+    )
 
     app = typer.Typer(
         name="hone",
@@ -49,6 +63,7 @@ def build_app() -> typer.Typer:
         promotion.promote,
         promotion.rollback,
         promotion.diff,
+        merge.merge,
         ask.search,
         ask.evaluate,
         rerank.rerank,

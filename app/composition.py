@@ -31,7 +31,7 @@ from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
 from retriever.data import Corpus, QuerySet
 from retriever.device import pick_device
-from retriever.encoder import ModelConfig, create_encoder
+from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import ModelEncoder
@@ -183,7 +183,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
 
     examples = _examples(run, in_batch=config.loss.in_batch)
     retriever = RetrieverParts(
-        create_encoder(config.model),
+        _learner(config),
         examples,
         planner_opener(run),
         open_source,
@@ -227,6 +227,8 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
         taught_by = RankerConfig(settings.teacher, activation="identity")
         teacher = TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device).score
     model = start_ranker(settings.model, config.seed, settings.dropout)
+    if settings.lora is not None:
+        model.adapt(settings.lora, config.seed)
     report("ranker", name=settings.name, head="fresh" if model.has_fresh_head else "its own")
     return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, teacher)
 
@@ -253,6 +255,14 @@ def pair_memory(run: Run, examples: Examples) -> PairMemory:
     config = run.config
     assert config.audit is not None
     return PairMemory(examples.queries, len(run.corpus), config.audit, config.seed, examples.positive_of)
+
+
+def _learner(config: RunConfig) -> DualEncoder:
+    """Return the model that is trained: whole, or by the adapters of [model.lora]."""
+    model = create_encoder(config.model)
+    if config.model.lora is not None:
+        model.adapt(config.model.lora, config.seed)
+    return model
 
 
 def _guide(config: RunConfig) -> Encoder | None:

@@ -35,7 +35,7 @@ def export_model(artifact: Artifact, out: Path) -> str | None:
     if out.exists():
         raise InputError(f"{out}: exists already; choose another folder")
     artifact.verify()
-    with _appearing(out) as temporary:
+    with appearing(out) as temporary:
         shutil.copytree(model_folder(artifact), temporary)
     config = saved_settings(out)
     if not config.tied or config.query_max_length == config.passage_max_length:
@@ -59,7 +59,7 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     if out.exists():
         raise InputError(f"{out}: exists already; choose another name")
     written = 0
-    with _appearing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with appearing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in _examples(run, artifact, count):
             records = FORMATS[file_format](run.corpus, run.train, example, count)
             file.writelines(map(line, records))
@@ -68,7 +68,7 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path) -> Iterator[Path]:
     """Give a place beside ``out`` to write to; it becomes ``out`` if the block succeeds and is removed if not."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".tmp-{uuid.uuid4().hex}")

@@ -19,6 +19,7 @@ from retriever.data import Corpus, QuerySet
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import BusyError, InputError
 from retriever.ingest import ingest_corpus, load_query_set
+from retriever.merging import merged_facts
 from retriever.store import Store
 
 POLL_SECONDS = 1.0
@@ -52,7 +53,7 @@ def index_data(
         with store.checkpoints.writer():
             _refuse_trained(store)
             corpus = Corpus(ingest_corpus(store, data, load))
-            checkpoint = publish_model(store, encoder, {"corpus": corpus.number})
+            checkpoint = publish_model(store, encoder, {"corpus": corpus.number}, merged_facts(model))
         open_encoder = encoder_opener(config, corpus, report)
         inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker)
 

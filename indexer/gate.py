@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from indexer.flips import flipped
 from retriever.protocols import FloatArray
 
 METRIC = "nDCG@10"
@@ -166,7 +167,7 @@ def _slices(pairs: Pairs) -> Iterator[Check]:
 
 def _flips(now: FloatArray, before: FloatArray) -> Check:
     """Count the queries with a relevant passage among the first ten before and none now (Yan et al. 2021)."""
-    flips, queries = int(((before > 0) & (now <= 0)).sum()), len(now)
+    flips, queries = int(flipped(now, before).sum()), len(now)
     passed = flips <= MOST_FLIPS * queries or probability_of_count(flips, queries, MOST_FLIPS) >= CHANCE
     reason = f"{flips} of {queries} dev queries lost their answer among the first 10, {MOST_FLIPS:.0%} allowed"
     return Check("flips", passed, reason)

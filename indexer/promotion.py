@@ -14,7 +14,7 @@ from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Draft
 from retriever.durable import append_line, read_lines
 from retriever.errors import InputError, StoreError
 from retriever.joining import SEPARATOR
-from retriever.protocols import FloatArray
+from retriever.protocols import FloatArray, IntArray
 from retriever.store import Store
 
 JUDGED = "JUDGED"
@@ -131,16 +131,16 @@ def ledger(store: Store) -> list[dict[str, Any]]:
     return read_lines(store.root / LEDGER)
 
 
-def differences(new: Artifact, old: Artifact) -> tuple[DevRecord, FloatArray]:
-    """Return the dev record of ``new`` and float32 [Q]: the figure of each of its queries minus that in ``old``.
+def shared_figures(new: Artifact, old: Artifact) -> tuple[DevRecord, IntArray, Pairs]:
+    """Return the dev record of ``new``, the places int32 [n] there of the queries that ``old`` has, and both figures.
 
-    nan where ``old`` has no query of the same id, text and judgements. Raises InputError if one has no record.
+    Only queries of the same id, text and judgements count. Raises InputError if one has no record.
     """
     records = read_record(new), read_record(old)
     if records[0] is None or records[1] is None:
         bare = new if records[0] is None else old
         raise InputError(f"generation {bare.number} keeps no dev queries; only generations measured on dev compare")
-    return records[0], _differences(records[0], records[1])
+    return records[0], shared_queries(records[0], records[1])[0], compare(records[0], records[1])
 
 
 def _differences(new: DevRecord, old: DevRecord) -> FloatArray:

@@ -58,8 +58,13 @@ def publish_checkpoint(
     return store.checkpoints.at(draft.number)
 
 
-def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> Artifact:
-    """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one."""
+def publish_model(
+    store: Store, model: DualEncoder, parents: dict[str, int], facts: Mapping[str, Any] | None = None
+) -> Artifact:
+    """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one.
+
+    ``facts`` say more of where it comes from.
+    """
     weights = model.weights_sha256()
     newest = store.checkpoints.get()
     if (
@@ -71,6 +76,7 @@ def publish_model(store: Store, model: DualEncoder, parents: dict[str, int]) -> 
     with store.checkpoints.stage(parents) as draft:
         model.save(draft.path / "model")
         draft.facts.update(step=0, weights_sha256=weights, model=asdict(model.config), refresh=False, final=False)
+        draft.facts.update(facts or {})
     return store.checkpoints.at(draft.number)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from retriever.durable import sha256_json
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, why_not_fast
 from retriever.errors import CorruptError, InputError
+from retriever.lora import Adapted, LoraConfig, adapt, load_adapter, save_adapter
 from retriever.protocols import Fingerprints, Side
 from retriever.token_batches import token_batches
 from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
@@ -26,7 +27,10 @@ SETTINGS = "hone.json"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """[model]: which encoder, and how texts enter and leave it; None takes what the model's own files say."""
+    """[model]: which encoder, and how texts enter and leave it; None takes what the model's own files say.
+
+    ``lora`` is how a run trains it; a model that is loaded has none.
+    """
 
     name: str = PACKAGED_MODEL
     tied: bool = True
@@ -37,23 +41,57 @@ class ModelConfig:
     query_max_length: int | None = None
     passage_max_length: int | None = None
     dropout: float | None = None
+    lora: LoraConfig | None = None
 
 
 class DualEncoder(nn.Module):
     """Two towers; ``query`` is ``passage`` if they are tied."""
 
     def __init__(self, query: Tower, passage: Tower, config: ModelConfig) -> None:
-        """``config`` must be resolved: no None but ``dropout``."""
+        """``config`` must be resolved: no None but ``dropout`` and ``lora``."""
         super().__init__()
         self.query = query
         self.passage = passage
         self.config = config
+        self.adapted: Adapted | None = None
         self._fast: dict[Side, FastTraining] = {}
 
     @property
     def dimensions(self) -> int:
         """Length of a vector."""
         return self.passage.dimensions
+
+    def towers(self) -> dict[Side, Tower]:
+        """Return the towers by side, "passage" alone if they are tied."""
+        return (
+            {"passage": self.passage} if self.query is self.passage else {"query": self.query, "passage": self.passage}
+        )
+
+    def adapt(self, lora: LoraConfig, seed: int) -> None:
+        """Train adapters instead of the weights from now on; ``save`` writes the weights with them merged.
+
+        Raises InputError like ``retriever.lora.adapt``.
+        """
+        self.adapted = Adapted(lora, self.config.name, self.weights_sha256())
+        for number, tower in enumerate(self.towers().values()):
+            adapt(tower.transformer, lora, seed + number)
+
+    def adapter_folders(self, folder: Path) -> dict[Side, Path]:
+        """Return where in ``folder`` each tower's adapter lies, as ``save`` has it for models."""
+        return {side: folder if self.query is self.passage else folder / side for side in self.towers()}
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write the unmerged adapters of an adapted model to the new ``folder``, in peft's layout."""
+        assert self.adapted is not None
+        for side, place in self.adapter_folders(folder).items():
+            tower: Tower = getattr(self, side)
+            save_adapter(tower.transformer, self.adapted.lora, self.adapted.name, place)
+
+    def load_adapters(self, folder: Path) -> None:
+        """Take the values that ``save_adapters`` wrote. Raises ValueError, OSError or SafetensorError."""
+        for side, place in self.adapter_folders(folder).items():
+            tower: Tower = getattr(self, side)
+            load_adapter(tower.transformer, place)
 
     def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return token ids (prompt before each text, cut to the side's maximum length) and how many were cut."""
@@ -79,9 +117,7 @@ class DualEncoder(nn.Module):
         ``checkpointing``: as ``checkpoint_gradients``.
         """
         reasons = []
-        sides: list[Side] = ["passage"] if self.query is self.passage else ["query", "passage"]
-        for side in sides:
-            tower: Tower = getattr(self, side)
+        for side, tower in self.towers().items():
             reason = why_not_fast(tower.transformer)
             if reason is None:
                 self._fast[side] = FastTraining(tower.transformer, dtype, tower.pad_id, checkpointing=checkpointing)
@@ -196,10 +232,11 @@ def model_path(name: str) -> str:
 def create_encoder(config: ModelConfig) -> DualEncoder:
     """Load the encoder that ``config`` names, from the packaged weights, a folder or the hub.
 
-    What ``config`` gives goes before what the model's own files say; towers that were saved untied stay so. Raises
+    What ``config`` gives goes before what the model's own files say; towers that were saved untied stay so. ``lora`` is
+    for ``DualEncoder.adapt``, which whoever trains calls. Raises
     InputError for a maximum length beyond the model's positions.
     """
-    path = model_path(config.name)
+    path, config = model_path(config.name), replace(config, lora=None)
     if (Path(path) / SETTINGS).is_file():
         saved = saved_settings(Path(path))
         given = {key: value for key, value in asdict(config).items() if value is not None}

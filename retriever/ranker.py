@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from retriever.durable import sha256_json
 from retriever.encoder import model_path
 from retriever.errors import InputError
+from retriever.lora import Adapted, LoraConfig, adapt
 from retriever.ranker_files import (
     longest_input,
     refuse_other_modules,
@@ -59,6 +60,15 @@ class PairClassifier(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.has_fresh_head = False
+        self.adapted: Adapted | None = None
+
+    def adapt(self, lora: LoraConfig, seed: int) -> None:
+        """Train adapters and the head from now on; ``save_ranker`` writes the weights with them merged.
+
+        Raises InputError like ``retriever.lora.adapt``.
+        """
+        self.adapted = Adapted(lora, self.config.name, weights_sha256(self.classifier))
+        adapt(self.classifier, lora, seed)
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Pair], int]:
         """Return the tokens of each pair and how many pairs were cut, the longer text of each first."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from retriever.errors import InputError
+from retriever.lora import merged_state
 from retriever.tower import MODULE_TYPES, saved_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def save_ranker(model: "PairClassifier", folder: Path) -> None:
     config = model.config
     assert config.activation is not None
     folder.mkdir(parents=True, exist_ok=True)
-    model.classifier.save_pretrained(folder)
+    model.classifier.save_pretrained(folder, state_dict=merged_state(model.classifier))
     model.tokenizer.save_pretrained(folder)
     activation, prompt = CLASSES[config.activation], config.prompt
     written: dict[str, Any] = {

@@ -5,7 +5,7 @@ Does not know the retriever, checkpoints' other parts, or when negatives are ado
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
 from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.lora import LoraConfig, load_adapter, save_adapter
 from retriever.losses.coupled import coupled
 from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
 from retriever.optimiser import Optimiser, Schedule
@@ -30,7 +31,7 @@ from retriever.ranker_step import GroupLoss, RankerStep, Score
 from retriever.selection_head import add_selection
 from retriever.trained_ranker import TrainedRanker
 
-OPTIMIZER = "ranker_optimizer.safetensors"
+OPTIMIZER, ADAPTER = "ranker_optimizer.safetensors", "ranker_adapter"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RankerTrainConfig:
     learning_rate: float = 5e-5
     warmup_steps: int = 20
     accumulation: int = 1
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, and for a teacher that the loss does not read or lacks."""
@@ -71,6 +73,9 @@ class RankerTrainConfig:
             or self.teacher is not None,
             f'teacher: loss = {{ name = "{self.loss.name}" }} does not read its scores; take it out': taught
             or self.teacher is None,
+            'loss = { name = "cet" } grows a second head, which lora would not train: take one of the two out': (
+                self.lora is None or self.loss.name != "cet"
+            ),
         }
         for rule, holds in rules.items():
             if not holds:
@@ -196,6 +201,9 @@ class RankerLearner:
         with self._relevance_alone():
             save_ranker(model, folder / "ranker")
             facts = model.facts()
+        if (adapted := model.adapted) is not None:
+            save_adapter(model.classifier, adapted.lora, adapted.name, folder / "training" / ADAPTER)
+            facts["lora"] = asdict(adapted)
         return Saved({"ranker": facts}, {"groups": self._optimiser.save(folder / "training" / OPTIMIZER)})
 
     def _relevance_alone(self) -> AbstractContextManager[None]:
@@ -204,20 +212,27 @@ class RankerLearner:
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
 
-        Raises CorruptError if something does not fit.
+        Of an adapted one the adapters and the head are loaded. Raises CorruptError if something does not fit,
+        InputError if the model beneath adapters is not that of before.
         """
         if negatives is not None:
             self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
         self._order.restore(checkpoint.path / "training", negatives)
         if not state:
             return "the ranker"
+        model, training = self._parts.model, checkpoint.path / "training"
+        if model.adapted is not None:
+            model.adapted.check(checkpoint.facts["ranker"].get("lora"), checkpoint.path)
         with resuming(checkpoint):
-            saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
-            with self._relevance_alone():
-                self._parts.model.classifier.load_state_dict(saved.classifier.state_dict())
+            if model.adapted is None:
+                saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))
+                with self._relevance_alone():
+                    model.classifier.load_state_dict(saved.classifier.state_dict())
+            else:
+                load_adapter(model.classifier, training / ADAPTER)
             if self._selection is not None:
-                self._selection.restore(checkpoint.path / "training")
-            self._optimiser.restore(checkpoint.path / "training" / OPTIMIZER, state["groups"])
+                self._selection.restore(training)
+            self._optimiser.restore(training / OPTIMIZER, state["groups"])
         return None
 
 

@@ -25,7 +25,7 @@ from retriever.teacher import Score, Teacher
 
 EncodeQueries = Callable[[IntArray], FloatArray]
 """Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER, ADAPTER = "optimizer.safetensors", "adapter"
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,25 @@ class RetrieverLearner:
             "groups": self._optimiser.save(training / OPTIMIZER),
             "temperature": self.batch_step.objective.state(),
         }
-        return Saved({"weights_sha256": model.weights_sha256(), "model": asdict(model.config)}, state)
+        facts: dict[str, Any] = {"weights_sha256": model.weights_sha256(), "model": asdict(model.config)}
+        if model.adapted is not None:
+            model.save_adapters(training / ADAPTER)
+            facts["lora"] = asdict(model.adapted)
+        return Saved(facts, state)
 
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
-        """Take up what ``save`` wrote. Raises CorruptError if it does not fit."""
-        training = checkpoint.path / "training"
+        """Take up what ``save`` wrote, of an adapted model the adapters alone.
+
+        Raises CorruptError if it does not fit, InputError if the model beneath adapters is not that of before.
+        """
+        training, model = checkpoint.path / "training", self._parts.model
+        if model.adapted is not None:
+            model.adapted.check(checkpoint.facts.get("lora"), checkpoint.path)
         with resuming(checkpoint):
-            self._parts.model.load_state_dict(load_encoder(model_folder(checkpoint)).state_dict())
+            if model.adapted is None:
+                model.load_state_dict(load_encoder(model_folder(checkpoint)).state_dict())
+            else:
+                model.load_adapters(training / ADAPTER)
             self._optimiser.restore(training / OPTIMIZER, state["groups"])
             self.batch_step.objective.restore(state["temperature"])
         if negatives is not None:

@@ -19,6 +19,7 @@ from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch
 from retriever.inference import TOKEN_BUDGETS
+from retriever.lora import merged_state
 from retriever.losses.teaching import AdversarialOver, TeachingName
 from retriever.protocols import BoolArray, FloatArray, Side
 from retriever.ranks import Ranks
@@ -230,9 +231,11 @@ class Anchor:
 
     @torch.no_grad()
     def follow(self, student: DualEncoder) -> None:
-        """Move towards the weights of ``student``, a model of the same kind."""
-        for mine, theirs in zip(self._model.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine), 1 - self._momentum)
+        """Move towards the weights of ``student``, a model of the same kind, its adapters merged."""
+        for side, tower in self._model.towers().items():
+            theirs = merged_state(student.towers()[side].transformer)
+            for name, mine in tower.transformer.named_parameters():
+                mine.lerp_(theirs[name].to(mine), 1 - self._momentum)
 
     def save(self, folder: Path) -> None:
         """Write the weights."""

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from retriever.durable import sha256_json
 from retriever.errors import InputError
+from retriever.lora import merged_state
 from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
 from retriever.token_batches import pad
 
@@ -101,9 +102,9 @@ class Tower(nn.Module):
 
 
 def weights_sha256(transformer: nn.Module) -> str:
-    """Digest of all weights: names, shapes and float32 values."""
+    """Digest of all weights, adapters merged: names, shapes and float32 values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(transformer.state_dict().items()):
+    for name, tensor in sorted(merged_state(transformer).items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
@@ -223,8 +224,8 @@ def saved_prompts(name: str) -> dict[str, str]:
 
 
 def save_tower(tower: Tower, folder: Path, max_length: int, prompts: dict[str, str]) -> None:
-    """Write ``tower`` as a folder that sentence-transformers loads with the same vectors."""
-    tower.transformer.save_pretrained(folder)
+    """Write ``tower``, adapters merged, as a folder that sentence-transformers loads with the same vectors."""
+    tower.transformer.save_pretrained(folder, state_dict=merged_state(tower.transformer))
     tower.tokenizer.save_pretrained(folder)
     modules = list(MODULES.items())
     if not tower.normalize_output:

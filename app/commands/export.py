@@ -11,6 +11,7 @@ import typer
 from app.composition import open_run
 from app.exporting import export_model, export_negatives
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
+from app.whitened_export import export_whitened
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
@@ -25,16 +26,29 @@ def model(
     out: OutArgument,
     store: StoreOption = None,
     generation: Annotated[str | None, typer.Option("--generation", help="Number or name. Default: BEST.")] = None,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Put a whitening behind it, fitted on the generation's vectors.")
+    ] = False,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", min=1, help="With --whiten: keep this many dimensions. Default: all.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Copy the best model to a folder that sentence-transformers loads."""
+    if dimensions is not None and not whiten:
+        raise InputError("--dimensions goes with --whiten")
     opened = Store(store_path(store))
     found = _generation(opened, generation)
-    note = export_model(found, out)
+    note, told = export_whitened(opened, found, out, dimensions) if whiten else (export_model(found, out), {})
     if json_output:
-        print_json({"out": str(out), "generation": found.number, "step": found.facts["step"], "note": note})
+        print_json({"out": str(out), "generation": found.number, "step": found.facts["step"], "note": note, **told})
         return
     print(f"{out}: the model of generation {found.number} (step {found.facts['step']})")
+    if told:
+        print(f"Whitened: {told['dimensions']} dimensions")
+    if "before" in told:
+        change = f"{told['before']:.4f} before, {told['after']:.4f} after, {told['flips']} flipped"
+        print(f"{told['measure']} of {told['queries']} dev queries: {change}")
     if note is not None:
         print(f"Note: {note}")
     print(f'Next: SentenceTransformer("{out}")')

@@ -3,14 +3,19 @@
 Does not know the gate's rule, nor who serves.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.generation_diff import generation_diff
+from app.found_model import FoundModel, find_model
+from app.generation_diff import generation_diff, measured_diff
+from app.live import progress_view
 from app.options import JsonOption, StoreOption, print_json, store_path
+from indexer.gate import METRIC
 from indexer.promotion import promote as promote_generation
 from indexer.promotion import rollback as roll_back
+from retriever.errors import InputError
 from retriever.store import Store
 
 SHOWN_QUERIES = 10
@@ -34,21 +39,55 @@ def rollback(store: StoreOption = None, json_output: JsonOption = False) -> None
 
 
 def diff(
-    new: Annotated[int, typer.Argument(help="A generation.", show_default=False)],
-    old: Annotated[int, typer.Argument(help="The generation to compare it with.", show_default=False)],
+    new: Annotated[
+        str,
+        typer.Argument(
+            help="A generation, by number or name; with --data also checkpoints/N, a folder, hub id or minilm.",
+            show_default=False,
+        ),
+    ],
+    old: Annotated[str, typer.Argument(help="What to compare it with.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Measure both now, on a split of this data set in BEIR layout.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Which qrels of DATA to read. Default: dev.")] = None,
+    measure: Annotated[
+        str, typer.Option("--measure", help="With --data, say RR@1: a query is right if its first hit is relevant.")
+    ] = METRIC,
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show which dev queries generation NEW answers better or worse than OLD, worst first."""
-    opened = Store(store_path(store))
-    compared = generation_diff(opened, new, old)
+    """Show which queries NEW answers better or worse than OLD, worst first, and which flipped from right to wrong."""
+    root = store_path(store)
+    models = find_model(root, new), find_model(root, old)
+    if data is not None:
+        with progress_view() as report:
+            compared = measured_diff(*models, data, split or "dev", measure, report)
+    else:
+        compared = _recorded(Store(root), *models, asked=split is not None or measure != METRIC)
     if json_output:
         print_json(compared)
         return
     moved = f"{compared['gained']} gained, {compared['lost']} lost"
-    print(f"nDCG@10 of {compared['queries']} dev queries: {compared['mean']:+.4f}, {moved}")
+    print(
+        f"{compared['measure']} of {compared['queries']} {compared['split']} queries: {compared['mean']:+.4f}, {moved}"
+    )
+    print(
+        f"{compared['flips']} flipped ({compared['flip_rate']:.1%}): {compared['measure']} was above 0 and is not now"
+    )
     for line in compared["results"][:SHOWN_QUERIES]:
-        print(f"{line['difference']:+.4f} {line['id']}  {line['text']}")
+        print(f"{line['difference']:+.4f} {line['id']}  {'flipped  ' if line['flipped'] else ''}{line['text']}")
+
+
+def _recorded(store: Store, new: FoundModel, old: FoundModel, *, asked: bool) -> dict[str, Any]:
+    """Compare what two generations recorded; ``asked`` is whether more than that was wanted."""
+    for model in (new, old):
+        if model.artifact is None or model.artifact.kind != "generations":
+            raise InputError(f"{model.name}: only generations record figures; --data DATA measures any two models")
+    if asked:
+        raise InputError(f"generations record {METRIC} of their dev queries alone; --data DATA measures anything else")
+    assert new.artifact is not None and old.artifact is not None
+    return generation_diff(store, new.artifact.number, old.artifact.number)
 
 
 def _show(line: dict[str, Any], as_json: bool) -> None:

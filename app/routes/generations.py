@@ -65,6 +65,7 @@ class QueryChange(BaseModel):
     id: str
     text: str
     difference: float
+    flipped: bool = Field(description="It had a relevant passage among its first ten hits in `old`, and has none now.")
 
 
 class DiffReply(BaseModel):
@@ -72,10 +73,14 @@ class DiffReply(BaseModel):
 
     new: int
     old: int
+    split: str
+    measure: str
     queries: int = Field(description="Dev queries that both were measured on.")
     mean: float
     gained: int
     lost: int
+    flips: int
+    flip_rate: float
     results: list[QueryChange]
 
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from retriever.engines.fast_forward import FAMILIES, MASKED
 from retriever.engines.training_ops import Bucket, Dice, activate_and_multiply, attend, drop, scale
+from retriever.lora import drops, merged_weight, plain
 from retriever.streams import most_streams, streams
 from retriever.token_batches import bucketed, pad, token_batches
 
@@ -91,13 +92,17 @@ def why_not_fast(transformer: Any) -> str | None:
     if getattr(config, "is_decoder", False):
         return f"this {config.model_type} is a decoder"
     for name, module in transformer.named_modules():
+        if drops(module):
+            return f"{name} has an adapter with dropout"
+        if plain(module) is not module:
+            continue  # an adapter without is one product, by the sum of both weights
         if not type(module).__module__.startswith(OWN_CODE):
             return f"{name} is a {type(module).__name__}"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return f"{name or 'the model'} has hooks"
     parts = [transformer.get_submodule(f"{names.layers}.{i}") for i in range(config.num_hidden_layers)]
     products = (*names.qkv, names.attended, names.up, names.down)
-    odd = [name for part in parts for name in products if type(part.get_submodule(name)) is not nn.Linear]
+    odd = [name for part in parts for name in products if type(plain(part.get_submodule(name))) is not nn.Linear]
     return f"{odd[0]} is more than a product" if odd else None
 
 
@@ -164,8 +169,10 @@ class FastTraining:
 
         def add(name: str, modules: Sequence[Any]) -> None:
             for kind in ("weight", "bias"):
-                if getattr(modules[0], kind, None) is not None:
-                    tensors: list[Tensor] = [getattr(module, kind) for module in modules]
+                if getattr(plain(modules[0]), kind, None) is not None:
+                    tensors: list[Tensor] = [
+                        merged_weight(module) if kind == "weight" else plain(module).bias for module in modules
+                    ]
                     weights[f"{name}.{kind}"] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
         for number, part in enumerate(self._parts):

@@ -133,6 +133,8 @@ def test_no_training_pair(hone: Hone, trained: Path, run: Path, data: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "wrong"),
     [
+        ("dropout = 0.0", "lora = { ranks = 8 }", "unknown key model.lora.ranks; did you mean model.lora.rank?"),
+        ("dropout = 0.0", "lora = { rank = 0 }", "lora: rank must be at least 1, alpha above 0, dropout in [0, 1)"),
         ("max_steps = 6", "max_step = 6", "unknown key train.max_step; did you mean train.max_steps?"),
         ("max_steps = 6", 'max_steps = "6"', "train.max_steps: Input should be a valid integer"),
         ("depth = 10", "depth = 61", "negatives.depth = 61, but the corpus has 60 passages"),

@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from app.composition import Run, make_trainer, open_run, planner_opener, with_positives
 from app.rankers import own_ranker
 from app.refreshing import InlineRefresher
+from app.training import run_training
 from miner.stored_pool import StoredPool
 from retriever.data import QuerySet
+from retriever.encoder import ModelConfig, create_encoder, load_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.joining import join_datasets
@@ -313,3 +316,21 @@ def test_a_ranker_s_batch_of_more_than_all_queries_is_refused(tiny: Path, tmp_pa
     with pytest.raises(InputError, match=r"\[ranker\] batch_size = 21: write 1 to 20"):
         ranked(tiny, tmp_path, ("batch_size = 5", "batch_size = 21"))
     assert not (tmp_path / "store" / "corpora" / "CURRENT").exists()
+
+
+def test_a_run_with_adapters_serves_their_merge(tiny: Path, tmp_path: Path) -> None:
+    """Generations and fingerprints know of no adapters; the checkpoint keeps them for the next process."""
+    change = ("dropout = 0.0", "dropout = 0.0\nlora = { rank = 4, alpha = 8 }")
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change)
+    run_training(opened(config, tmp_path / "store"), config, "inline")
+    store = Store(tmp_path / "store")
+    checkpoint, generation = store.checkpoints.get(), store.generations.get()
+    assert checkpoint is not None and generation is not None
+    assert (checkpoint.path / "training/adapter/adapter_model.safetensors").is_file()
+    assert generation.facts["weights_sha256"] == checkpoint.facts["weights_sha256"]
+    served, start = load_encoder(generation.path / "model"), create_encoder(ModelConfig(str(tiny / "model")))
+    assert served.weights_sha256() == checkpoint.facts["weights_sha256"] != start.weights_sha256()
+    assert checkpoint.facts["lora"]["weights_sha256"] == start.weights_sha256()
+    words = "embeddings.word_embeddings.weight"
+    now, before = (one.passage.transformer.state_dict()[words] for one in (served, start))
+    assert torch.equal(now, before), "no adapter is there"

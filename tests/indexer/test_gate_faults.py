@@ -12,7 +12,7 @@ from indexer import builder
 from indexer.builder import build_generation
 from indexer.factory import make_index
 from indexer.faiss_index import build_index
-from indexer.promotion import differences
+from indexer.promotion import shared_figures
 from indexer.shards import Vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
@@ -132,8 +132,9 @@ def test_a_fault_that_only_answers_show_is_refused(
     generation = build(store, corpus, data, encoder)
     assert "dev" in refused_by(generation), generation.facts["gate"]
     assert store.generations.pointed(SERVED) == 0
-    _, changes = differences(generation, store.generations.at(0))
-    np.testing.assert_array_equal(np.load(generation.path / "dev" / "differences.npy"), changes)
+    _, places, pairs = shared_figures(generation, store.generations.at(0))
+    changes = pairs.now - pairs.before
+    np.testing.assert_array_equal(np.load(generation.path / "dev" / "differences.npy")[places], changes)
     assert changes.mean() == pytest.approx(
         generation.facts["dev"]["nDCG@10"] - store.generations.at(0).facts["dev"]["nDCG@10"], abs=1e-6
     )

@@ -18,6 +18,7 @@ from retriever.data import Corpus
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import load_query_set
+from retriever.lora import LoraConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
 from retriever.pair_memory import PairMemory
@@ -177,6 +178,8 @@ class Bench:
     ranker: RankerTrainConfig | None = None
     phases: PhasesConfig = RETRIEVER_ALONE
     teacher: Callable[["Bench"], Teacher] = lambda bench: Teacher()
+    tied: bool = True
+    lora: LoraConfig | None = None
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
@@ -197,7 +200,10 @@ class Bench:
 
     def model(self) -> DualEncoder:
         """Return the model that a process starts with."""
-        return create_encoder(ModelConfig(str(self.folder / "tiny"), dropout=self.dropout))
+        model = create_encoder(ModelConfig(str(self.folder / "tiny"), tied=self.tied, dropout=self.dropout))
+        if self.lora is not None:
+            model.adapt(self.lora, seed=3)
+        return model
 
     def examples(self) -> Examples:
         """Return the training examples."""
@@ -226,8 +232,11 @@ class Bench:
         config = self.ranker
         if config is None:
             return None
+        model = start_ranker(config.model, 3, config.dropout)
+        if config.lora is not None:
+            model.adapt(config.lora, seed=3)
         return RankerParts(
-            start_ranker(config.model, 3, config.dropout),
+            model,
             config,
             Examples(self.corpus, self.queries, in_batch=True, seed=3),
             lambda artifact: InOrder(len(self.queries), config.batch_size),

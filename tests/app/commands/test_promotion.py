@@ -22,6 +22,21 @@ def test_a_generation_is_promoted_compared_and_rolled_back(trained: Path, hone: 
     changes = [line["difference"] for line in compared["results"]]
     assert changes == sorted(changes) and sum(changes) / 10 == pytest.approx(compared["mean"], abs=1e-5)
     assert f"{compared['gained']} gained, {compared['lost']} lost" in hone("diff", "2", "0", "--store", trained).out
+    assert compared["flips"] == sum(line["flipped"] for line in compared["results"])
+
+
+def test_any_two_models_are_compared_where_data_are_given(trained: Path, tiny: Path, hone: Hone) -> None:
+    options = ["--data", tiny / "data", "--split", "train", "--measure", "RR@1", "--store", trained]
+    compared = hone("diff", "BEST", tiny / "model", *options, "--json").json
+    assert (compared["split"], compared["measure"], compared["queries"]) == ("train", "RR@1", 20)
+    shown = hone("diff", "BEST", tiny / "model", *options).out
+    assert f"{compared['flips']} flipped ({compared['flip_rate']:.1%}): RR@1 was above 0 and is not now" in shown
+
+
+def test_without_data_only_recorded_figures_compare(trained: Path, tiny: Path, hone: Hone) -> None:
+    said = hone("diff", "2", "checkpoints/0", "--store", trained).complaint
+    assert said == "checkpoints/0: only generations record figures; --data DATA measures any two models"
+    assert "record nDCG@10 of their dev queries alone" in hone("diff", "2", "0", "--split", "train").complaint
 
 
 def test_a_first_rollback_has_nowhere_to_go(indexed: Path, hone: Hone) -> None:
