@@ -15,7 +15,7 @@ from tests.app.served import OPENERS, Server, listening, new_store, publish_gene
 ROUTES = {
     ("post", "/v1/encode"): {200, 400, 413, 415, 422, 429, 500, 503},
     ("post", "/v1/search"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
-    ("post", "/v1/mine"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
+    ("post", "/v1/mine"): {200, 202, 400, 409, 413, 415, 422, 429, 500, 503},
     ("post", "/v1/embeddings"): {200, 400, 404, 413, 415, 422, 429, 500, 503},
     ("post", "/v1/rerank"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
     ("post", "/v2/rerank"): {200, 400, 409, 413, 415, 422, 429, 500, 503},
@@ -29,6 +29,7 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}"): {200, 404, 422, 500, 503},
     ("post", "/v1/jobs/{job_id}/cancel"): {200, 404, 409, 422, 500, 503},
     ("get", "/v1/jobs/{job_id}/events"): {200, 404, 422, 500, 503},
+    ("get", "/v1/jobs/{job_id}/result"): {200, 404, 409, 422, 500, 503},
     ("get", "/v1/generations"): {200, 422, 500, 503},
     ("get", "/v1/generations/{number}"): {200, 404, 422, 500, 503},
     ("post", "/v1/generations/{number}/promote"): {200, 202, 404, 409, 422, 500, 503},
