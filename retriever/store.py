@@ -9,13 +9,14 @@ import json
 import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from retriever.artifacts import FORMAT, Series
 from retriever.durable import append_line, exclusive, fsync_path, read_lines, write_atomic
-from retriever.errors import FormatError, InputError, StoreError
+from retriever.errors import BusyError, FormatError, InputError, StoreError
 
 KINDS = ("corpora", "checkpoints", "generations", "negatives")
 SINGULAR = {
@@ -80,6 +81,12 @@ class Store:
     def adoptions(self) -> list[dict[str, Any]]:
         """Return the recorded adoptions in order."""
         return read_lines(self.root / "adoptions.jsonl")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed had staged; of a kind that somebody writes at the moment nothing."""
+        for kind in KINDS:
+            with suppress(BusyError), self.series(kind).writer():
+                pass  # who becomes the writer finds a clean folder
 
     def retain(self, kind: str, keep: int, grace_seconds: float, also: Collection[int] = ()) -> list[int]:
         """Remove all but the newest ``keep`` artifacts of ``kind``; return the numbers removed.

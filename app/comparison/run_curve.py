@@ -156,6 +156,7 @@ def measure_curve(root: Path, store: Store, every: int, measuring: Measuring, ot
     if best is not None:
         store.checkpoints.point(BEST, best.checkpoint)
         store.retain("checkpoints", 1, grace_seconds=0)
+    store.sweep()  # the refresher was stopped at the final checkpoint, whatever it was at
     return points
 
 

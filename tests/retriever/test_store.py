@@ -121,6 +121,20 @@ def test_events_are_lines_with_a_time(store: Store) -> None:
     assert event == {"event": "published", "kind": "generations", "number": 3}
 
 
+def test_sweep_removes_what_was_staged_but_not_from_under_a_writer(store: Store) -> None:
+    for kind in ("generations", "negatives"):
+        (store.series(kind).folder / ".tmp-0").mkdir()
+    publish(store, "generations", {})
+    (store.generations.folder / ".tmp-0").mkdir()
+    with Store(store.root).negatives.writer():
+        (store.negatives.folder / ".tmp-1").mkdir()
+        store.sweep()
+        assert (store.negatives.folder / ".tmp-1").exists()
+    assert numbers(store) == {"generations": [0]} and not list(store.root.glob("generations/.tmp-*"))
+    store.sweep()
+    assert not list(store.root.glob("*/.tmp-*"))
+
+
 @pytest.mark.parametrize(
     ("keep", "left"), [(0, [5]), (1, [5]), (3, [3, 4, 5]), (6, list(range(6))), (9, list(range(6)))]
 )
