@@ -141,11 +141,14 @@ def test_a_refresher_process_gives_the_same_weights(folder: Path, cycled: tuple[
     assert [(r["step"], r["set"]) for r in other.adoptions()] == [(r["step"], r["set"]) for r in store.adoptions()]
     assert also_printed["refresher_pid"] is not None and printed["refresher_pid"] is None
     events = [json.loads(line) for line in (other.root / "events.jsonl").read_text().splitlines()]
-    sources = [(event.get("source"), event["event"]) for event in events]
-    builds = [place for place, said in enumerate(sources) if said == ("refresher", "build_started")]
-    ends = [place for place, said in enumerate(sources) if said[1] == "generation_published"]
-    stepped = [sources[start:end].count(("trainer", "step")) for start, end in zip(builds, ends, strict=True)]
-    assert sum(stepped) > 0  # the trainer goes on while an index is built
+    said = [(event.get("source"), event["event"], event.get("step")) for event in events]
+    published = [place for place, event in enumerate(events) if event["event"] == "generation_published"]
+    marked = [said.index(("trainer", "checkpoint", events[end]["step"])) for end in published]
+    stepped = [
+        sum(one[:2] == ("trainer", "step") for one in said[start:end])
+        for start, end in zip(marked, published, strict=True)
+    ]
+    assert sum(stepped) > 0  # the trainer goes on before the index of its checkpoint is there
 
 
 @pytest.mark.slow
