@@ -116,11 +116,6 @@ def _peft_config(config: LoraConfig, targets: list[str], **more: Any) -> Any:
     )
 
 
-def is_adapted(model: nn.Module) -> bool:
-    """Tell whether ``adapt`` has been at ``model``."""
-    return any(True for _ in _layers(model))
-
-
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 

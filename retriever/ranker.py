@@ -203,7 +203,7 @@ def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]
 @contextmanager
 def _without_report() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers gives it no types
     try:
         yield
     finally:

@@ -73,10 +73,6 @@ def _section(table: Table) -> str:
     return f"<h2>{escape(table.title)}</h2>\n{_table(table)}"
 
 
-def _details(table: Table) -> str:
-    return f"<details><summary>{escape(table.title)}</summary>\n{_table(table)}</details>"
-
-
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
     rows = []
