@@ -73,6 +73,17 @@ class MiningConfig:
             raise InputError(f"[negatives] depth = {self.depth}: write 1 or more")
         if self.filters.range_min >= self.width:
             raise InputError(f"[negatives] range_min = {self.range_min} leaves nothing of depth = {self.depth}")
+        if "ann" in self.sources and len(self.sources) > 1 and self.range_max is not None:
+            self._check_range(self.range_max)
+
+    def _check_range(self, range_max: int) -> None:
+        """Ranks count over all sources by similarity, and "ann" has the first ``depth`` of them to itself."""
+        if range_max <= self.depth:
+            others = ", ".join(name for name in self.sources if name != "ann")
+            raise InputError(
+                f'[negatives] range_max = {range_max}: the first depth = {self.depth} ranks are those of "ann", so '
+                f"nothing of {others} could be drawn; leave range_max out and let depth bound each source"
+            )
 
     def _check_quotas(self) -> None:
         quotas = self.quotas

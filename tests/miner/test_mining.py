@@ -281,11 +281,16 @@ def test_a_depth_beyond_the_corpus_is_refused(corpus: Corpus, queries: QuerySet,
         (r"on_relevant = 'drop': choose written, drop_negative", lambda: MiningConfig(on_relevant="drop")),
         (r"on_relevant = 'relabel' needs verdicts", lambda: MiningConfig(on_relevant="relabel")),
         (r"range_max = 3", lambda: MiningConfig(range_min=3, range_max=3)),
+        (r'range_max = 9: .* "ann", so nothing of bm25', lambda: MiningConfig(("bm25", "ann"), depth=9, range_max=9)),
     ],
 )
 def test_a_key_that_cannot_be_mined_with_is_named(message: str, make: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_range_beyond_those_of_the_index_alone_is_taken() -> None:
+    assert MiningConfig(("ann", "bm25"), depth=9, range_max=10).width == 18
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
