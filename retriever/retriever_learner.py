@@ -64,7 +64,8 @@ class RetrieverLearner:
         ranker: Score | None = None,
     ) -> None:
         """``steps`` are those that the retriever takes in the whole run; ``ranker`` scores by the run's own ranker."""
-        self._parts, self._train, self._ranks = parts, train, place.ranks
+        self._parts, self._train, self._ranks, self._warn = parts, train, place.ranks, warn
+        self._said_waiting = False
         model = parts.model
         if place.is_cpu:
             model.attend("eager")
@@ -106,6 +107,7 @@ class RetrieverLearner:
     def step(self, step: int) -> float:
         """Take optimiser step ``step`` and return its loss. Raises InputError if it is no number."""
         self._optimiser.begin(step)
+        self._warn_of_waiting()
         objective, parts, total = self.batch_step.objective, self._train.accumulation, 0.0
         self._tally = SourceTally(self._sources) if self._sources else None
         for part in range(parts):
@@ -125,6 +127,16 @@ class RetrieverLearner:
         self._optimiser.end(step, total)
         self.batch_step.stepped()
         return total
+
+    def _warn_of_waiting(self) -> None:
+        """Say once that steps before the first negative set teach nothing, where that is so."""
+        teaching = self._parts.teacher.config
+        if self._source is None and teaching is not None and teaching.waits and not self._said_waiting:
+            self._warn(
+                "[teacher] contrastive = 0: nothing is taught until the first negative set is adopted; "
+                "above 0 the retriever would learn from in-batch negatives meanwhile"
+            )
+            self._said_waiting = True
 
     def _batch(self, position: int) -> tuple[Batch, Negatives | None]:
         rows, epoch = self._order.at(position)

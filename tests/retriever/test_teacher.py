@@ -13,12 +13,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.encoder import ModelConfig, create_encoder, load_encoder
 from retriever.errors import CorruptError, InputError
 from retriever.examples import Batch
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
+from retriever.negatives import open_negative_set
 from retriever.objective import Objective
 from retriever.phases import PhasesConfig
 from retriever.protocols import FloatArray
@@ -27,6 +29,7 @@ from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverLearner
 from retriever.teacher import STATE, Anchor, Taught, Teacher, TeacherConfig, asking_encoder, asking_ranker, group_of
+from retriever.teacher_scores import TeacherScores
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
 from tests.tiny_model import write_tiny_model
@@ -339,6 +342,49 @@ def test_a_ranker_teaches_its_order(tmp_path: Path) -> None:
     losses = [one["teacher_loss"] for one in bench.told("step")]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert {one["unscored"] for one in bench.told("step")} == {0}
+
+
+def stored(bench: Bench, config: TeacherConfig) -> Teacher:
+    """A teacher whose scores come with each set, as OverlapRanker would give them to candidates of any set."""
+    if not config.is_stored:
+        return Teacher(config, asking_ranker(OverlapRanker().score))
+
+    def open_scores(artifact: Artifact) -> TeacherScores:
+        pool = open_negative_set(artifact.path)
+        pool = replace(pool, positives=np.arange(20, dtype=np.int32)[:, None], passages=np.zeros((20, 1), np.int32))
+        return TeacherScores(pool, np.zeros((20, 1), np.float32), np.ones((20, 1), np.float32))
+
+    return Teacher(config, open_scores=open_scores)
+
+
+@pytest.mark.parametrize(
+    ("keys", "waits"),
+    [
+        ({"contrastive": 0.0}, True),
+        ({"contrastive": 0.0, "over": "batch"}, True),
+        ({"contrastive": 0.0, "live": True}, True),
+        ({"contrastive": 0.0, "live": True, "loss": "ar2"}, True),
+        ({"contrastive": 0.0, "live": True, "loss": "margin_mse"}, True),
+        ({"contrastive": 0.0, "live": True, "loss": "soft_infonce"}, True),
+        ({"contrastive": 0.0, "live": True, "loss": "cosent"}, False),
+        ({"contrastive": 0.1}, False),
+    ],
+)
+def test_steps_that_teach_nothing_are_warned_of_once(tmp_path: Path, keys: dict[str, Any], waits: bool) -> None:
+    config = TeacherConfig("r", **keys)
+    bench = Bench(
+        tmp_path,
+        train=replace(TRAIN, max_steps=5, save_every=2),
+        refresh=RefreshConfig(trigger="steps:10", adopt="scheduled", lag=3),
+        teacher=lambda bench: stored(bench, config),
+        dropout=0.0,
+    )
+    bench.run()
+    assert [told["negatives"] for told in bench.told("step")] == [None, None, None, 0, 0]
+    said = [told["message"] for told in bench.told("warning") if "nothing is taught until the first" in told["message"]]
+    assert len(said) == waits == (max(told["loss"] for told in bench.told("step")[:3]) == 0)
+    weights = [bench.store.checkpoints.at(number).facts["weights_sha256"] for number in (0, 1)]
+    assert (weights[0] == weights[1]) == waits, "of step 0 and 2"
 
 
 # ---------------------------------------------------------------------------------------------- the run's own ranker
