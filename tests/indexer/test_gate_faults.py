@@ -1,7 +1,9 @@
 """The promise of the gate over real small generations: planted faults are refused, equals are let through."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +210,28 @@ class HalfTurnedRanker(OverlapRanker):
         return np.asarray(signs * super().score(queries, passages, progress), np.float32)
 
 
-RANKERS: dict[str, type[OverlapRanker]] = {"good": OverlapRanker, "turned": TurnedRanker, "half": HalfTurnedRanker}
+class TrainedRanker(OverlapRanker):
+    """A ranker whose training went as its ``seed`` would have it: each pair's score is off by chance."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.chance = seed
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n]."""
+        off = [
+            zlib.crc32(f"{self.chance} {one} {other}".encode()) for one, other in zip(queries, passages, strict=True)
+        ]
+        noise = np.array(off) / 2**31 - 1
+        return np.asarray(super().score(queries, passages) + 2 * noise, np.float32)
+
+
+RANKERS: dict[str, Callable[[], OverlapRanker]] = {
+    "good": OverlapRanker,
+    "turned": TurnedRanker,
+    "half": HalfTurnedRanker,
+    **{f"trained {seed}": partial(TrainedRanker, seed) for seed in range(EQUALS + 1)},
+}
 
 
 def build_ranked(store: Store, corpus: Corpus, data: Path, name: str, step: int = 100, **settings: Any) -> Artifact:
@@ -259,3 +282,12 @@ def test_without_a_ranker_or_where_it_is_not_asked_nothing_is_reranked(tmp_path:
         assert refused_by(generation) == [] and "reranked" not in generation.facts
         assert "rerank" not in generation.facts["seconds"]
         assert not {"dev/reranked.npy", "dev/reranked_differences.npy"} & set(generation.manifest["files"])
+
+
+def test_equal_rankers_are_promoted(tmp_path: Path, data: Path) -> None:
+    """Rankers that differ by chance alone, each judged against the one that is served by then."""
+    store, corpus = tiny_store(tmp_path / "store", data)
+    made = [build_ranked(store, corpus, data, f"trained {seed}") for seed in range(EQUALS + 1)]
+    assert sum(one.facts["gate"]["served"] for one in made) >= 20
+    means = [one.facts["reranked"]["nDCG@10"] for one in made]
+    assert np.ptp(means) > 0.01 and max(means) < 0.98, "they do differ, and none is perfect"
