@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
+from app.rankers import held_ranker
 from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles, build_generation, ranker_of
 from indexer.dev_record import read_record
 from indexer.factory import check_config
@@ -55,7 +56,7 @@ def index_data(
             corpus = Corpus(ingest_corpus(store, data, load))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number}, merged_facts(model))
         open_encoder = encoder_opener(config, corpus, report)
-        inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker)
+        inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker, open_ranker=held_ranker)
 
         def warn(message: str) -> None:
             report("warning", message=message)
@@ -105,7 +106,8 @@ def rebuild(
     kept = None if served is None else read_record(served)
     dev = None if kept is None else kept.query_set(opened, warn)
     ranker = ranker or (None if served is None else ranker_of(served))
-    inputs = BuildInputs(encoder_opener(config, opened, report), opened, dev, config, ranker=ranker)
+    open_encoder = encoder_opener(config, opened, report)
+    inputs = BuildInputs(open_encoder, opened, dev, config, ranker=ranker, open_ranker=held_ranker)
     return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
 
 

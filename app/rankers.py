@@ -60,8 +60,11 @@ def own_ranker(artifact: Artifact) -> TorchRanker | None:
     Raises CorruptError if it is not the one that the manifest tells of.
     """
     held = ranker_of(artifact)
-    if held is None:
-        return None
+    return None if held is None else held_ranker(held)
+
+
+def held_ranker(held: RankerFiles) -> TorchRanker:
+    """Open the ranker of ``held``. Raises CorruptError if it is not the one that its facts tell of."""
     try:
         model = load_ranker(RankerConfig(str(held.folder)))
     except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from app.composition import Run, mining_task
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
-from app.rankers import teaching_ranker
+from app.rankers import held_ranker, teaching_ranker
 from indexer.builder import BuildInputs, Partial, build_generation
 from miner.generations import BASELINE, furthest_back
 from miner.loop import Retention, refresh
@@ -49,6 +49,7 @@ class RefreshSteps:
             run.config.index,
             mining_depth=run.config.negatives.depth,
             partial=self._partial(checkpoint),
+            open_ranker=held_ranker,
         )
         generation = build_generation(run.store, checkpoint, inputs, self._meter, self._warn)
         warn_of_cuts(self._open_encoder(checkpoint), self._warn_once)

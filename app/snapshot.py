@@ -17,7 +17,7 @@ from indexer.lexical import LexicalIndex, open_lexical
 from indexer.passage_fields import PassageFields
 from indexer.searcher import IndexSearcher, open_searcher
 from indexer.shards import Vectors, open_vectors
-from retriever.artifacts import SERVED, Artifact
+from retriever.artifacts import CURRENT, SERVED, Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError
 from retriever.protocols import TokenEncoder, TokenRanker
@@ -108,7 +108,10 @@ def _intact(store: Store, number: int | None, warn: Callable[[str], None]) -> Ar
         return generation
     found = store.generations.intact(SERVED, warn, lambda generation: not is_partial(generation.facts))
     if found is None:
-        raise InputError(f"{store.generations.folder}: no generation is served yet; build one with `hone index`")
+        newest = store.generations.pointed(CURRENT)
+        refused = f"the gate lets none pass: `hone promote {newest}` says why, --force serves it all the same"
+        advice = "build one with `hone index`" if newest is None else refused
+        raise InputError(f"{store.generations.folder}: no generation is served yet; {advice}")
     return found
 
 

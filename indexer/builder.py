@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from indexer.dev_record import DevRecord
+from indexer.dev_reranking import RerankedDev, rerank_dev
 from indexer.encode import encode_corpus
-from indexer.evaluation import evaluate
+from indexer.evaluation import Evaluation, evaluate
 from indexer.exact import exact_search
 from indexer.factory import IndexConfig as IndexConfig
 from indexer.factory import check_config, earlier_choice, make_index
@@ -35,7 +36,7 @@ from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import link_tree
 from retriever.errors import CorruptError, StoreError
-from retriever.protocols import Encoder, FloatArray, Progress
+from retriever.protocols import Encoder, FloatArray, Progress, Ranker
 from retriever.store import Store
 
 RECALL_DEPTH = 100
@@ -43,7 +44,10 @@ PASSAGES_AS_QUERIES = 256
 MINING_DEPTH = 200
 
 BuildProgress = Callable[[str, int, int], None]
-"""Called with (phase, units done, units in all); phases: encode, index, check, evaluate, publish; raises to cancel."""
+"""Called with (phase, units done, units in all); raises to cancel.
+
+Phases: encode, index, check, evaluate, publish, and rerank where a ranker is judged.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class BuildInputs:
 
     ``dev`` None: recall is measured over passages, and no dev metric is. ``partial``: most vectors follow from an
     earlier generation's; such a generation is to be mined from alone, and dev is not measured on it. ``ranker`` None:
-    the generation holds that of its checkpoint, if any.
+    the generation holds that of its checkpoint, if any. ``open_ranker`` opens whichever it holds, so that the gate
+    judges it on dev; None: the gate judges retrieval alone.
     """
 
     open_encoder: Callable[[Artifact], Encoder]
@@ -76,6 +81,7 @@ class BuildInputs:
     mining_depth: int = MINING_DEPTH
     partial: Partial | None = None
     ranker: RankerFiles | None = None
+    open_ranker: Callable[[RankerFiles], Ranker] | None = None
 
 
 def build_generation(
@@ -116,13 +122,16 @@ def build_generation(
                 draft.facts.update(_checked(searcher, vectors, queries, inputs))
             with _timed(seconds, "evaluate"):
                 progress("evaluate", 0, 1)
-                draft.facts.update(_evaluated(searcher, vectors, queries, inputs, draft.path))
+                evaluation = _evaluated(searcher, vectors, queries, inputs)
                 progress("evaluate", 1, 1)
-            draft.facts["seconds"] = seconds
+            ranker = inputs.ranker or ranker_of(checkpoint)
+            reranked = None
+            if evaluation is not None and ranker is not None:
+                reranked = _reranked(evaluation, ranker, inputs, partial(progress, "rerank"), seconds)
+            draft.facts.update(_dev_facts(evaluation, reranked, inputs, draft.path), seconds=seconds)
             judge_draft(store, draft)
             link_vectors(vectors, draft.path / "vectors")
             link_tree(checkpoint.path / "model", draft.path / "model")
-            ranker = inputs.ranker or ranker_of(checkpoint)
             if ranker is not None:
                 link_tree(ranker.folder, draft.path / "ranker")
                 draft.facts["ranker"] = dict(ranker.facts)
@@ -234,13 +243,32 @@ def _checked(searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inp
 
 
 def _evaluated(
-    searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs, folder: Path
-) -> dict[str, Any]:
-    """Return the dev facts, and write each query's figure below ``folder``."""
+    searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs
+) -> Evaluation | None:
     # The vectors of a partial generation say too little of its model.
     dev = inputs.dev if inputs.partial is None else None
-    if dev is None:
+    return None if dev is None else evaluate(dev, queries, vectors, searcher.search)
+
+
+def _reranked(
+    evaluation: Evaluation, ranker: RankerFiles, inputs: BuildInputs, progress: Progress, seconds: dict[str, float]
+) -> RerankedDev | None:
+    depth, seed = inputs.config.rerank_depth, inputs.config.seed
+    if inputs.open_ranker is None or inputs.dev is None or not depth:
+        return None
+    with _timed(seconds, "rerank"):
+        opened = inputs.open_ranker(ranker)
+        return rerank_dev(opened, inputs.dev, inputs.corpus, evaluation, depth, seed, progress)
+
+
+def _dev_facts(
+    evaluation: Evaluation | None, reranked: RerankedDev | None, inputs: BuildInputs, folder: Path
+) -> dict[str, Any]:
+    """Return the dev facts, and write each query's figures below ``folder``."""
+    dev = inputs.dev
+    if evaluation is None or dev is None:
         return {"dev": {}, "dev_queries": 0, "dev_sha256": None}
-    evaluation = evaluate(dev, queries, vectors, searcher.search)
-    DevRecord.of(dev, inputs.corpus, evaluation.per_query[METRIC].astype(np.float32)).write(folder)
-    return {"dev": evaluation.metrics, "dev_queries": len(dev), "dev_sha256": dev.sha256}
+    figures = evaluation.per_query[METRIC].astype(np.float32)
+    DevRecord.of(dev, inputs.corpus, figures, None if reranked is None else reranked.figures).write(folder)
+    facts = {"dev": evaluation.metrics, "dev_queries": len(dev), "dev_sha256": dev.sha256}
+    return facts if reranked is None else {**facts, "reranked": reranked.facts}

@@ -16,13 +16,15 @@ from retriever.errors import CorruptError
 from retriever.protocols import FloatArray, IntArray
 
 QUERIES, FIGURES, DIFFERENCES = "dev/queries.json", "dev/ndcg10.npy", "dev/differences.npy"
+RERANKED, RERANKED_DIFFERENCES = "dev/reranked.npy", "dev/reranked_differences.npy"
 
 
 @dataclass(frozen=True)
 class DevRecord:
     """The dev queries of one generation; ``figures`` float32 [Q] are their nDCG@10.
 
-    ``judgements[i]`` maps a passage id to its relevance for query i: ids outlast a corpus, rows do not.
+    ``judgements[i]`` maps a passage id to its relevance for query i: ids outlast a corpus, rows do not. ``reranked``
+    float32 [Q] are the figures after reranking, nan where that was not measured; None without a ranker.
     """
 
     split: str
@@ -30,12 +32,16 @@ class DevRecord:
     texts: Sequence[str]
     judgements: Sequence[Mapping[str, int]]
     figures: FloatArray
+    reranked: FloatArray | None = None
 
     @classmethod
-    def of(cls, queries: QuerySet, corpus: Corpus, figures: FloatArray) -> "DevRecord":
+    def of(
+        cls, queries: QuerySet, corpus: Corpus, figures: FloatArray, reranked: FloatArray | None = None
+    ) -> "DevRecord":
         """Return the record of ``queries``, judged over ``corpus``."""
         judged = [{corpus.id(row): grade for row, grade in rows.items()} for rows in queries.judgements]
-        return cls(queries.split, list(queries.ids), list(queries.texts), judged, np.asarray(figures, np.float32))
+        of_queries = np.asarray(figures, np.float32)
+        return cls(queries.split, list(queries.ids), list(queries.texts), judged, of_queries, reranked)
 
     def write(self, folder: Path) -> None:
         """Write the record below ``folder``, that of a generation in the making."""
@@ -43,6 +49,8 @@ class DevRecord:
         queries = {"split": self.split, "ids": self.ids, "texts": self.texts, "judgements": self.judgements}
         (folder / QUERIES).write_text(json.dumps(queries, ensure_ascii=False), encoding="utf-8")
         np.save(folder / FIGURES, self.figures)
+        if self.reranked is not None:
+            np.save(folder / RERANKED, self.reranked)
 
     @classmethod
     def read(cls, folder: Path) -> "DevRecord":
@@ -50,8 +58,10 @@ class DevRecord:
         try:
             queries = json.loads((folder / QUERIES).read_text(encoding="utf-8"))
             figures = np.load(folder / FIGURES)
-            record = cls(queries["split"], queries["ids"], queries["texts"], queries["judgements"], figures)
-            if not len(record.ids) == len(record.texts) == len(record.judgements) == len(figures):
+            reranked = np.load(folder / RERANKED) if (folder / RERANKED).exists() else None
+            record = cls(queries["split"], queries["ids"], queries["texts"], queries["judgements"], figures, reranked)
+            lengths = {len(record.ids), len(record.texts), len(record.judgements), len(figures)}
+            if len(lengths | (set() if reranked is None else {len(reranked)})) > 1:
                 raise ValueError("the parts differ in their number of queries")
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{folder / 'dev'}: unreadable ({error}); build it again") from error

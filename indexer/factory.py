@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from indexer.faiss_index import Index
 
 
+MOST_RERANKED = 100
+"""Hits of a dev query that the gate has reranked at most: with more its pairs would not do for twenty queries."""
+
+
 @dataclass(frozen=True)
 class IndexConfig:
     """The TOML table [index].
@@ -29,8 +33,9 @@ class IndexConfig:
     ``max_memory_mb`` is the most that the index may take, in millions of bytes (None: no limit); ``seed`` is
     that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
     what is fastest on this hardware among those that are as good as float32); ``lexical`` adds an index of the words,
-    by which a server can search too. Raises InputError naming the key that is
-    out of range.
+    by which a server can search too; ``rerank_depth``: where a generation holds a ranker, the gate has that rerank so
+    many hits of dev queries and judges what it makes of them (0: the gate does not ask). Raises InputError naming the
+    key that is out of range.
     """
 
     factory: str = "auto"
@@ -41,6 +46,7 @@ class IndexConfig:
     engine: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     lexical: bool = True
+    rerank_depth: int = 20
 
     def __post_init__(self) -> None:
         if not self.factory.strip():
@@ -51,6 +57,8 @@ class IndexConfig:
             raise InputError(f"[index] max_memory_mb = {self.max_memory_mb}; write megabytes above 0, or leave it out")
         if self.search and self.factory == "auto":
             raise InputError('[index] search needs a factory; with "auto" the parameters are chosen too')
+        if not 0 <= self.rerank_depth <= MOST_RERANKED:
+            raise InputError(f"[index] rerank_depth = {self.rerank_depth}; write 0 to {MOST_RERANKED}")
 
     @property
     def most_bytes(self) -> float:

@@ -37,6 +37,19 @@ class Pairs(NamedTuple):
     slices: Sequence[str] = ()
 
 
+class Reranked(NamedTuple):
+    """nDCG@10 of dev queries after a generation's ranker has reordered their first hits; None where there is none.
+
+    ``own`` has it beside the same generation's without the ranker, ``served`` beside that of the served generation's.
+    """
+
+    own: Pairs | None = None
+    served: Pairs | None = None
+
+
+NOT_RERANKED = Reranked()
+
+
 @dataclass(frozen=True)
 class Check:
     """One of the gate's questions: its ``name``, whether it ``passed``, and the figures that say why."""
@@ -65,17 +78,24 @@ def is_partial(facts: Facts) -> bool:
     return facts.get("partial") is not None
 
 
-def judge(new: Facts, served: Facts | None, best: Facts | None, pairs: Pairs | None = None) -> GateVerdict:
+def judge(
+    new: Facts,
+    served: Facts | None,
+    best: Facts | None,
+    pairs: Pairs | None = None,
+    reranked: Reranked = NOT_RERANKED,
+) -> GateVerdict:
     """Compare the facts of a new generation with those of the served and of the best one (None: there is none).
 
     It is served if every check passes, and the best if its dev metric is strictly above the best one's over the same
     queries and corpus. ``pairs`` compare it with the served one by query; without them the means are compared, if they
-    are of the same queries and corpus. A partial generation is neither, whatever its figures: most of its vectors are
-    not its model's.
+    are of the same queries and corpus. ``reranked`` is of a generation with a ranker, which is held to it even where
+    nothing is served yet. A partial generation is neither, whatever its figures: most of its vectors are not its
+    model's.
     """
     if is_partial(new):
         return GateVerdict(False, False, "partial: to be mined from alone")
-    checks = tuple(_checks(new, served, pairs))
+    checks = tuple(_checks(new, served, pairs, reranked))
     refused = [check for check in checks if not check.passed]
     if refused:
         reason = "; ".join(check.reason for check in refused)
@@ -87,9 +107,11 @@ def judge(new: Facts, served: Facts | None, best: Facts | None, pairs: Pairs | N
     return GateVerdict(not refused, _is_best(new, best), reason, checks)
 
 
-def _checks(new: Facts, served: Facts | None, pairs: Pairs | None) -> Iterator[Check]:
+def _checks(new: Facts, served: Facts | None, pairs: Pairs | None, reranked: Reranked) -> Iterator[Check]:
     if "recall_at_10" in new:
         yield _recall(new)
+    if reranked.own is not None and len(reranked.own.now):
+        yield _fall("ranker", reranked.own, f"dev {METRIC} reranked", "without its ranker")
     if served is None:
         return
     if "rows" in new and "rows" in served:
@@ -98,13 +120,15 @@ def _checks(new: Facts, served: Facts | None, pairs: Pairs | None) -> Iterator[C
         passed = new["step"] >= served["step"]
         yield Check("step", passed, f"step {new['step']}, served {served['step']}: an older checkpoint may not follow")
     if pairs is not None and len(pairs.now):
-        yield _fall(pairs.now, pairs.before)
+        yield _fall("dev", pairs, f"dev {METRIC}", "served")
         yield _flips(pairs.now, pairs.before)
         yield from _slices(pairs)
     elif _comparable(new, served):
         now, before = new["dev"][METRIC], served["dev"][METRIC]
         reason = f"dev {METRIC} {now:.4f}, served {before:.4f}, at most {MARGIN} below allowed"
         yield Check("dev", now >= before - MARGIN, reason)
+    if reranked.served is not None and len(reranked.served.now):
+        yield _fall("reranked", reranked.served, f"dev {METRIC} reranked", "served")
 
 
 def _recall(new: Facts) -> Check:
@@ -120,17 +144,17 @@ def _rows(now: int, before: int) -> Check:
     return Check("rows", passed, f"{now} passages, served {before}, at most {MOST_ROWS_LOST:.0%} fewer allowed")
 
 
-def _fall(now: FloatArray, before: FloatArray) -> Check:
+def _fall(name: str, pairs: Pairs, what: str, other: str) -> Check:
     """The mean may not be more than the margin below, unless chance explains that it is below at all."""
+    now, before = pairs.now, pairs.before
     differences = now - before
     fall = -float(differences.mean())
     chance = 1.0 if fall <= MARGIN else probability_of_fall(differences)
     reason = (
-        f"dev {METRIC} {now.mean():.4f}, served {before.mean():.4f} over {len(now)} queries, "
-        f"at most {MARGIN} below allowed"
+        f"{what} {now.mean():.4f}, {other} {before.mean():.4f} over {len(now)} queries, at most {MARGIN} below allowed"
     )
     reason += f", probability of such a fall by chance {chance:.4f}" if fall > MARGIN else ""
-    return Check("dev", chance >= CHANCE, reason)
+    return Check(name, chance >= CHANCE, reason)
 
 
 def probability_of_fall(differences: FloatArray, seed: int = 0) -> float:

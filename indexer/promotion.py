@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from indexer.dev_record import DIFFERENCES, QUERIES, DevRecord, read_record, shared_queries
-from indexer.gate import Facts, GateVerdict, Pairs, is_partial, judge
+from indexer.dev_record import (
+    DIFFERENCES,
+    QUERIES,
+    RERANKED_DIFFERENCES,
+    DevRecord,
+    read_record,
+    shared_queries,
+)
+from indexer.gate import NOT_RERANKED, Facts, GateVerdict, Pairs, Reranked, is_partial, judge
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Draft
 from retriever.durable import append_line, read_lines
 from retriever.errors import InputError, StoreError
@@ -30,16 +37,18 @@ def judge_draft(store: Store, draft: Draft) -> None:
     """Put the gate's verdict on a generation that is about to be published into its facts and files.
 
     ``facts.gate`` holds the checks and ``against``, the served generation; dev/differences.npy float32 [Q] holds the
-    candidate's figure of each dev query minus that generation's, nan where there is none to compare with.
+    candidate's figure of each dev query minus that generation's, nan where there is none to compare with, and
+    dev/reranked_differences.npy the same of the figures after reranking, where both generations hold a ranker.
     """
     served = _readable(store, SERVED)
     record = DevRecord.read(draft.path) if (draft.path / QUERIES).exists() else None
     old = None if served is None else _record(served)
-    pairs = None
     if record is not None and old is not None:
-        pairs = compare(record, old)
-        np.save(draft.path / DIFFERENCES, _differences(record, old))
-    verdict = judge(draft.facts, None if served is None else served.facts, _facts(store, BEST), pairs)
+        np.save(draft.path / DIFFERENCES, _differences(record, old, record.figures, old.figures))
+        if record.reranked is not None and old.reranked is not None:
+            differences = _differences(record, old, record.reranked, old.reranked)
+            np.save(draft.path / RERANKED_DIFFERENCES, differences)
+    verdict = _verdict(store, draft.facts, record, served, old)
     draft.facts["gate"] = {**verdict.as_facts(), "against": None if served is None else served.number}
 
 
@@ -78,8 +87,24 @@ def promote_if_good(store: Store, generation: Artifact) -> GateVerdict:
 def judge_again(store: Store, generation: Artifact) -> GateVerdict:
     """Return the gate's verdict on ``generation`` against what is served now; nothing moves."""
     served = _readable(store, SERVED)
-    pairs = None if served is None else _pairs(generation, served)
-    return judge(generation.facts, None if served is None else served.facts, _facts(store, BEST), pairs)
+    old = None if served is None else _record(served)
+    return _verdict(store, generation.facts, _record(generation), served, old)
+
+
+def _verdict(
+    store: Store, facts: Facts, record: DevRecord | None, served: Artifact | None, old: DevRecord | None
+) -> GateVerdict:
+    """Judge a generation by its ``facts`` and dev ``record`` against the ``served`` one, whose record is ``old``."""
+    pairs = None if record is None or old is None else compare(record, old)
+    alike = served is not None and _reranking(facts) == _reranking(served.facts)
+    reranked = NOT_RERANKED if record is None else compare_reranked(record, old if alike else None)
+    return judge(facts, None if served is None else served.facts, _facts(store, BEST), pairs, reranked)
+
+
+def _reranking(facts: Facts) -> int | None:
+    """Return how many hits of a dev query were reranked, None where none were: other depths are other measures."""
+    depth: int | None = (facts.get("reranked") or {}).get("depth")
+    return depth
 
 
 def promote(store: Store, number: int | None = None, *, force: bool = False) -> dict[str, Any]:
@@ -143,10 +168,10 @@ def shared_figures(new: Artifact, old: Artifact) -> tuple[DevRecord, IntArray, P
     return records[0], shared_queries(records[0], records[1])[0], compare(records[0], records[1])
 
 
-def _differences(new: DevRecord, old: DevRecord) -> FloatArray:
+def _differences(new: DevRecord, old: DevRecord, now: FloatArray, before: FloatArray) -> FloatArray:
     here, there = shared_queries(new, old)
     found = np.full(len(new.ids), np.nan, np.float32)
-    found[here] = new.figures[here] - old.figures[there]
+    found[here] = now[here] - before[there]
     return found
 
 
@@ -159,6 +184,20 @@ def compare(new: DevRecord, old: DevRecord) -> Pairs:
     parts = [new.ids[place].partition(SEPARATOR) for place in here]
     slices = [name for name, separator, _ in parts if separator]
     return Pairs(new.figures[here], old.figures[there], slices if len(slices) == len(parts) else ())
+
+
+def compare_reranked(new: DevRecord, old: DevRecord | None) -> Reranked:
+    """Return what the ranker of ``new`` makes of its own hits, and beside what that of ``old`` makes of its."""
+    if new.reranked is None:
+        return NOT_RERANKED
+    known = ~np.isnan(new.reranked)
+    own = Pairs(new.reranked[known], new.figures[known])
+    if old is None or old.reranked is None:
+        return Reranked(own)
+    here, there = shared_queries(new, old)
+    now, before = new.reranked[here], old.reranked[there]
+    both = ~(np.isnan(now) | np.isnan(before))
+    return Reranked(own, Pairs(now[both], before[both]))
 
 
 def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> dict[str, Any]:
@@ -175,11 +214,6 @@ def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> d
             series.point(PREVIOUS, before)
         series.point(SERVED, number)
     return line
-
-
-def _pairs(new: Artifact, served: Artifact) -> Pairs | None:
-    records = _record(new), _record(served)
-    return None if records[0] is None or records[1] is None else compare(records[0], records[1])
 
 
 def _record(generation: Artifact) -> DevRecord | None:

@@ -54,9 +54,9 @@ class PerQueryPool:
 
     def draw(self, query_rows: IntArray, step: int) -> Negatives:
         """Return the present negatives of ``query_rows`` int32 [batch]; an empty place: row −1, score 0, mask False."""
-        rows, scores = self._pool.passages[query_rows], self._pool.scores[query_rows]
-        eligible = np.isin(self._pool.verdicts[query_rows], MAY_BE_DRAWN) & (rows >= 0)
-        eligible &= ~self._pool.dropped[query_rows, None]
+        pool = self._pool.lines(query_rows)
+        rows, scores = pool.passages, pool.scores
+        eligible = np.isin(pool.verdicts, MAY_BE_DRAWN) & (rows >= 0) & ~pool.dropped[:, None]
         order = np.argsort(~eligible, axis=1, kind="stable")  # the eligible ones first, best first
         left, turn = eligible.sum(axis=1), self._turn[query_rows]
         start = np.where(turn > 0, (turn - 1) * self._count + self._config.first, 0)
@@ -68,6 +68,7 @@ class PerQueryPool:
             rows=np.where(mask, np.take_along_axis(rows, columns, axis=1), np.int32(-1)),
             scores=np.where(mask, np.take_along_axis(scores, columns, axis=1), np.float32(0)),
             mask=mask,
+            sources=np.where(mask, np.take_along_axis(pool.sources, columns, axis=1), np.uint8(0)),
         )
 
     def observe(self, query_rows: IntArray, scores: FloatArray) -> None:

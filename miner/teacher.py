@@ -4,6 +4,7 @@ Does not know torch, nor what is learned from the scores.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,10 +18,11 @@ from safetensors.numpy import save
 
 from indexer.encode import advance
 from miner.mining import MiningTask
-from retriever.durable import sha256_json, write_atomic
+from retriever.durable import remove_folder, sha256_json, write_atomic
 from retriever.errors import StoreError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet
 from retriever.protocols import FloatArray, IntArray, Progress, Ranker, silent
+from retriever.store import Store
 from retriever.teacher_scores import create_teacher_scores
 
 BLOCK_QUERIES = 64
@@ -49,7 +51,8 @@ def score_pools(
 
     Scores are kept in ``cache`` by teacher, corpus and queries, a block of queries at a time, so that an interrupted
     refresh goes on where it was and a later one scores only what is new; memory is bounded by a block. A block that
-    was altered is said through ``warn`` and scored anew. Raises StoreError for a score that is not finite.
+    was altered is said through ``warn`` and scored anew. The facts name the folder as "cache", which keeps it from
+    ``drop_unused_scores``. Raises StoreError for a score that is not finite.
     """
     found = create_teacher_scores(folder, pool)
     texts = sha256_json(list(task.queries.texts))  # other judgements of the same texts are no other pairs
@@ -82,11 +85,35 @@ def score_pools(
     return {
         **teacher.settings,
         "fingerprint": teacher.ranker.fingerprint,
+        "cache": kept.name,
         "depth": teacher.depth,
         "pairs": wanted,
         "scored": total,
         "reused": wanted - total,
     }
+
+
+def drop_unused_scores(store: Store) -> list[str]:
+    """Delete the cached scores that no negative set on disk was made with, and return their folders' names.
+
+    A run goes on with the scores that its sets name; those of another teacher, corpus or queries go with the last set
+    that has them. Nothing goes while a set cannot be read, since scoring again may take hours. What a kill left half
+    removed or half written goes, too. Raises BusyError while another process mines.
+    """
+    if not store.teacher.exists():
+        return []
+    with store.negatives.writer():
+        try:
+            sets = [store.negatives.at(number) for number in store.negatives.numbers()]
+        except StoreError:  # its reader reports it
+            return []
+        used = {(one.facts.get("teacher") or {}).get("cache") for one in sets}
+        for leftover in [*store.teacher.glob(".tmp-*"), *store.teacher.glob("*/.tmp-*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        unused = sorted(path.name for path in store.teacher.iterdir() if path.is_dir() and path.name not in used)
+        for name in unused:
+            remove_folder(store.teacher / name)
+    return unused
 
 
 def _keys(queries: IntArray, passages: IntArray) -> Keys:

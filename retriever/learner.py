@@ -59,8 +59,8 @@ class Learner(Protocol):
         ...
 
     @property
-    def facts(self) -> dict[str, float]:
-        """What to tell of its last step beside the loss."""
+    def facts(self) -> dict[str, Any]:
+        """What to tell of its last step beside the loss: numbers, and tables of numbers."""
         ...
 
     def step(self, step: int) -> float:

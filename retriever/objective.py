@@ -20,7 +20,8 @@ class Objective(nn.Module):
     """The loss; its only weight is the temperature, where that is learned.
 
     ``facts`` tells of the last batch: its temperature, uniformity and tolerance of its vectors, and with a teacher
-    both terms and how many of the pairs that it should teach had no score.
+    both terms and how many of the pairs that it should teach had no score. ``keeps_gradient``: that of the scores is
+    wanted, too.
     """
 
     def __init__(self, config: LossConfig, guide: Encoder | None = None, teaching: TeacherConfig | None = None) -> None:
@@ -31,7 +32,8 @@ class Objective(nn.Module):
         self.facts: dict[str, float] = {}
         self._guide = guide
         self._queries = torch.empty(0)
-        self._scores = torch.empty(0)
+        self._scores = self._gradient = torch.empty(0)
+        self.keeps_gradient = False
         self.learned = LearnedTemperature(config.temperature) if config.temperature_schedule == "learned" else None
 
     def temperature(self, step: int) -> Tensor | float:
@@ -77,6 +79,14 @@ class Objective(nn.Module):
         scores: FloatArray = self._scores.float().cpu().numpy()
         return scores
 
+    def score_gradient(self) -> FloatArray:
+        """Return ∂loss/∂score of the last batch float32 [b, n], by whatever factor it was taken backward with.
+
+        All is 0 before that. It is that of the batch only while ``keeps_gradient`` is set.
+        """
+        gradient: FloatArray = self._gradient.float().cpu().numpy()
+        return gradient
+
     def hard_scores(self, batch: Batch) -> FloatArray:
         """Return the mean score float32 [b] of each query's own negatives in the last batch, nan where it has none."""
         scores = np.where(batch.hard, self._scores.float().cpu().numpy(), np.float32(0))
@@ -109,6 +119,9 @@ class Objective(nn.Module):
         self._queries = queries.detach()
         scores, temperature = queries @ passages.T, self.temperature(step)
         self._scores = scores.detach()
+        if self.keeps_gradient:
+            self._gradient = torch.zeros_like(self._scores)
+            scores.register_hook(self._keep)  # type: ignore[no-untyped-call]  # torch does not annotate it
         with torch.no_grad():
             self.facts = {
                 "temperature": self.temperature_at(step),
@@ -126,6 +139,9 @@ class Objective(nn.Module):
         unscored = (lesson.compared & ~lesson.known).sum().item()
         self.facts |= {"contrastive_loss": loss.item(), "teacher_loss": term.item(), "unscored": unscored}
         return self.teaching.contrastive * loss + self.teaching.weight * term
+
+    def _keep(self, gradient: Tensor) -> None:
+        self._gradient = gradient.detach()
 
     def _lesson(self, scores: Tensor, temperature: Tensor | float, candidates: Candidates, teacher: Tensor) -> Lesson:
         teaching = self.teaching

@@ -27,8 +27,9 @@ from retriever.optimiser import Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
-from retriever.ranker_step import GroupLoss, RankerStep, Score
+from retriever.ranker_step import GroupLoss, RankerStep, Score, Watch
 from retriever.selection_head import add_selection
+from retriever.source_tally import SourceTally, brought, several_sources
 from retriever.trained_ranker import TrainedRanker
 
 OPTIMIZER, ADAPTER = "ranker_optimizer.safetensors", "ranker_adapter"
@@ -134,14 +135,16 @@ class RankerLearner:
             parts.teacher,
         )
         self._source: NegativeSource | None = None
+        self._sources: dict[str, int] = {}
+        self._tally: SourceTally | None = None
         self._order = BatchOrder(parts.open_planner, len(parts.examples))
         self._said_cuts = False
         self._optimiser.model.train()
 
     @property
-    def facts(self) -> dict[str, float]:
-        """Nothing beside the loss."""
-        return {}
+    def facts(self) -> dict[str, Any]:
+        """With several sources what each gave to the last step."""
+        return {} if self._tally is None else {"by_source": self._tally.facts()}
 
     @property
     def fingerprint(self) -> str:
@@ -172,12 +175,16 @@ class RankerLearner:
         """Take optimiser step ``step`` and return its loss. Raises InputError if it is no number."""
         self._optimiser.begin(step)
         total, parts = 0.0, self._parts.config.accumulation
+        self._tally = SourceTally(self._sources) if self._sources else None
         for part in range(parts):
             position = step * parts + part
             rows, epoch = self._order.at(position)
             drawn = None if self._source is None else self._source.draw(rows, position)
             batch = self._parts.examples.batch(rows, epoch, drawn)
-            total += self._step.backward(batch, last=part == parts - 1) / parts
+            watch = None if self._tally is None or drawn is None else Watch(self._tally, brought(batch, drawn))
+            total += self._step.backward(batch, last=part == parts - 1, watch=watch) / parts
+        if self._tally is not None:
+            self._tally.gather(self._place.ranks.sum)
         self._optimiser.end(step, total)
         self._warn_of_cuts()
         return total
@@ -190,8 +197,12 @@ class RankerLearner:
 
     def adopt(self, negatives: Artifact) -> None:
         """Draw negatives from this set from the next step on."""
-        self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+        self._use(negatives)
         self._order.adopt(negatives)
+
+    def _use(self, negatives: Artifact) -> None:
+        self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+        self._sources = several_sources(negatives.facts)
 
     def save(self, folder: Path) -> Saved:
         """Write ranker/ and its optimiser."""
@@ -216,7 +227,7 @@ class RankerLearner:
         InputError if the model beneath adapters is not that of before.
         """
         if negatives is not None:
-            self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+            self._use(negatives)
         self._order.restore(checkpoint.path / "training", negatives)
         if not state:
             return "the ranker"

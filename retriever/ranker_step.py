@@ -20,6 +20,7 @@ from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import BoolArray, FloatArray
 from retriever.ranker import Pair
 from retriever.ranks import Ranks
+from retriever.source_tally import Bits, SourceTally
 from retriever.token_batches import token_batches
 from retriever.trained_ranker import TrainedRanker
 
@@ -51,6 +52,27 @@ def groups_of(batch: Batch, most: int) -> tuple[NDArray[np.int64], BoolArray]:
     return columns, mask
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who wants to know what the drawn negatives of a batch pull: ``bits`` uint8 [b, n] tell who brought each."""
+
+    tally: SourceTally
+    bits: Bits
+
+    def of_groups(self, columns: NDArray[np.int64], mask: BoolArray, mine: slice) -> Bits:
+        """Return the bits [share, 1 + k] of this rank's groups, 0 for what was not drawn."""
+        return np.where(mask, np.take_along_axis(self.bits, columns, axis=1), np.uint8(0))[mine]
+
+    def listen(self, groups: Tensor, bits: Bits) -> None:
+        """Take the gradient of ``groups`` float [q · (1 + k), labels], once it is known, with ``bits`` [q, 1 + k]."""
+        drawn = bits.ravel() > 0
+
+        def take(gradient: Tensor) -> None:
+            self.tally.add(bits.ravel()[drawn], gradient.abs().sum(dim=1).float().cpu().numpy()[drawn])
+
+        groups.register_hook(take)  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+
 @dataclass
 class RankerStep:
     """The ranker as it is trained, with what turns a batch into a loss.
@@ -74,21 +96,24 @@ class RankerStep:
     def _budget(self) -> int:
         return TOKEN_BUDGETS[self.accelerator.device.type]
 
-    def backward(self, batch: Batch, *, last: bool) -> float:
+    def backward(self, batch: Batch, *, last: bool, watch: Watch | None = None) -> float:
         """Return the mean loss of all the batch's queries, its gradient added to the weights; each rank has a share.
 
         Queries are independent, so as many whole groups at a time are taken forward and back as a micro-batch has
         tokens for; a larger group goes through GradCache. Memory is one micro-batch's, the gradient the whole batch's.
-        Ranks average their gradients in the ``last`` batch of an optimiser step.
+        Ranks average their gradients in the ``last`` batch of an optimiser step. ``watch`` is told what this rank's
+        negatives pull.
         """
         columns, mask = groups_of(batch, self.num_negatives)
         mine = self.ranks.share(len(columns))
+        bits = None if watch is None else watch.of_groups(columns, mask, mine)
         pairs, teacher = self._pairs(batch, columns, mask, mine)
         parts = list(self._parts(pairs, mask[mine]))
         total = 0.0
         for number, (places, group) in enumerate(parts):
             taught = None if teacher is None else torch.from_numpy(teacher[group])
-            loss_of = partial(self._loss, torch.from_numpy(mask[mine][group]), taught, len(columns))
+            listen = None if watch is None or bits is None else partial(watch.listen, bits=bits[group])
+            loss_of = partial(self._loss, torch.from_numpy(mask[mine][group]), taught, len(columns), listen)
             total += self._backward([pairs[i] for i in places], loss_of, last and number == len(parts) - 1)
         return self.ranks.sum(total) / self.ranks.count * self.accumulation
 
@@ -137,11 +162,20 @@ class RankerStep:
             lambda last_chunk: self.ranks.sync_gradients(self.model, last and last_chunk),
         ).item()
 
-    def _loss(self, mask: Tensor, teacher: Tensor | None, queries: int, logits: Tensor) -> Tensor:
+    def _loss(
+        self,
+        mask: Tensor,
+        teacher: Tensor | None,
+        queries: int,
+        listen: Callable[[Tensor], None] | None,
+        logits: Tensor,
+    ) -> Tensor:
         """Return this micro-batch's part of the mean over ``queries``; ranks will average it, steps add it up."""
         mask = mask.to(logits.device)
         places = mask.flatten().nonzero()[:, 0]
         groups = logits.new_zeros((mask.numel(), logits.shape[1])).index_copy(0, places, logits)
+        if listen is not None:
+            listen(groups)
         taught = None if teacher is None else teacher.to(logits.device)
         losses = self.loss(groups.view(*mask.shape, -1), mask, taught)
         return losses.sum() * self.ranks.count / (queries * self.accumulation)

@@ -20,7 +20,8 @@ from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
 from retriever.optimiser import Optimiser, Schedule
 from retriever.pair_memory import PairMemory
-from retriever.protocols import Encoder, FloatArray, IntArray, NegativeSource, WatchingSource
+from retriever.protocols import Encoder, FloatArray, IntArray, Negatives, NegativeSource, WatchingSource
+from retriever.source_tally import SourceTally, brought, several_sources
 from retriever.teacher import Score, Teacher
 
 EncodeQueries = Callable[[IntArray], FloatArray]
@@ -63,7 +64,8 @@ class RetrieverLearner:
         ranker: Score | None = None,
     ) -> None:
         """``steps`` are those that the retriever takes in the whole run; ``ranker`` scores by the run's own ranker."""
-        self._parts, self._train, self._ranks = parts, train, place.ranks
+        self._parts, self._train, self._ranks, self._warn = parts, train, place.ranks, warn
+        self._said_waiting = False
         model = parts.model
         if place.is_cpu:
             model.attend("eager")
@@ -90,22 +92,30 @@ class RetrieverLearner:
             self._teacher,
         )
         self._source: NegativeSource | None = None
+        self._sources: dict[str, int] = {}
+        self._tally: SourceTally | None = None
         dimensions = model.dimensions if parts.keep_bank else None
         self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions, parts.memory)
         self._optimiser.model.train()
 
     @property
-    def facts(self) -> dict[str, float]:
-        """What the objective tells of the last batch."""
-        return self.batch_step.objective.facts
+    def facts(self) -> dict[str, Any]:
+        """What the objective tells of the last batch, and with several sources what each gave to the last step."""
+        facts: dict[str, Any] = dict(self.batch_step.objective.facts)
+        return {**facts, "by_source": self._tally.facts()} if self._tally is not None else facts
 
     def step(self, step: int) -> float:
         """Take optimiser step ``step`` and return its loss. Raises InputError if it is no number."""
         self._optimiser.begin(step)
+        self._warn_of_waiting()
         objective, parts, total = self.batch_step.objective, self._train.accumulation, 0.0
+        self._tally = SourceTally(self._sources) if self._sources else None
         for part in range(parts):
-            batch = self._batch(step * parts + part)
+            batch, drawn = self._batch(step * parts + part)
             loss = self.batch_step.backward(batch, step, last=part == parts - 1)
+            if self._tally is not None and drawn is not None:
+                hard, bits = batch.hard, brought(batch, drawn)
+                self._tally.add(bits[hard], objective.score_gradient()[hard], objective.scores()[hard])
             if isinstance(self._source, WatchingSource):
                 self._source.observe(batch.query_rows, objective.hard_scores(batch))
             if self._order.keeps_bank:
@@ -118,12 +128,22 @@ class RetrieverLearner:
         self.batch_step.stepped()
         return total
 
-    def _batch(self, position: int) -> Batch:
+    def _warn_of_waiting(self) -> None:
+        """Say once that steps before the first negative set teach nothing, where that is so."""
+        teaching = self._parts.teacher.config
+        if self._source is None and teaching is not None and teaching.waits and not self._said_waiting:
+            self._warn(
+                "[teacher] contrastive = 0: nothing is taught until the first negative set is adopted; "
+                "above 0 the retriever would learn from in-batch negatives meanwhile"
+            )
+            self._said_waiting = True
+
+    def _batch(self, position: int) -> tuple[Batch, Negatives | None]:
         rows, epoch = self._order.at(position)
         drawn = None if self._source is None else self._source.draw(rows, position)
         if drawn is not None and self._train.drawn_negatives is not None:
             drawn = self.batch_step.hardest(rows, drawn, self._train.num_negatives)
-        return self._parts.examples.batch(rows, epoch, drawn)
+        return self._parts.examples.batch(rows, epoch, drawn), drawn
 
     def adopt(self, negatives: Artifact) -> None:
         """Draw negatives from this set, in the plan that belongs to it, from the next step on."""
@@ -133,6 +153,8 @@ class RetrieverLearner:
     def _use(self, negatives: Artifact) -> None:
         parts = self._parts
         self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.query_vectors)
+        self._sources = several_sources(negatives.facts)
+        self.batch_step.objective.keeps_gradient = bool(self._sources)
         if self._train.towers == "query":
             self.batch_step.frozen = parts.open_vectors(negatives)
         self._teacher.adopt(negatives)

@@ -83,6 +83,15 @@ class TeacherConfig:
         return not (self.gives_vectors or self.live or self.name == OWN)
 
     @property
+    def waits(self) -> bool:
+        """Whether nothing is minimised before the first negative set.
+
+        Then there are no stored scores, and a group is one passage, of which no order can be learned.
+        """
+        alone = self.over == "group" and self.loss not in ("embedding", "cosent")
+        return self.contrastive == 0 and (self.is_stored or alone)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Return what decides a stored score: a set with other ones is not this teacher's."""
         return {"name": self.name, "max_length": self.max_length, "label": self.label}

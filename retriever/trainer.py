@@ -6,6 +6,7 @@ Does not know what a model learns, who encodes the corpus, mines negatives or sh
 import time
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 import torch
 
@@ -237,13 +238,21 @@ class Trainer:
             phase=name,
             loss=round(loss, 4),
             learning_rate=learner.schedule.rate(self._parts.phases.taken(name, step) - 1),
-            **{fact: round(value, 4) for fact, value in learner.facts.items()},
+            **_rounded(learner.facts),
             steps_per_second=round(rate, 3),
             eta_seconds=round((config.max_steps - step) / rate, 1),
             negatives=None if adopted is None else adopted.number,
             generation=None if adopted is None else adopted.parents["generation"],
             staleness=self._adoption.staleness(step),
         )
+
+
+def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers with four digits behind the point, those of inner tables too."""
+    return {
+        name: _rounded(value) if isinstance(value, dict) else None if value is None else round(value, 4)
+        for name, value in facts.items()
+    }
 
 
 def mark_best(store: Store) -> int | None:

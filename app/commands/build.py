@@ -65,6 +65,9 @@ def index(
     ranker: Annotated[
         str | None, typer.Option("--ranker", help="A ranker to put into it: folder or hub id. Default: as it was.")
     ] = None,
+    rerank_depth: Annotated[
+        int, typer.Option("--rerank-depth", help="Hits of dev queries that the gate has its ranker rerank; 0: none.")
+    ] = 20,
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on the rebuilds and promotions that others queue, until a signal.")
     ] = False,
@@ -82,7 +85,9 @@ def index(
         _follow(root) if follow else _queue(root, as_json=json_output)
         return
     with progress_view() as report, saved_ranker(ranker) as files:
-        config = IndexConfig(factory, target_recall, engine=engine.value, precision=precision.value)
+        config = IndexConfig(
+            factory, target_recall, engine=engine.value, precision=precision.value, rerank_depth=rerank_depth
+        )
         if data is None:
             generation = rebuild(Store(root), config, report, ranker=files)
         else:

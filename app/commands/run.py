@@ -29,7 +29,9 @@ from app.training import (
     run_training,
     stopping_at_signals,
 )
+from retriever.artifacts import CURRENT, SERVED
 from retriever.errors import HoneError, InputError
+from retriever.store import Store
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on in a store that another configuration trained in.")]
 New = Annotated[bool, typer.Option("--new", help="Move the store aside and start afresh.")]
@@ -118,7 +120,18 @@ def _print_result(run: Run, result: TrainingResult) -> None:
     if best is not None and best.facts.get("dev"):
         figures = ", ".join(f"{name} {value:.4f}" for name, value in best.facts["dev"].items())
         print(f"best on dev: generation {best.number} of step {best.facts['step']}: {figures}")
-    print(f"store: {run.store.root}\nNext: hone serve --store {run.store.root}")
+    print(f"store: {run.store.root}\n{_following(run.store)}")
+
+
+def _following(store: Store) -> str:
+    """Say what is next: to serve, or what the gate has against the newest generation where it let none pass."""
+    newest = store.generations.get(CURRENT)
+    if newest is None or store.generations.pointed(SERVED) is not None:
+        return f"Next: hone serve --store {store.root}"
+    reason = newest.facts["gate"]["reason"]
+    return (
+        f"Nothing is served: {reason}. hone promote {newest.number} --force --store {store.root} serves it all the same"
+    )
 
 
 def refresh(

@@ -22,7 +22,10 @@ from retriever.errors import CorruptError, InputError, StoreError
 from retriever.store import Store
 
 MAX_SHOWN = 1000
-FACTS = ("step", "rows", "dim", "factory", "recall_at_10", "recall_at_100", "dev", "dev_queries", "seconds", "space")
+FACTS = (
+    *("step", "rows", "dim", "factory", "recall_at_10", "recall_at_100"),
+    *("dev", "dev_queries", "reranked", "seconds", "space"),
+)
 
 router = APIRouter(tags=["generations"])
 

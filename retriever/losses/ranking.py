@@ -17,7 +17,7 @@ from retriever.errors import InputError
 from retriever.losses.coupled import CLIP
 from retriever.losses.terms import NEVER
 
-RankingLossName = Literal["listwise", "gce", "ranknet", "lambdarank", "margin_mse", "asymmetric", "em", "cet"]
+RankingLossName = Literal["listwise", "gce", "ranknet", "lambdarank", "margin_mse", "asymmetric", "em", "dice", "cet"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class RankingLossConfig:
     """[ranker] loss: what is minimised over the raw logits; docs/systems.md has a line for each.
 
     ``gamma`` and ``shift`` spare a negative of small probability; ``unknown`` is the weight of an unlabelled passage's
-    entropy. ``clip`` bounds the weights of "cet", which is not of one head: losses/coupled.py has it.
+    entropy; ``smooth`` is added above and below the fraction of "dice". ``clip`` bounds the weights of "cet", which is
+    not of one head: losses/coupled.py has it.
     """
 
     name: RankingLossName = "listwise"
@@ -34,6 +35,7 @@ class RankingLossConfig:
     gamma: float = 4.0
     shift: float = 0.05
     unknown: float = 0.2
+    smooth: float = 1.0
     clip: float = CLIP
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class RankingLossConfig:
             "gamma must be 0 or at least 1": self.gamma == 0 or self.gamma >= 1,
             "shift must lie in [0, 1)": 0 <= self.shift < 1,
             "unknown must not be negative": self.unknown >= 0,
+            "smooth must not be negative": self.smooth >= 0,
             "clip must be at least 1: weights lie in 1/clip … clip": self.clip >= 1,
         }
         for rule, holds in rules.items():
@@ -62,6 +65,7 @@ READS: dict[str, set[str]] = {
     "margin_mse": {"name"},
     "asymmetric": {"name", "gamma", "shift"},
     "em": {"name", "unknown"},
+    "dice": {"name", "smooth"},
     "cet": {"name", "temperature", "clip"},
 }
 """The keys that each loss reads."""
@@ -160,6 +164,16 @@ def entropy_maximising(groups: Groups, weight: float) -> Tensor:
     return -weight * entropy.masked_fill(~groups.negatives, 0.0).sum(dim=1) - logsigmoid(groups.logits[:, 0])
 
 
+def dice(groups: Groups, smooth: float) -> Tensor:
+    """Return 1 − (2·p⁺ + γ)/(Σ_i p_i² + 1 + γ) [q], p = σ(s), the sum over the whole group.
+
+    Of soft sets, one minus their F1 (Milletari et al., 3DV 2016; with γ Li et al., ACL 2020): negatives that are told
+    apart already count for less than in a sum of their costs, however many they are.
+    """
+    chances = torch.sigmoid(groups.logits).masked_fill(~groups.mask, 0.0)
+    return 1 - (2 * chances[:, 0] + smooth) / (chances.square().sum(dim=1) + 1 + smooth)
+
+
 RANKING_LOSSES: dict[RankingLossName, Callable[[Groups, RankingLossConfig], Tensor]] = {
     "listwise": lambda groups, config: -log_probability(groups, config.temperature),
     "gce": lambda groups, config: (
@@ -170,5 +184,6 @@ RANKING_LOSSES: dict[RankingLossName, Callable[[Groups, RankingLossConfig], Tens
     "margin_mse": lambda groups, config: margin_mse(groups),
     "asymmetric": lambda groups, config: asymmetric(groups, config.gamma, config.shift),
     "em": lambda groups, config: entropy_maximising(groups, config.unknown),
+    "dice": lambda groups, config: dice(groups, config.smooth),
 }
 """Each gives the loss of each query, float [q]; a query without a negative costs what its positive alone does."""

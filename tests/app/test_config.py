@@ -260,7 +260,7 @@ def test_a_ranker_and_its_phases_reach_the_trainer_s_configuration(tmp_path: Pat
         ({"num_negatives = 15": "num_negatives = 101"}, "ranker.num_negatives must not exceed negatives.depth"),
         ({'name = "gce", gce_q = 0.5': 'name = "margin_mse"'}, "learns a teacher's margins: name one as teacher"),
         ({'name = "gce"': 'name = "em"'}, 'loss.gce_q: name = "em" does not read it'),
-        ({'name = "gce"': 'name = "dice"'}, "ranker.loss.name: "),
+        ({'name = "gce"': 'name = "focal"'}, "ranker.loss.name: "),
         ({"max_length = 128": 'teacher = "some/ranker"'}, "does not read its scores; take it out"),
         ({"max_length = 128": "max_lenght = 128"}, "unknown key ranker.max_lenght; did you mean ranker.max_length?"),
         ({'name = "minilm"\n': ""}, "ranker.name: "),

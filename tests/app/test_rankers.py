@@ -10,11 +10,12 @@ from app.opening import openers
 from app.rankers import kept, named_ranker, own_ranker, required_ranker, saved_ranker
 from app.training import run_training
 from indexer.builder import IndexConfig
-from retriever.artifacts import Artifact
+from retriever.artifacts import SERVED, Artifact
 from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.store import Store
-from tests.app.command_line import opened, silent, write_run
+from tests.app.command_line import Hone, opened, silent, write_run
+from tests.stand_ins import write_tiny_data
 from tests.tiny_ranker import write_tiny_ranker
 
 QUERIES, PASSAGES = ["baka", "duku dula", "beki"], ["baka beki", "dula", "bola " * 90]
@@ -26,9 +27,9 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_ranker(store: Path, ranker: Path | None) -> Artifact:
-    """Rebuild the index of ``store`` with ``ranker`` in it."""
+    """Rebuild the index of ``store`` with ``ranker`` in it, whose random weights the gate is not to judge."""
     with saved_ranker(None if ranker is None else str(ranker)) as files:
-        return rebuild(Store(store), IndexConfig(precision="fp32"), silent, ranker=files)
+        return rebuild(Store(store), IndexConfig(precision="fp32", rerank_depth=0), silent, ranker=files)
 
 
 def test_a_generation_holds_the_ranker_that_it_was_given_with_the_same_scores(indexed: Path, ranker: Path) -> None:
@@ -39,6 +40,22 @@ def test_a_generation_holds_the_ranker_that_it_was_given_with_the_same_scores(in
     np.testing.assert_array_equal(own.score(QUERIES, PASSAGES), named.score(QUERIES, PASSAGES))
     assert own.fingerprint == named.fingerprint
     assert generation.facts["ranker"] == load_ranker(RankerConfig(str(ranker))).facts()
+
+
+def test_the_gate_asks_the_ranker_that_a_generation_holds(hone: Hone, tiny: Path, ranker: Path, tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data", passages=120, queries=120)
+    made = ("index", data, "--model", tiny / "model", "--store", "here", "--precision", "fp32", "--ranker", ranker)
+    answer = hone(*made, "--rerank-depth", 40)
+    store = Store(tmp_path / "here")
+    generation = store.generations.at(0)
+    told = generation.facts["reranked"]
+    assert (told["depth"], told["queries"], told["pairs"]) == (40, 30, 1200)
+    assert told["before"] == pytest.approx(generation.facts["dev"]["nDCG@10"])
+    assert told["nDCG@10"] < told["before"] - 0.3, "its weights are random"
+    assert store.generations.pointed(SERVED) is None and "Not served: dev nDCG@10 reranked" in answer.out
+    assert "the gate lets none pass: `hone promote 0` says why" in hone("search", "baka", "--store", "here").complaint
+    assert hone("promote", "0", "--force", "--store", "here").code == 0 and store.generations.pointed(SERVED) == 0
+    assert "rerank_depth = 101" in hone("index", "--store", "here", "--rerank-depth", 101).complaint
 
 
 def test_all_settings_of_a_named_ranker_come_along(indexed: Path, tmp_path: Path) -> None:

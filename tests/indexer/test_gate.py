@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.gate import Pairs, is_partial, judge, probability_of_count, probability_of_fall
+from indexer.gate import Pairs, Reranked, is_partial, judge, probability_of_count, probability_of_fall
 
 
 def facts(ndcg: float | None, **others: Any) -> dict[str, Any]:
@@ -136,3 +136,38 @@ def test_a_slice_that_fell_is_refused_where_the_whole_hides_it() -> None:
 def test_a_slice_of_few_queries_is_not_looked_at() -> None:
     slices = [f"tiny{number // 15}" for number in range(60)] + ["large"] * 940
     assert judged_by_slice(0.1, slices) == []
+
+
+def refused_ranker(own: float, served: float | None, nothing_served: bool = False) -> list[str]:
+    """Return the checks that refuse a ranker which changes each of 100 figures by ``own``, and against the served's."""
+    before = np.tile(np.array([0.2, 0.5, 0.8, 0.9], np.float32), 25)
+    now = before + np.float32(own)
+    against = None if served is None else Pairs(now, now - np.float32(served))
+    old = None if nothing_served else facts(None)
+    verdict = judge(facts(None), old, None, None, Reranked(Pairs(now, before), against))
+    assert verdict.served == all(check.passed for check in verdict.checks)
+    asked = {"ranker"} if nothing_served or served is None else {"ranker", "reranked"}
+    assert {check.name for check in verdict.checks} == asked
+    return [check.name for check in verdict.checks if not check.passed]
+
+
+def test_a_ranker_is_refused_that_makes_hits_worse_or_is_worse_than_the_one_before() -> None:
+    assert refused_ranker(0.05, 0.02) == []
+    assert refused_ranker(-0.009, -0.009) == []
+    assert refused_ranker(-0.05, 0.02) == ["ranker"]
+    assert refused_ranker(0.05, -0.02) == ["reranked"]
+    assert refused_ranker(-0.05, None) == ["ranker"]
+    assert refused_ranker(-0.05, -0.05, nothing_served=True) == ["ranker"]
+
+
+def test_the_reason_names_both_figures_of_a_refused_ranker() -> None:
+    now, before = np.full(100, 0.25, np.float32), np.full(100, 0.5, np.float32)
+    verdict = judge(facts(None), None, None, None, Reranked(Pairs(now, before)))
+    assert verdict.reason.startswith(
+        "dev nDCG@10 reranked 0.2500, without its ranker 0.5000 over 100 queries, at most 0.01 below allowed"
+    )
+
+
+def test_a_ranker_without_shared_queries_is_not_compared() -> None:
+    none = np.empty(0, np.float32)
+    assert judge(facts(None), facts(None), None, None, Reranked(Pairs(none, none), Pairs(none, none))).checks == ()

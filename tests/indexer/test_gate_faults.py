@@ -1,7 +1,9 @@
 """The promise of the gate over real small generations: planted faults are refused, equals are let through."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,18 @@ import pytest
 
 from indexer import builder
 from indexer.builder import build_generation
-from indexer.factory import make_index
+from indexer.factory import IndexConfig, make_index
 from indexer.faiss_index import build_index
-from indexer.promotion import shared_figures
+from indexer.promotion import promote, shared_figures
 from indexer.shards import Vectors
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus
-from retriever.errors import StoreError
+from retriever.errors import InputError, StoreError
 from retriever.ingest import ingest_corpus
 from retriever.protocols import Encoder, Fingerprints, FloatArray, Progress, silent
 from retriever.store import Store
-from tests.indexer.planted import QuickEncoder, build_inputs, plant_checkpoint
-from tests.stand_ins import tiny_store, write_tiny_data
+from tests.indexer.planted import QuickEncoder, build_inputs, plant_checkpoint, plant_ranker
+from tests.stand_ins import OverlapRanker, tiny_store, write_tiny_data
 
 DIMENSIONS = 24
 EQUALS = 20
@@ -189,3 +191,103 @@ def test_equals_are_promoted(served: tuple[Store, Corpus], data: Path) -> None:
     """Twenty encoders that differ by chance alone, each judged against the one that is served by then."""
     promoted = sum(build(*served, data, TrainedEncoder(seed)).facts["gate"]["served"] for seed in range(1, EQUALS + 1))
     assert promoted >= 19
+
+
+class TurnedRanker(OverlapRanker):
+    """A ranker whose sign was lost: it puts last what it should put first."""
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n]."""
+        return -super().score(queries, passages, progress)
+
+
+class HalfTurnedRanker(OverlapRanker):
+    """A ranker that reads some queries rightly and turns the order of the others."""
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n]."""
+        signs = np.array([1 if sum(map(ord, query)) % 4 else -1 for query in queries], np.float32)
+        return np.asarray(signs * super().score(queries, passages, progress), np.float32)
+
+
+class TrainedRanker(OverlapRanker):
+    """A ranker whose training went as its ``seed`` would have it: each pair's score is off by chance."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.chance = seed
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n]."""
+        off = [
+            zlib.crc32(f"{self.chance} {one} {other}".encode()) for one, other in zip(queries, passages, strict=True)
+        ]
+        noise = np.array(off) / 2**31 - 1
+        return np.asarray(super().score(queries, passages) + 2 * noise, np.float32)
+
+
+RANKERS: dict[str, Callable[[], OverlapRanker]] = {
+    "good": OverlapRanker,
+    "turned": TurnedRanker,
+    "half": HalfTurnedRanker,
+    **{f"trained {seed}": partial(TrainedRanker, seed) for seed in range(EQUALS + 1)},
+}
+
+
+def build_ranked(store: Store, corpus: Corpus, data: Path, name: str, step: int = 100, **settings: Any) -> Artifact:
+    """Build a generation of a soundly trained encoder with a ranker, both of the same checkpoint."""
+    checkpoint = plant_checkpoint(store, step, ranker={"name": name})
+    plant_ranker(checkpoint.path, name)
+    inputs = replace(
+        build_inputs(data, corpus, IndexConfig(**settings)),
+        open_encoder=lambda _: TrainedEncoder(0, noise=0.4),
+        open_ranker=lambda held: RANKERS[held.facts["name"]](),
+    )
+    return build_generation(store, store.checkpoints.at(checkpoint.number), inputs, lambda *_: None, print)
+
+
+def test_a_ranker_with_its_sign_turned_is_refused_and_a_good_one_is_served(tmp_path: Path, data: Path) -> None:
+    store, corpus = tiny_store(tmp_path / "store", data)
+    turned = build_ranked(store, corpus, data, "turned")
+    assert refused_by(turned) == ["ranker"] and store.generations.pointed(SERVED) is None, "though nothing was served"
+    with pytest.raises(InputError, match="refused by the gate: dev nDCG@10 reranked 0"):
+        promote(store)
+    good = build_ranked(store, corpus, data, "good")
+    assert refused_by(good) == [] and store.generations.pointed(SERVED) == good.number
+    told = good.facts["reranked"]
+    assert (told["depth"], told["queries"], told["pairs"]) == (20, 100, 2000)
+    assert told["nDCG@10"] > told["before"] + 0.05 > turned.facts["reranked"]["nDCG@10"] + 0.2
+    again = build_ranked(store, corpus, data, "turned")
+    assert refused_by(again) == ["ranker", "reranked"] and store.generations.pointed(SERVED) == good.number
+    assert np.isnan(np.load(again.path / "dev/reranked.npy")).sum() == 100, "a half of the dev queries is the sample"
+    figures = [np.load(one.path / "dev/reranked.npy") for one in (again, good)]
+    np.testing.assert_array_equal(np.load(again.path / "dev/reranked_differences.npy"), figures[0] - figures[1])
+
+
+def test_a_ranker_that_helps_less_than_the_served_one_is_refused(tmp_path: Path, data: Path) -> None:
+    store, corpus = tiny_store(tmp_path / "store", data)
+    build_ranked(store, corpus, data, "good")
+    helping = build_ranked(store, corpus, data, "half")
+    assert helping.facts["reranked"]["nDCG@10"] > helping.facts["reranked"]["before"] - 0.01
+    assert refused_by(helping) == ["reranked"]
+    deeper = build_ranked(store, corpus, data, "half", rerank_depth=40)
+    assert refused_by(deeper) == [], "figures of another depth are not compared"
+
+
+def test_without_a_ranker_or_where_it_is_not_asked_nothing_is_reranked(tmp_path: Path, data: Path) -> None:
+    store, corpus = tiny_store(tmp_path / "store", data)
+    bare = build(store, corpus, data, TrainedEncoder(0, noise=0.4))
+    unasked = build_ranked(store, corpus, data, "turned", rerank_depth=0)
+    for generation in (bare, unasked):
+        assert refused_by(generation) == [] and "reranked" not in generation.facts
+        assert "rerank" not in generation.facts["seconds"]
+        assert not {"dev/reranked.npy", "dev/reranked_differences.npy"} & set(generation.manifest["files"])
+
+
+def test_equal_rankers_are_promoted(tmp_path: Path, data: Path) -> None:
+    """Rankers that differ by chance alone, each judged against the one that is served by then."""
+    store, corpus = tiny_store(tmp_path / "store", data)
+    made = [build_ranked(store, corpus, data, f"trained {seed}") for seed in range(EQUALS + 1)]
+    assert sum(one.facts["gate"]["served"] for one in made) >= 20
+    means = [one.facts["reranked"]["nDCG@10"] for one in made]
+    assert np.ptp(means) > 0.01 and max(means) < 0.98, "they do differ, and none is perfect"

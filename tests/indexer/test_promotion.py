@@ -1,10 +1,21 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from indexer.dev_record import DevRecord
-from indexer.promotion import PREVIOUS, compare, ledger, pin_served, promote, promote_if_good, rollback
+from indexer.dev_record import RERANKED, DevRecord
+from indexer.promotion import (
+    PREVIOUS,
+    compare,
+    compare_reranked,
+    ledger,
+    pin_served,
+    promote,
+    promote_if_good,
+    rollback,
+)
 from retriever.artifacts import BEST, SERVED, Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError
@@ -158,3 +169,29 @@ def test_slices_are_the_joined_data_sets_and_none_where_an_id_names_none() -> No
     assert list(compare(joined, joined).slices) == ["nq", "squad", "squad"]
     mixed = record("nq/1", "7")
     assert list(compare(mixed, mixed).slices) == []
+
+
+def test_reranked_figures_are_compared_where_both_have_one() -> None:
+    nan = np.float32("nan")
+    new = replace(record("a", "b", "c"), reranked=np.array([0.1, nan, 0.3], np.float32))
+    old = replace(record("c", "b", "a"), reranked=np.array([nan, 0.8, 0.9], np.float32))
+    assert compare_reranked(record("a"), new) == (None, None)
+    own, served = compare_reranked(new, record("a", "b", "c"))
+    assert own is not None and served is None
+    np.testing.assert_allclose(own.now, [0.1, 0.3])
+    np.testing.assert_allclose(own.before, [0.5, 0.5])
+    served = compare_reranked(new, old).served
+    assert served is not None
+    np.testing.assert_allclose([served.now, served.before], [[0.1], [0.9]])
+
+
+def test_a_record_keeps_its_reranked_figures_and_refuses_too_few(tmp_path: Path) -> None:
+    kept = replace(record("a", "b"), reranked=np.array([0.1, np.nan], np.float32))
+    for folder, written in ((tmp_path / "with", kept), (tmp_path / "without", record("a", "b"))):
+        folder.mkdir()
+        written.write(folder)
+    assert DevRecord.read(tmp_path / "without").reranked is None
+    np.testing.assert_array_equal(DevRecord.read(tmp_path / "with").reranked, kept.reranked)
+    np.save(tmp_path / "with" / RERANKED, np.zeros(1, np.float32))
+    with pytest.raises(CorruptError, match="differ in their number"):
+        DevRecord.read(tmp_path / "with")

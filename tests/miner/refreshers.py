@@ -75,7 +75,11 @@ class Refresher:
     def publish(self, generation: Artifact) -> Artifact:
         with self.store.negatives.stage({**generation.parents, "generation": generation.number}) as draft:
             (draft.path / "passages.npy").write_text(f"negatives of step {generation.facts['step']}")
-            draft.facts.update(step=generation.facts["step"], final=generation.facts["final"])
+            scores = f"scores-{generation.facts['step']}"
+            (self.store.teacher / scores).mkdir(parents=True, exist_ok=True)
+            draft.facts.update(
+                step=generation.facts["step"], final=generation.facts["final"], teacher={"cache": scores}
+            )
         return self.store.negatives.at(draft.number)
 
     def report(self, event: str, **fields: Any) -> None:

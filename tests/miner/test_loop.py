@@ -141,14 +141,17 @@ def test_an_imported_set_is_not_taken_for_work_done_or_undone(store: Store) -> N
     assert store.negatives.pointed(CURRENT) == newest
 
 
-def test_old_generations_go_with_their_embeddings(store: Store) -> None:
+def test_old_generations_go_with_their_embeddings_and_old_sets_with_their_scores(store: Store) -> None:
     for step in range(6):
         mark(store, step, refresh=True, final=step == 5)
+    store.record_adoption(3, 3, "digest")  # a trainer resumed from here on needs the sets from 3 on
     refresher = Refresher(store, retention=Retention(generations=2, negatives=2, grace_seconds=0))
     refresher.run()
     kept = store.generations.numbers()
     assert kept[-2:] == [4, 5] and set(kept) <= {0, 4, 5} | set(store.generations.pointers().values())
     assert sorted(path.name for path in store.embeddings.iterdir()) == [f"fingerprint-{n}" for n in kept]
+    scores = sorted(path.name for path in store.teacher.iterdir())
+    assert scores == [f"scores-{number}" for number in store.negatives.numbers()] and len(scores) < 6
     assert {1, 2, 3} <= {n for fields in refresher.told("removed") for n in fields["numbers"]} | set(kept)
 
 

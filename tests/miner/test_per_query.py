@@ -23,7 +23,7 @@ def pool() -> NegativeSet:
         queries=ROWS,
         passages=passages,
         scores=np.linspace(0.9, 0.1, DEPTH, dtype=np.float32) + np.zeros((QUERIES, 1), np.float32),
-        sources=np.ones((QUERIES, DEPTH), np.uint8),
+        sources=np.where(passages % 2, np.uint8(1), np.uint8(8)),
         verdicts=verdicts,
         positives=passages[:, :1],
         positive_scores=np.ones((QUERIES, 1), np.float32),
@@ -47,6 +47,11 @@ def test_a_query_begins_with_its_best_and_keeps_them() -> None:
     for _ in range(3):
         one.observe(ROWS, np.full(QUERIES, 0.6, np.float32))
         assert drawn(one) == first
+
+
+def test_a_draw_says_who_brought_it() -> None:
+    one = source().draw(np.array([1, 3], np.int32), 0)
+    assert one.sources is not None and one.sources.tolist() == [[1, 8], [1, 8]]
 
 
 def test_only_decayed_queries_are_replaced() -> None:

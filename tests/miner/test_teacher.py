@@ -1,5 +1,6 @@
 """Scores of a teacher for a set's pairs: which are made, that none is made twice, and what a kill or a flip costs."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 
 from miner import teacher as module
 from miner.mining import MiningConfig, MiningTask
-from miner.teacher import PoolTeacher, score_pools
-from retriever.errors import StoreError
+from miner.teacher import PoolTeacher, drop_unused_scores, score_pools
+from retriever.errors import BusyError, StoreError
 from retriever.ingest import load_query_set
 from retriever.negatives import NegativeSet, Verdict, create_negative_set
 from retriever.protocols import FloatArray, Progress, silent
+from retriever.store import Store
 from retriever.teacher_scores import TeacherScores, open_teacher_scores
 from tests.stand_ins import OverlapRanker, tiny_store, write_tiny_data
 
@@ -194,3 +196,82 @@ def test_other_texts_share_no_scores_and_other_judgements_do(tmp_path: Path, tas
     assert scored(tmp_path / "set", pool, asked, OverlapRanker())[1]["reused"] == 0
     judged = replace(task, queries=replace(queries, judgements=[{**one, 50: 0} for one in queries.judgements]))
     assert scored(tmp_path / "set", pool, judged, OverlapRanker())[1]["reused"] == facts["pairs"]
+
+
+def publish_scored(store: Store, task: MiningTask, teacher: str | None) -> int:
+    """Publish a set, scored by a ranker of the name ``teacher``, and return its number."""
+    with store.negatives.stage({"corpus": 0}) as draft:
+        (draft.path / "arrays").mkdir()
+        pool = write_pool(draft.path / "arrays/set", task)
+        draft.facts["step"] = 0
+        if teacher is not None:
+            ranker = OverlapRanker()
+            ranker.fingerprint = teacher
+            facts = score_pools(draft.path / "arrays/set", pool, task, PoolTeacher(ranker), store.teacher, complain)
+            draft.facts["teacher"] = facts
+    return draft.number
+
+
+def caches(store: Store) -> dict[str, str]:
+    """Return the folder of each teacher that a set of the store names, whether it is there or not."""
+    facts = [store.negatives.at(number).facts.get("teacher") for number in store.negatives.numbers()]
+    return {one["fingerprint"]: one["cache"] for one in facts if one is not None}
+
+
+def present(store: Store) -> set[str]:
+    return {path.name for path in store.teacher.iterdir()}
+
+
+def test_scores_go_with_the_last_set_that_was_made_with_them(tmp_path: Path, task: MiningTask) -> None:
+    store = Store(tmp_path / "store")
+    assert drop_unused_scores(store) == [], "there is no such folder"
+    sets = [publish_scored(store, task, name) for name in ("old", "new", "old", None, "new")]
+    names = caches(store)
+    assert drop_unused_scores(store) == [] and present(store) == {*names.values()}
+    store.negatives.remove(sets[0])
+    assert drop_unused_scores(store) == []
+    store.negatives.remove(sets[2])
+    assert drop_unused_scores(store) == [names["old"]] and present(store) == {names["new"]}
+    ranker = Counting()
+    ranker.fingerprint = "new"
+    pool = write_pool(tmp_path / "again", task)
+    facts = score_pools(tmp_path / "again", pool, task, PoolTeacher(ranker), store.teacher, complain)
+    assert ranker.asked == [] and facts["cache"] == names["new"]
+
+
+def test_a_removal_that_was_killed_leaves_nothing_half_and_is_finished_later(
+    tmp_path: Path, task: MiningTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    number, _ = publish_scored(store, task, "old"), publish_scored(store, task, "new")
+    names = caches(store)
+    store.negatives.remove(number)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drop_unused_scores(store)
+    monkeypatch.undo()
+    assert names["old"] not in present(store), "it is never seen in part under its own name"
+    (store.teacher / names["new"] / ".tmp-half-written").write_bytes(b"torn")
+    assert len(present(store)) == 2
+    assert drop_unused_scores(store) == [] and present(store) == {names["new"]}
+    assert not list((store.teacher / names["new"]).glob(".tmp-*"))
+
+
+def test_no_scores_go_while_a_set_is_torn_or_another_process_mines(tmp_path: Path, task: MiningTask) -> None:
+    store = Store(tmp_path / "store")
+    number, torn = publish_scored(store, task, "old"), publish_scored(store, task, "new")
+    names = caches(store)
+    store.negatives.remove(number)
+    manifest = store.negatives.path(torn) / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text("torn")
+    assert drop_unused_scores(store) == [] and present(store) == {*names.values()}
+    manifest.write_text(whole)
+    with store.negatives.writer(), pytest.raises(BusyError):
+        drop_unused_scores(Store(store.root))
+    assert present(store) == {*names.values()}
+    assert drop_unused_scores(store) == [names["old"]]

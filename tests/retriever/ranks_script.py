@@ -92,8 +92,9 @@ def run_cached(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def ranked(folder: Path) -> Bench:
-    """A step of the ranker and one of the retriever in turn."""
+    """A step of the ranker and one of the retriever in turn, from negatives of two sources."""
     bench = exact(folder)
+    bench.refresher.sources = {"ann": 1, "bm25": 8}
     bench.train, bench.phases = replace(EXACT, max_steps=4), PhasesConfig(1, 1)
     bench.ranker = replace(bench.ranking(), learning_rate=1e-5, warmup_steps=0)
     return bench
@@ -104,8 +105,14 @@ def run_ranked(folder: Path, rank: int) -> dict[str, Any]:
     TOKEN_BUDGETS["cpu"] = 8
     bench = ranked(folder)
     outcome = bench.run()
-    losses = [told["loss"] for told in bench.told("step")] if rank == 0 else []
-    return {"reason": outcome.reason, "draws": bench.ranker_draws, "losses": losses}
+    told = bench.told("step") if rank == 0 else []
+    sources = [one["by_source"] for one in told]
+    return {
+        "reason": outcome.reason,
+        "draws": bench.ranker_draws,
+        "losses": [one["loss"] for one in told],
+        "sources": sources,
+    }
 
 
 def run_ready(folder: Path, rank: int) -> dict[str, Any]:

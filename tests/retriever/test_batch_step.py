@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from retriever.checkpoint import model_folder
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
 from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
+from retriever.phases import PhasesConfig
 from retriever.protocols import Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverLearner
+from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 
 
@@ -163,3 +166,36 @@ def test_measured_staleness_marks_a_checkpoint_once_a_set(tmp_path: Path) -> Non
     waiting.refresher = AnswersTheFirst(waiting.store)
     waiting.run()
     assert len(waiting.told("staleness")) == 1  # no second mark while the first is being answered
+
+
+def by_source(folder: Path, train: TrainConfig, ranker: bool = False) -> tuple[Bench, list[dict[str, Any]]]:
+    """Run a training whose sets have two sources; return it and what its steps tell of them."""
+    bench = Bench(folder, train=train)
+    bench.refresher.sources = {"ann": 1, "bm25": 8}
+    if ranker:
+        bench.ranker, bench.phases = bench.ranking(), PhasesConfig(1, 1)
+    bench.run()
+    return bench, [told["by_source"] for told in bench.told("step")]
+
+
+@pytest.mark.parametrize("grad_cache", [False, True])
+def test_steps_tell_what_each_source_gave_and_learn_the_same(tmp_path: Path, grad_cache: bool) -> None:
+    train = replace(TRAIN, max_steps=3, grad_cache=grad_cache)
+    told, plain = by_source(tmp_path / "told", train), Bench(tmp_path / "plain", train=train)
+    plain.run()
+    assert all("by_source" not in step for step in plain.told("step")), "a single source has all of it"
+    for step in told[1]:
+        assert {*step} == {"ann", "bm25"} and {*step["ann"]} == {"drawn", "gradient", "score"}
+        assert 5 < step["ann"]["drawn"] <= 8 and 2 < step["bm25"]["drawn"] <= 4, "two batches of four queries"
+        assert 0 < step["bm25"]["gradient"] < step["ann"]["gradient"] <= 1, "twice as many pull more"
+        assert -1 <= step["ann"]["score"] <= 1
+    newest = [bench.store.checkpoints.get() for bench in (told[0], plain)]
+    assert newest[0] is not None and newest[1] is not None
+    assert newest[0].facts["weights_sha256"] == newest[1].facts["weights_sha256"]
+
+
+def test_a_ranker_s_steps_tell_of_its_own_negatives(tmp_path: Path) -> None:
+    bench, told = by_source(tmp_path, replace(TRAIN, max_steps=2), ranker=True)
+    assert [step["phase"] for step in bench.told("step")] == ["ranker", "retriever"]
+    assert {*told[0]["ann"]} == {"drawn", "gradient"} and {*told[1]["ann"]} == {"drawn", "gradient", "score"}
+    assert told[0]["ann"]["gradient"] + told[0]["bm25"]["gradient"] == pytest.approx(1, abs=1e-3)

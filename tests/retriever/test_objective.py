@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,25 @@ def test_a_learned_temperature_has_a_gradient_and_survives_a_checkpoint() -> Non
 def test_without_a_learned_temperature_there_is_nothing_to_keep() -> None:
     objective = Objective(LossConfig())
     assert objective.state() is None and list(objective.parameters()) == []
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_the_gradient_of_scores_is_kept_where_it_is_wanted(in_batch: bool) -> None:
+    objective, tau, of = Objective(LossConfig(temperature=0.2, in_batch=in_batch)), 0.2, batch()
+    if not in_batch:
+        of = replace(of, allowed=of.hard | np.eye(3, 5, dtype=np.bool_))
+    objective.keeps_gradient = True
+    queries, passages = unit(3, 0), unit(5, 1)
+    torch.autograd.backward(objective(queries, passages, of, 0, None))
+    scores = (queries @ passages.T).detach().numpy().astype(np.float64)
+    weights = np.exp(scores / tau) * of.allowed
+    expected = (weights / weights.sum(axis=1, keepdims=True) - np.eye(3, 5)) / tau / 3
+    np.testing.assert_allclose(objective.score_gradient(), expected, atol=1e-6)
+    plain = Objective(LossConfig(temperature=0.2, in_batch=in_batch))
+    again = [unit(3, 0), unit(5, 1)]
+    torch.autograd.backward(plain(*again, of, 0, None))
+    assert again[0].grad is not None and queries.grad is not None and torch.equal(again[0].grad, queries.grad)
+    assert plain.score_gradient().size == 0
 
 
 class Guide(HashEncoder):

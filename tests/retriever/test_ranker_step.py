@@ -19,8 +19,9 @@ from retriever.ingest import load_query_set
 from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
 from retriever.protocols import FloatArray, Negatives
 from retriever.ranker import RankerConfig, load_ranker
-from retriever.ranker_step import RankerStep, groups_of
+from retriever.ranker_step import RankerStep, Watch, groups_of
 from retriever.ranks import Ranks
+from retriever.source_tally import SourceTally
 from retriever.store import Store
 from retriever.trained_ranker import TrainedRanker
 from tests.stand_ins import tiny_store, write_tiny_data
@@ -254,3 +255,37 @@ def test_the_loss_has_raw_logits_of_all_labels(folder: Path, tmp_path: Path) -> 
     logits = torch.cat([one[mask] for one, mask in seen])
     assert logits.shape[1] == 2 and logits.min() < 0 and logits.max() > 1
     assert all(not one[~mask].any() for one, mask in seen)
+
+
+# ---- sources
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 120, 1])
+def test_what_each_source_pulls_is_that_of_the_whole_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    step = step_of(folder, RankingLossConfig("listwise"), dropout=False)
+    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", budget)
+    batch, tally = batch_of(step.examples), SourceTally({"ann": 1, "bm25": 8})
+    bits = np.where(batch.hard, np.where(np.arange(batch.hard.shape[1]) % 3, 1, 8), 0).astype(np.uint8)
+    loss = step.backward(batch, last=True, watch=Watch(tally, bits))
+    watched = gradients(step)
+    assert step.backward(batch, last=True) == loss
+    assert all(torch.equal(one, watched[name]) for name, one in gradients(step).items()), "to listen changes nothing"
+    columns, mask = groups_of(batch, 5)
+    queries, passages = step.examples.texts(batch)
+    lines, places = np.nonzero(mask)
+    read = [passages[column] for column in columns[lines, places]]
+    logits = np.full(mask.shape, -np.inf)
+    step.trained.ranker.eval()
+    with torch.no_grad():
+        pairs = step.trained.ranker.tokenize([queries[line] for line in lines], read)[0]
+        logits[lines, places] = step.trained(pairs, 1 << 20)[:, 0]
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    of_group = np.take_along_axis(bits, columns, axis=1)
+    pulls = {name: shares[:, 1:][(of_group[:, 1:] == bit) & mask[:, 1:]] for name, bit in (("ann", 1), ("bm25", 8))}
+    total = sum(float(one.sum()) for one in pulls.values())
+    for name, one in tally.facts().items():
+        assert one["drawn"] == len(pulls[name]) > 0
+        assert one["gradient"] == pytest.approx(pulls[name].sum() / total, rel=1e-3)

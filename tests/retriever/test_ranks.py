@@ -173,3 +173,6 @@ def test_two_ranks_train_a_ranker_as_one_process_does(two_ranks: Path, tmp_path:
     first, second = seen(two_ranks, "run_ranked")
     assert first["draws"] == second["draws"] == [list(draw) for draw in alone.ranker_draws]
     assert first["losses"] == pytest.approx([told["loss"] for told in alone.told("step")], abs=1e-3)
+    for both_told, told in zip(first["sources"], alone.told("step"), strict=True):
+        for name in ("ann", "bm25"):
+            assert both_told[name] == pytest.approx(told["by_source"][name], abs=1e-3), "of both ranks together"

@@ -20,12 +20,9 @@ from retriever.examples import Batch
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
-from retriever.phases import PhasesConfig
 from retriever.protocols import FloatArray
-from retriever.ranker_learner import RankerLearner
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
-from retriever.retriever_learner import RetrieverLearner
 from retriever.teacher import STATE, Anchor, Taught, Teacher, TeacherConfig, asking_encoder, asking_ranker, group_of
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
@@ -339,57 +336,3 @@ def test_a_ranker_teaches_its_order(tmp_path: Path) -> None:
     losses = [one["teacher_loss"] for one in bench.told("step")]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert {one["unscored"] for one in bench.told("step")} == {0}
-
-
-# ---------------------------------------------------------------------------------------------- the run's own ranker
-
-
-def own(bench: Bench) -> Teacher:
-    return Teacher(TeacherConfig("ranker", loss="ar2", contrastive=0.0))
-
-
-def ar2(folder: Path, **settings: Any) -> Bench:
-    made = Bench(folder, phases=PhasesConfig(2, 3), teacher=own, **settings)
-    made.ranker = made.ranking()
-    return made
-
-
-def test_the_run_s_own_ranker_teaches_with_its_weights_of_the_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[FloatArray, FloatArray]] = []
-    trainer = ar2(tmp_path, train=replace(TRAIN, max_steps=5)).trainer()
-    ranker, retriever = trainer._learners["ranker"], trainer._learners["retriever"]
-    assert isinstance(ranker, RankerLearner) and isinstance(retriever, RetrieverLearner)
-    teach = Teacher.teach
-
-    def spied(self: Teacher, batch: Batch, texts: Any, ranks: Ranks) -> Taught | None:
-        taught = teach(self, batch, texts, ranks)
-        assert taught is not None
-        lines, columns = np.nonzero(group_of(batch))
-        scores = ranker.score([texts[0][i] for i in lines], [texts[1][j] for j in columns])
-        seen.append((taught.scores.numpy()[lines, columns], scores))
-        return taught
-
-    monkeypatch.setattr(Teacher, "teach", spied)
-    trainer.run()
-    assert len(seen) == 3 * TRAIN.accumulation
-    for told, now in seen:
-        np.testing.assert_allclose(told, now, atol=1e-5)
-        assert np.ptp(now) > 0
-
-
-def test_ar2_resumes_exactly_in_the_middle_of_a_phase(tmp_path: Path) -> None:
-    refresh = RefreshConfig(trigger="steps:3", adopt="scheduled", lag=0)
-    whole, broken = (ar2(tmp_path / name, refresh=refresh) for name in ("whole", "broken"))
-    whole.run()
-    broken.hears = stopping_at("step", 4)
-    assert broken.run().reason == "interrupted"
-    broken.hears = ignore
-    assert broken.run().reason == "finished"
-    assert broken.both_weights()[-1] == whole.both_weights()[-1]
-
-
-def test_without_a_ranker_in_training_there_is_none_to_ask(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is the run's own: it needs \[ranker\]"):
-        Bench(tmp_path, teacher=own).trainer()

@@ -95,7 +95,7 @@ class InOrder:
 
 
 class Counted:
-    """A NegativeSource: two passages a query, a function of set, query and position; notes each draw."""
+    """A NegativeSource: two passages a query, of a source each, by set, query and position; notes each draw."""
 
     def __init__(self, number: int, passages: int, draws: list[tuple[int, int]]) -> None:
         self._number, self._passages, self._draws = number, passages, draws
@@ -107,7 +107,8 @@ class Counted:
         rows = np.stack([first, (first + 11) % self._passages], axis=1).astype(np.int32)
         mask = np.ones(rows.shape, np.bool_)
         mask[::2, 1] = False
-        return Negatives(np.where(mask, rows, -1).astype(np.int32), np.zeros(rows.shape, np.float32), mask)
+        sources = np.where(mask, np.array([1, 8]), 0).astype(np.uint8)
+        return Negatives(np.where(mask, rows, -1).astype(np.int32), np.zeros(rows.shape, np.float32), mask, sources)
 
 
 class MinesAtOnce:
@@ -118,6 +119,7 @@ class MinesAtOnce:
 
     def __init__(self, store: Store, dev: Callable[[int], float | None] = lambda step: None) -> None:
         self._store, self._dev = store, dev
+        self.sources = {"ann": 1}
         self.marks: list[int] = []
 
     def marked(self, checkpoint: Artifact) -> None:
@@ -135,7 +137,7 @@ class MinesAtOnce:
             pool.positives[:, 0] = np.arange(4)
             pool.scores[:] = np.linspace(0.9, 0.1, 12)
             pool.flush()
-            mined.facts.update(step=step, dev=dev)
+            mined.facts.update(step=step, dev=dev, sources=self.sources)
 
     def trouble(self) -> str | None:
         """Return None: all is well."""

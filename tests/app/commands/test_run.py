@@ -9,6 +9,8 @@ import pytest
 from retriever.durable import read_lines
 from retriever.store import Store
 from tests.app.command_line import Hone, write_run
+from tests.stand_ins import write_tiny_data
+from tests.tiny_ranker import write_tiny_ranker
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -70,6 +72,18 @@ def test_what_train_and_refresh_must_be_told_right(hone: Hone, tiny: Path) -> No
 def test_refresh_does_what_is_left_to_do_and_ends(hone: Hone, tiny: Path, trained: Path) -> None:
     answer = hone("refresh", tiny / "run.toml")
     assert answer.code == 0 and json.loads(answer.err.splitlines()[-1])["event"] == "drained"
+
+
+def test_a_run_whose_ranker_serves_nobody_says_so(hone: Hone, tiny: Path, tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data", passages=160, queries=160)
+    ranker = write_tiny_ranker(tmp_path / "ranker")
+    table = f'[ranker]\nname = "{ranker}"\nbatch_size = 4\nnum_negatives = 2\nwarmup_steps = 0\nlearning_rate = 1e-9\n'
+    turns = "[phases]\nranker = 1\nretriever = 1\n"
+    write_run(tmp_path / "run.toml", data, tiny / "model", ("[negatives]", f"{table}{turns}[negatives]"))
+    *_, store, following = hone("cycle", "run.toml", "--store", "here").out.splitlines()
+    assert store == "store: here" and following.startswith("Nothing is served: dev nDCG@10 reranked 0.")
+    assert following.endswith("hone promote 2 --force --store here serves it all the same")
+    assert Store(tmp_path / "here").generations.pointed("SERVED") is None
 
 
 @pytest.mark.slow

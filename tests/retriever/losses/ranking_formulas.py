@@ -21,6 +21,7 @@ class Knobs:
     gamma: float = 4.0
     shift: float = 0.05
     unknown: float = 0.2
+    smooth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,15 @@ def em(group: Group, knobs: Knobs) -> float:
     return total
 
 
+def dice(group: Group, knobs: Knobs) -> float:
+    below = sigma(group.positive) ** 2 + 1 + knobs.smooth
+    for s in group.negatives:
+        below += sigma(s) ** 2
+    return 1 - (2 * sigma(group.positive) + knobs.smooth) / below
+
+
 FORMULAS: dict[str, Callable[[Group, Knobs], float]] = {
-    f.__name__: f for f in (listwise, gce, ranknet, lambdarank, margin_mse, asymmetric, em)
+    f.__name__: f for f in (listwise, gce, ranknet, lambdarank, margin_mse, asymmetric, em, dice)
 }
 
 

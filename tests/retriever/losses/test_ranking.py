@@ -24,6 +24,7 @@ KEYS: list[dict[str, Any]] = [
     {"name": "asymmetric", "gamma": 0.0},
     {"name": "asymmetric", "gamma": 2.0, "shift": 0.0},
     {"name": "em", "unknown": 1.0},
+    {"name": "dice", "smooth": 0.0},
 ]
 ALL = [pytest.param(keys, id=" ".join(map(str, keys.values()))) for keys in KEYS]
 
@@ -130,6 +131,16 @@ def squared(margins: Callable[[Groups], Tensor]) -> Callable[[Groups], Tensor]:
     return mutant
 
 
+def fraction(below: Callable[[Tensor], Tensor]) -> Callable[[Groups, float], Tensor]:
+    """Dice with another sum below the fraction."""
+
+    def mutant(one: Groups, smooth: float) -> Tensor:
+        p = torch.sigmoid(one.logits) * one.mask
+        return 1 - (2 * p[:, 0] + smooth) / (below(p).sum(dim=1) + 1 + smooth)
+
+    return mutant
+
+
 def in_sum(self: Groups, values: Tensor, counted: Tensor) -> Tensor:
     return values.masked_fill(~counted, 0.0).sum(dim=1)
 
@@ -145,6 +156,10 @@ MUTANTS: list[tuple[str, str, Patch]] = [
     ("γ", "asymmetric", keyed(gamma=1.0)),
     ("shift dropped", "asymmetric", keyed(shift=0.0)),
     ("entropy dropped", "em", keyed(unknown=0.0)),
+    ("unsmoothed", "dice", keyed(smooth=0.0)),
+    ("chances unsquared", "dice", of("dice", fraction(lambda p: p))),
+    ("negatives forgotten", "dice", of("dice", fraction(lambda p: p.square()[:, :1]))),
+    ("positive counted above alone", "dice", of("dice", fraction(lambda p: p.square()[:, 1:]))),
     ("entropy minimised", "em", lambda patch: patch.setattr(ranking, "entropy_maximising", minimising)),
     ("relu for softplus", "ranknet|lambdarank", of("softplus", relu)),
     ("weight without gradient", "asymmetric", of("asymmetric", gradient_through_weight)),
@@ -193,7 +208,10 @@ def test_without_any_negative_only_the_positive_counts(keys: dict[str, Any]) -> 
     one = groups(0)
     alone = dataclasses.replace(one, mask=torch.zeros_like(one.mask).index_fill(1, torch.tensor([0]), True))
     values, gradient = run(keys, alone)
-    of_positives = -logsigmoid(one.logits[:, 0]) if keys["name"] in ("asymmetric", "em") else 0
+    of_positives = -logsigmoid(one.logits[:, 0]) if keys["name"] in ("asymmetric", "em") else torch.tensor(0.0)
+    if keys["name"] == "dice":
+        p, smooth = torch.sigmoid(one.logits[:, 0]), keys.get("smooth", 1.0)
+        of_positives = (1 - p) ** 2 / (p**2 + 1 + smooth)
     assert torch.allclose(values, torch.zeros_like(values) + of_positives)
     assert not gradient[:, 1:].any()
 
@@ -241,6 +259,20 @@ def test_an_unknown_passage_is_drawn_to_one_half() -> None:
     assert gradient[0, 3] == pytest.approx(0, abs=1e-12)
 
 
+def test_of_certain_probabilities_dice_is_one_minus_f1() -> None:
+    logits = torch.tensor([[50.0, 50.0, -50.0, 50.0], [50.0, -50.0, -50.0, -50.0], [-50.0, 50.0, -50.0, -50.0]])
+    one = Groups(logits.double(), torch.ones(3, 4, dtype=torch.bool))
+    values, _ = run({"name": "dice", "smooth": 0.0}, one)
+    assert values.tolist() == pytest.approx([1 - 2 * 1 / (3 + 1), 0.0, 1.0])
+
+
+def test_dice_pulls_less_on_a_negative_that_is_told_apart_already() -> None:
+    one = Groups(torch.tensor([[1.0, -6.0, 0.0, -6.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool))
+    _, of_dice = run({"name": "dice"}, one)
+    _, of_listwise = run({"name": "listwise"}, one)
+    assert 0 < of_dice[0, 1] / of_dice[0, 2] < 0.1 * of_listwise[0, 1] / of_listwise[0, 2]
+
+
 def test_margin_mse_without_a_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher"):
         run({"name": "margin_mse"}, dataclasses.replace(groups(0), teacher=None))
@@ -257,6 +289,7 @@ def test_margin_mse_without_a_teacher_is_refused() -> None:
         ("gamma must", {"name": "asymmetric", "gamma": 0.5}),
         ("shift must", {"name": "asymmetric", "shift": 1.0}),
         ("unknown must", {"name": "em", "unknown": -0.1}),
+        ("smooth must", {"name": "dice", "smooth": -0.1}),
     ],
 )
 def test_a_value_out_of_range_is_refused(problem: str, keys: dict[str, Any]) -> None:
@@ -264,7 +297,7 @@ def test_a_value_out_of_range_is_refused(problem: str, keys: dict[str, Any]) -> 
         RankingLossConfig(**keys)
 
 
-ANOTHER = {"temperature": 0.5, "gce_q": 0.2, "gamma": 2.0, "shift": 0.1, "unknown": 0.5}
+ANOTHER = {"temperature": 0.5, "gce_q": 0.2, "gamma": 2.0, "shift": 0.1, "unknown": 0.5, "smooth": 0.5}
 
 
 @pytest.mark.parametrize("name", RANKING_LOSSES)
