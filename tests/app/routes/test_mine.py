@@ -13,6 +13,7 @@ from app.schemas import JobReply
 from app.server import ServerConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
+from retriever.data import Corpus
 from tests.app.served import Server, new_store, publish_generation, serving, wait_for
 
 NOT_FROM_A_REQUEST = {"verdicts", "on_relevant", "live", "per_query"}
@@ -204,7 +205,14 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
         ({"job": "hone", "stream": True}, 422, "choose one of the two"),
         ({"queries": [QUERY] * 2001, "num_negatives": 1000, "depth": 1000, "job": "hone"}, 413, "2000000"),
         ({"queries": [{**QUERY, "positives": ["gone"]}], "job": "hone"}, 422, "'gone'"),
-        ({"sources": ["ann", "generation:CURRENT"]}, 422, "other generations are a run's"),
+        ({"sources": ["ann", "generation:CURRENT"]}, 422, "generation:CURRENT: a job alone opens other generations"),
+        ({"sources": ["ann", "momentum"]}, 422, "momentum draws from a run's sets; choose from ann, lookahead, bm25"),
+        ({"sources": ["ann", "generation:../1"], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["ann", "generation:" + "A" * 256], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["ann", "generation:-" + "9" * 5000], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["generation:-1"], "job": "hone"}, 422, "there is no set before the first"),
+        ({"sources": ["ann", "generation:WARMUP"], "job": "hone"}, 409, "hone pin generations N WARMUP"),
+        ({"sources": ["ann", "generation:-1"], "job": "hone"}, 409, "not so many before generation 0"),
         ({"quotas": {"ann": 3}}, 422, "quotas add up to 3 negatives, but 8 are drawn"),
     ],
 )
@@ -212,6 +220,56 @@ def test_a_job_that_cannot_be_is_refused_by_name(
     server: Server, fields: dict[str, object], status: int, named: str
 ) -> None:
     assert named in server.post("/v1/mine", {"queries": [QUERY], **fields}, status)["error"]
+
+
+def test_a_job_mines_other_generations_by_the_numbers_that_they_had(mining: Server) -> None:
+    store = mining.store
+    corpus = Corpus(store.corpora.at(0))
+    publish_generation(store, corpus, 1)
+    publish_generation(store, corpus, 2)
+    mining.wait_for(2)
+    store.generations.point("WARMUP", 0)
+    sources = ["generation:WARMUP", "ann", "generation:-1"]
+    body = {"queries": [{**QUERY, "id": str(i)} for i in range(300)], "sources": sources, "depth": 4, "job": "hone"}
+    body["quotas"] = {"generation:WARMUP": 2, "generation:-1": 1, "ann": 1}
+    body["num_negatives"] = 4
+    asked = mining.post("/v1/mine", body, 202)
+    store.generations.point("WARMUP", 1)
+    moved = mining.client.post("/v1/mine", json=body)
+    assert moved.status_code == 409 or moved.json()["id"] != asked["id"], "another generation is another request"
+    place = f"/v1/jobs/{asked['id']}"
+    wait_for(lambda: mining.get(place)["state"] not in ("queued", "running"), seconds=60)
+    done = mining.get(place)
+    assert done["state"] == "done", done
+    assert done["result"]["others"] == {"generation:WARMUP": 0, "generation:-1": 1}
+    made = [json.loads(line) for line in mining.client.get(f"{place}/result").text.splitlines()]
+    assert len(made) == 300
+    for one in made:
+        first = [hit["source"].split("+") for hit in one["negatives"]]
+        assert "generation:WARMUP" in first[0] and all({*names} <= {*sources} for names in first)
+
+
+@pytest.mark.parametrize(
+    ("facts", "corpus", "named"),
+    [
+        ({}, 7, "generation:OTHER is generation 1 of corpus 7, mined is corpus 0"),
+        ({"partial": {"method": "rescore"}}, 0, "generation:OTHER is generation 1, which scores"),
+        (None, 0, "generation:OTHER is generation 1, which was removed"),
+    ],
+)
+def test_a_generation_that_cannot_be_mined_from_is_named(
+    server: Server, facts: dict[str, Any] | None, corpus: int, named: str
+) -> None:
+    generations = server.store.generations
+    with generations.stage({"checkpoint": 0, "corpus": corpus}) as draft:
+        draft.facts.update(step=0, **(facts or {}))
+    generations.point("OTHER", draft.number)
+    if facts is None:
+        generations.remove(draft.number)
+    body = {"queries": [QUERY], "sources": ["ann", "generation:OTHER"], "job": "hone"}
+    error = server.post("/v1/mine", body, 409)
+    assert named in error["error"] and error["error"].startswith("sources: ")
+    assert server.get("/v1/jobs")["total"] == 0
 
 
 def test_only_a_mining_job_has_a_file(mining: Server) -> None:
