@@ -93,11 +93,6 @@ class JobProcesses:
         self._children[job.id] = child, output
         self.jobs.assign(job.id, child.pid)
 
-    def children(self) -> list[subprocess.Popen[bytes]]:
-        """Return the processes that were started here and have not been reaped."""
-        with self._lock:
-            return [child for child, _ in self._children.values()]
-
     def release(self) -> None:
         """Let go of the processes that still run: they go on, and the next server of this host watches them."""
         with self._lock:

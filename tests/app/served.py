@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.job_processes import JobProcesses
 from app.jobs import Jobs
 from app.server import ServerConfig, create_app
 from app.snapshot import Openers
@@ -131,10 +133,24 @@ class Server:
         return [line for line in lines if event in (None, line["event"])]
 
 
+def children(processes: JobProcesses) -> list[Popen[bytes]]:
+    """Return the processes of jobs that were started here and have not been reaped."""
+    return [child for child, _ in list(processes._children.values())]
+
+
+def end_children(processes: JobProcesses) -> None:
+    """Kill the processes of jobs that still run."""
+    for child in children(processes):
+        child.kill()
+        child.wait()
+
+
 @contextmanager
-def serving(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[Server]:
+def serving(
+    store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS, database: str | None = None
+) -> Iterator[Server]:
     """Start a server over ``store``; it serves at once what SERVED names, if anything."""
-    log, jobs = io.StringIO(), Jobs(f"sqlite:///{store.root / 'hone.db'}")
+    log, jobs = io.StringIO(), Jobs(database or f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=log)
     app = create_app(config, store, openers, jobs)
     try:

@@ -14,7 +14,7 @@ from app import job_processes
 from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_command
 from app.jobs import Job, Jobs
 from app.telemetry import json_log
-from tests.app.served import wait_for
+from tests.app.served import children, end_children, wait_for
 
 SCRIPT = Path(__file__).with_name("job_script.py")
 ROOT = Path(__file__).parent.parent.parent
@@ -44,9 +44,7 @@ def server(jobs: Jobs, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     yield make
     for processes in made:
-        for child in processes.children():
-            child.kill()
-            child.wait()
+        end_children(processes)
         processes.release()
 
 
@@ -109,7 +107,7 @@ def test_a_second_wish_is_the_first_one_s_job(server: Callable[[str], JobProcess
     first, _ = processes.start("rebuild")
     second, new = processes.start("rebuild")
     assert (second.id, new) == (first.id, False)
-    assert len(processes.children()) == 1
+    assert len(children(processes)) == 1
 
 
 def test_a_job_goes_on_over_a_restart_of_the_server(server: Callable[[str], JobProcesses], jobs: Jobs) -> None:
@@ -140,7 +138,7 @@ def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
     processes = server("slow")
     job, _ = processes.start("rebuild")
     running(jobs, job.id)
-    (child,) = processes.children()
+    (child,) = children(processes)
     child.send_signal(signal.SIGSTOP)
     assert jobs.request_cancel(job.id)
     child.kill()
@@ -152,7 +150,7 @@ def test_who_may_not_write_leaves_jobs_to_those_who_may(server: Callable[[str], 
     reader.takes = False
     job, new = reader.start("rebuild")
     reader.tend()
-    assert new and (jobs.get(job.id).state, reader.children()) == ("queued", [])
+    assert new and (jobs.get(job.id).state, children(reader)) == ("queued", [])
     assert ended(writer, job.id).state == "done"
 
 
@@ -166,7 +164,7 @@ def test_followers_work_on_what_is_queued_until_they_are_stopped(
     try:
         for _ in range(2):
             job, _ = jobs.create("rebuild")
-            wait_for(lambda: jobs.get(job.id).state == "done" and not processes.children())  # noqa: B023 - waited for in this turn of the loop
+            wait_for(lambda: jobs.get(job.id).state == "done" and not children(processes))  # noqa: B023 - waited for in this turn of the loop
     finally:
         stop.set()
         thread.join()

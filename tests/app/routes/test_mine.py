@@ -14,7 +14,7 @@ from app.server import ServerConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
 from retriever.data import Corpus
-from tests.app.served import Server, new_store, publish_generation, serving, wait_for
+from tests.app.served import Server, end_children, new_store, publish_generation, serving, wait_for
 
 NOT_FROM_A_REQUEST = {"verdicts", "on_relevant", "live", "per_query"}
 """A file and what is done about it, as no path comes from a request; and what only a trainer does."""
@@ -165,9 +165,7 @@ def mining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     script = Path(__file__).parent.with_name("job_script.py")
     with serving(store, ServerConfig(job_command=(sys.executable, str(script), "mine"))) as server:
         yield server
-        for child in server.app.state.service.processes.children():
-            child.kill()
-            child.wait()
+        end_children(server.app.state.service.processes)
 
 
 def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> None:
