@@ -171,8 +171,8 @@ def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event)
     while not stop.is_set():
         try:
             processes.tend()
-        except (OSError, SQLAlchemyError) as error:  # a database that is away for a moment must not end the watch
-            log.error("jobs_unreadable", reason=str(error))
+        except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
+            log.error("jobs_untended", reason=str(error))
         stop.wait(TEND_SECONDS)
     processes.release()
 

@@ -3,6 +3,7 @@
 Does not know how candidates are found, judged or drawn: that is the miner's.
 """
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -76,7 +77,7 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request
         "sha256": digest(parts),
     }
     job, new = service.processes.start(MINE, params, parts)
-    if not new and job.params != params:
+    if not new and json.dumps(job.params) != json.dumps(params):  # quotas draw in the order in which they are written
         raise Refusal(409, f"job {job.id} mines for another request; wait for it or cancel it")
     return reply(JobReply.of(job).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})
 

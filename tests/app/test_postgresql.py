@@ -125,6 +125,13 @@ def test_progress_and_cancel_meet_without_a_deadlock(jobs: Jobs) -> None:
     assert jobs.stopped(job_id)
 
 
+@pytest.mark.parametrize("job_id", ["\0", "no job", "x" * 1000])
+def test_any_text_may_be_asked_for_as_a_job(jobs: Jobs, job_id: str) -> None:
+    for ask in (jobs.get, jobs.request_cancel):
+        with pytest.raises(UnknownJobError):
+            ask(job_id)
+
+
 def test_parts_are_kept_whole_and_by_whoever_has_the_job_alone(jobs: Jobs, url: str) -> None:
     asked, made = [b"\0any bytes\xff", b"of 2"], b"x" * (1 << 20)
     job_id = jobs.create("mine", {"quotas": {"b": 1, "a": 2}}, asked)[0].id

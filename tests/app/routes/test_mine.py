@@ -220,6 +220,14 @@ def test_a_job_that_cannot_be_is_refused_by_name(
     assert named in server.post("/v1/mine", {"queries": [QUERY], **fields}, status)["error"]
 
 
+def test_quotas_in_another_order_are_another_request(mining: Server) -> None:
+    """The first source of quotas draws first, so the order changes what is drawn."""
+    body = {"queries": [QUERY] * 3000, "num_negatives": 3, "sources": ["ann", "bm25"], "job": "hone"}
+    first = mining.post("/v1/mine", {**body, "quotas": {"ann": 2, "bm25": 1}}, 202)
+    assert mining.post("/v1/mine", {**body, "quotas": {"ann": 2, "bm25": 1}}, 202)["id"] == first["id"]
+    assert first["id"] in mining.post("/v1/mine", {**body, "quotas": {"bm25": 1, "ann": 2}}, 409)["error"]
+
+
 def test_a_job_mines_other_generations_by_the_numbers_that_they_had(mining: Server) -> None:
     store = mining.store
     corpus = Corpus(store.corpora.at(0))
