@@ -17,7 +17,7 @@ from retriever.errors import InputError
 LOCK_WAIT_MS = 30_000
 LOCK_TRY_SECONDS = 0.02
 ONE_AT_A_TIME = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(1752133221)"}
-"""Holds up whoever else makes tables until the end of the transaction: a server's processes all start at once."""
+"""Holds up whoever else makes tables until the end of the transaction: replicas of a server start at once."""
 
 
 class Row(DeclarativeBase):

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from app.jobs import ACTIVE, Job, Jobs
+from app.priority import Priority
 from app.settings import database_url
 from app.telemetry import json_log
 from retriever.store import Store
@@ -32,9 +33,10 @@ SHOWN_OUTPUT = 2000
 TEND_SECONDS = 0.5
 
 
-def rebuild_command(store_root: Path) -> tuple[str, ...]:
+def rebuild_command(store_root: Path, priority: Priority = Priority.IDLE) -> tuple[str, ...]:
     """Return the command of a job over a store; the job's id follows as its last argument."""
-    return (sys.executable, "-m", "app.cli", "index", "--store", str(store_root), "--job")
+    how = ("--store", str(store_root), "--job-priority", priority.value, "--job")
+    return (sys.executable, "-m", "app.cli", "index", *how)
 
 
 class JobProcesses:
@@ -182,7 +184,7 @@ def following_jobs(store_root: Path, stop: Event) -> Iterator[None]:
     """Work on the queued jobs of a store in a thread until the block ends, which sets ``stop``; log on stderr."""
     Store(store_root)
     jobs, log = Jobs(database_url(store_root)), json_log(sys.stderr)
-    processes = JobProcesses(jobs, rebuild_command(store_root), log)
+    processes = JobProcesses(jobs, rebuild_command(store_root, Priority.LOW), log)
     thread = Thread(target=follow_jobs, args=(processes, log, stop), name="follow-jobs")
     thread.start()
     try:

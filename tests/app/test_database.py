@@ -11,7 +11,7 @@ from retriever.errors import InputError
 
 @pytest.mark.parametrize("turn", range(5))
 def test_many_may_open_a_new_database_at_once(tmp_path: Path, turn: int) -> None:
-    """As the processes of one server do."""
+    """As the replicas of a deployment do."""
     together = Barrier(4)
 
     def open_it(_: int) -> str:

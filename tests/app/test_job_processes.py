@@ -13,6 +13,7 @@ import pytest
 from app import job_processes
 from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_command
 from app.jobs import Job, Jobs
+from app.priority import Priority
 from app.telemetry import json_log
 from tests.app.served import children, end_children, wait_for
 
@@ -213,5 +214,19 @@ def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:
     assert job.state == "failed" and "could not be started" in (job.error or "")
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no class SCHED_IDLE")
+@pytest.mark.parametrize(("priority", "idle", "nice"), [("idle", True, 0), ("low", False, 10), ("normal", False, 0)])
+def test_a_long_job_yields_to_others_as_told(
+    server: Callable[[str], JobProcesses], jobs: Jobs, priority: str, idle: bool, nice: int
+) -> None:
+    job, _ = server(priority).start("rebuild")
+    wait_for(lambda: jobs.get(job.id).phase == "there")
+    pid = jobs.get(job.id).pid or 0
+    assert os.sched_getscheduler(pid) == (os.SCHED_IDLE if idle else os.SCHED_OTHER)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, own + nice)
+
+
 def test_the_rebuild_is_hone_index() -> None:
-    assert rebuild_command(Path("store"))[1:] == ("-m", "app.cli", "index", "--store", "store", "--job")
+    how = ("--store", "store", "--job-priority", "low", "--job")
+    assert rebuild_command(Path("store"), Priority.LOW)[1:] == ("-m", "app.cli", "index", *how)

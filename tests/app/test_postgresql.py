@@ -181,7 +181,7 @@ def test_a_mining_job_of_a_server_is_done_and_read_there(
 
 
 def test_many_may_open_a_new_database_at_once(url: str) -> None:
-    """As the processes of one server do."""
+    """As the replicas of a deployment do."""
     engine = open_database(url)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("CREATE DATABASE fresh"))
