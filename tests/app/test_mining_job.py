@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from app import mining_job
+from app.job_kinds import run_job
 from app.jobs import Cancelled, Job, Jobs
 from app.mine_schemas import Knobs, MineRequest
-from app.mining import Asked
+from app.mining import Asked, source_generations
 from app.mining_job import MINE, asked_parts, digest, mine_parts
+from app.priority import Priority
 from app.snapshot import Openers
 from indexer.searcher import open_batch_searcher
 from retriever.artifacts import Artifact
@@ -192,6 +194,29 @@ def test_one_other_generation_is_open_at_a_time_and_only_for_what_is_left(
     whole = of_union(jobs)
     mine_parts(store, OPENERS, jobs, whole, quiet)
     assert lines(jobs, whole) == gone_on
+
+
+def test_a_trained_store_is_mined_by_the_models_that_its_generations_hold(trained: Path) -> None:
+    """The same again gives the same bytes; BASELINE is the generation of step 0."""
+    store, table = Store(trained), Jobs(f"sqlite:///{trained / 'hone.db'}")
+    newest = store.generations.get()
+    assert newest is not None
+    sources = ["ann", "generation:BASELINE", "generation:-1"]
+    others = source_generations(store, newest, sources)
+    knobs = Knobs.model_validate({"sources": sources, "depth": 5}).model_dump()
+    corpus, made = Corpus(store.corpora.at(0)), []
+    queries = [Asked(f"q{row}", corpus.text(row), [corpus.id(row)]) for row in range(6)]
+    for _ in range(2):
+        params = {"generation": newest.number, "format": "hone", "num_negatives": 4, "seed": 5, "knobs": knobs}
+        params |= {"others": others, "queries": 6}
+        job, _new = table.create(MINE, params, asked_parts(queries))
+        run_job(trained, job.id, Priority.NORMAL)
+        assert table.get(job.id).state == "done", table.get(job.id).error
+        made.append(table.part(job.id, "made", 0))
+    table.close()
+    assert made[0] == made[1] and len({*others.values(), newest.number}) == 3
+    hits = [hit for line in made[0].splitlines() for hit in json.loads(line)["negatives"]]
+    assert {name for hit in hits for name in hit["source"].split("+")} == {*sources}
 
 
 def test_another_generation_that_is_torn_or_gone_is_named(store: Store, jobs: Jobs, later: Artifact) -> None:
