@@ -102,8 +102,14 @@ def mined(
 
 
 def fitted(config: MiningConfig, passages: int) -> MiningConfig:
-    """Return ``config`` with at most as many candidates as there are ``passages``."""
-    return replace(config, depth=min(config.depth, passages))
+    """Return ``config`` with at most as many candidates as there are ``passages``.
+
+    Raises InputError for what so few do not allow.
+    """
+    try:
+        return replace(config, depth=min(config.depth, passages))
+    except InputError as error:
+        raise InputError(str(error).replace("[negatives] ", "")) from error
 
 
 def query_set(snapshot: Snapshot, queries: Sequence[Asked]) -> QuerySet:

@@ -20,6 +20,7 @@ from app.schemas import JobReply
 from app.searching import lexical_index
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
+from miner.mining import MiningConfig
 from retriever.errors import HoneError
 
 CHUNK_QUERIES = 32
@@ -45,11 +46,12 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, requ
     Sources that are other generations are part of that, too: the job's result names them. 409 where one is not there.
     With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
     """
+    config = fitted(body.config(), len(snapshot.corpus))
     queries = [Asked(query.id, query.text, query.positives) for query in body.queries]
     await run_in_threadpool(check_positives, snapshot, queries)
     if body.job is not None:
         return await run_in_threadpool(_queued, body, queries, snapshot, request)
-    chunks = _mined(body, queries, snapshot, service)
+    chunks = _mined(body, config, queries, snapshot, service)
     if body.stream:
         return StreamingResponse(_lines(chunks), media_type=LINES)
     results = [one async for chunk in chunks for one in chunk]
@@ -83,9 +85,8 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request
 
 
 async def _mined(
-    body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service
+    body: MineRequest, config: MiningConfig, queries: list[Asked], snapshot: Snapshot, service: Service
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    config = fitted(body.config(), len(snapshot.corpus))
     for start in range(0, len(queries), CHUNK_QUERIES):
         chunk = queries[start : start + CHUNK_QUERIES]
         vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values

@@ -278,6 +278,21 @@ def test_a_generation_that_cannot_be_mined_from_is_named(
     assert server.get("/v1/jobs")["total"] == 0
 
 
+@pytest.mark.parametrize("how", [{}, {"stream": True}, {"job": "hone"}])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"quotas": {"ann": 9}, "num_negatives": 9}, "quotas = {'ann': 9}: none may exceed depth = 8"),
+        ({"range_min": 8}, "range_min = 8 leaves nothing of depth = 8"),
+    ],
+)
+def test_what_this_corpus_is_too_small_for_is_refused_at_once(
+    server: Server, how: dict[str, object], fields: dict[str, object], named: str
+) -> None:
+    error = server.post("/v1/mine", {"queries": [QUERY], **fields, **how}, 422)
+    assert error["error"] == named
+
+
 def test_only_a_mining_job_has_a_file(mining: Server) -> None:
     job, _ = mining.app.state.service.jobs.create("rebuild")
     assert "makes no file" in mining.get(f"/v1/jobs/{job.id}/result", 404)["error"]
