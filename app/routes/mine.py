@@ -47,6 +47,8 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, requ
     With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
     """
     config = fitted(body.config(), len(snapshot.corpus))
+    if "bm25" in config.sources:
+        lexical_index(snapshot)
     queries = [Asked(query.id, query.text, query.positives) for query in body.queries]
     await run_in_threadpool(check_positives, snapshot, queries)
     if body.job is not None:
@@ -63,14 +65,11 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request
 
     Names of other generations become numbers now: where a pointer moves meanwhile, the job does not.
     """
-    sources = body.config().sources
-    if "bm25" in sources:
-        lexical_index(snapshot)
     service: Service = request.app.state.service
     parts = asked_parts(queries)
     params = {
         "generation": snapshot.generation.number,
-        "others": source_generations(request.app.state.store, snapshot.generation, sources),
+        "others": source_generations(request.app.state.store, snapshot.generation, body.config().sources),
         "format": body.job,
         "num_negatives": body.num_negatives,
         "seed": body.seed,

@@ -62,14 +62,17 @@ def new_store(folder: Path, texts: Mapping[str, str] = TEXTS) -> tuple[Store, Co
     return store, add_corpus(store, folder / "data", texts)
 
 
-def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bool = True) -> Artifact:
+def publish_generation(
+    store: Store, corpus: Corpus, seed: int = 0, *, serve: bool = True, lexical: bool = True
+) -> Artifact:
     """Publish a generation that HashEncoder(seed=``seed``) made, and let SERVED name it."""
     encoder = HashEncoder(seed=seed)
     with store.generations.stage({"checkpoint": seed, "corpus": corpus.number}) as draft:
         (draft.path / "vectors").mkdir()
         np.save(draft.path / "vectors" / "00000.npy", encoder.encode_passages(corpus.texts(range(len(corpus)))))
         write_index(build_index("Flat", open_vectors(draft.path / "vectors"), seed=1), draft.path / "index.faiss")
-        write_lexical(corpus, draft.path / "lexical", None)
+        if lexical:
+            write_lexical(corpus, draft.path / "lexical", None)
         draft.facts.update(encoder.fingerprints.as_facts(), seed=seed, step=10 * seed, factory="Flat", search={})
         draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
     if serve:

@@ -293,6 +293,15 @@ def test_what_this_corpus_is_too_small_for_is_refused_at_once(
     assert error["error"] == named
 
 
+def test_a_generation_without_words_says_so_at_once(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus, lexical=False)
+    with serving(store) as server:
+        for how in ({}, {"stream": True}, {"job": "hone"}):
+            body = {"queries": [QUERY], "sources": ["ann", "bm25"], **how}
+            assert "lexical = true" in server.post("/v1/mine", body, 409)["error"]
+
+
 def test_only_a_mining_job_has_a_file(mining: Server) -> None:
     job, _ = mining.app.state.service.jobs.create("rebuild")
     assert "makes no file" in mining.get(f"/v1/jobs/{job.id}/result", 404)["error"]
