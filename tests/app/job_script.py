@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +43,6 @@ def _wait_at(priority: str, job_id: str) -> None:
     """Rebuild at a priority, but wait where the work would begin."""
     from app import job_kinds
     from app.priority import Priority
-    from tests.app.served import new_store
 
     def waits(_store: object, _jobs: object, _job: object, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
         progress("there", 0, 1)
@@ -52,8 +50,7 @@ def _wait_at(priority: str, job_id: str) -> None:
         return {}
 
     job_kinds.KINDS[job_kinds.REBUILD] = waits
-    with tempfile.TemporaryDirectory() as folder:
-        job_kinds.run_job(new_store(Path(folder))[0].root, job_id, Priority(priority))
+    job_kinds.run_job(Path(os.environ["HONE_STORE"]), job_id, Priority(priority))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_comma
 from app.jobs import Job, Jobs
 from app.priority import Priority
 from app.telemetry import json_log
-from tests.app.served import children, end_children, wait_for
+from tests.app.served import children, end_children, new_store, wait_for
 
 SCRIPT = Path(__file__).with_name("job_script.py")
 ROOT = Path(__file__).parent.parent.parent
@@ -217,8 +217,15 @@ def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no class SCHED_IDLE")
 @pytest.mark.parametrize(("priority", "idle", "nice"), [("idle", True, 0), ("low", False, 10), ("normal", False, 0)])
 def test_a_long_job_yields_to_others_as_told(
-    server: Callable[[str], JobProcesses], jobs: Jobs, priority: str, idle: bool, nice: int
+    server: Callable[[str], JobProcesses],
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    priority: str,
+    idle: bool,
+    nice: int,
 ) -> None:
+    monkeypatch.setenv("HONE_STORE", str(new_store(tmp_path)[0].root))
     job, _ = server(priority).start("rebuild")
     wait_for(lambda: jobs.get(job.id).phase == "there")
     pid = jobs.get(job.id).pid or 0
