@@ -147,21 +147,25 @@ class JobProcesses:
         if job.host != self.host:
             lost = silent > LEASE_SECONDS
             return f"its process on host {job.host} has been silent for {silent:.0f} s" if lost else ""
-        return "" if _is_alive(job.pid, job.id) else f"its process {job.pid} is gone"
+        return f"its process {job.pid} is gone" if _is_gone(job.pid, job.id, silent) else ""
 
 
-def _is_alive(pid: int, job_id: str) -> bool:
-    """Tell whether process ``pid`` runs the job; where /proc tells, a process that inherited the number does not."""
+def _is_gone(pid: int, job_id: str, silent: float) -> bool:
+    """Tell whether process ``pid`` runs the job no more; where /proc tells, one that inherited the number does not.
+
+    One that has ended and was not reaped is left to the worker that started it, which knows how, but not for ever.
+    """
     if Path("/proc/self/cmdline").exists():
         try:
-            return job_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            told = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:  # gone, or another user's
-            return False
+            return True
+        return job_id.encode() not in told and (told != b"" or silent > LEASE_SECONDS)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _ending(code: int) -> str:

@@ -127,10 +127,37 @@ def test_a_job_that_died_while_the_server_was_away_is_begun_again(
     before = server("hang")
     job, _ = before.start("rebuild")
     os.kill(job.pid or 0, signal.SIGKILL)
+    children(before)[0].wait()  # as the system does for whoever has lost its parent
     after = server("work")
     done = ended(after, job.id)
     assert (done.state, done.attempts) == ("done", 2) and done.pid != job.pid
     assert after.start("rebuild")[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
+def test_how_a_process_ended_is_said_by_the_worker_that_started_it(
+    server: Callable[[str], JobProcesses], jobs: Jobs
+) -> None:
+    """Of two workers on one host the other one only sees that it has ended."""
+    parent, other = server("silent"), server("hang")
+    job, _ = parent.start("rebuild")
+    wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
+    other.tend()
+    assert (jobs.get(job.id).state, jobs.get(job.id).attempts) == ("running", 1)
+    assert "exit code 0" in (ended(parent, job.id).error or "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
+def test_a_process_that_nobody_reaps_is_given_up_in_time(
+    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, other = server("silent"), server("hang")
+    job, _ = parent.start("rebuild")
+    wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
+    later = time.time() + job_processes.LEASE_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    other.reap()
+    assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("queued", "")
 
 
 def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
