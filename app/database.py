@@ -4,9 +4,10 @@ Does not know the tables.
 """
 
 import sqlite3
+import time
 
 from sqlalchemy import Table, create_engine, event, inspect, text
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateColumn
@@ -14,6 +15,9 @@ from sqlalchemy.schema import CreateColumn
 from retriever.errors import InputError
 
 LOCK_WAIT_MS = 30_000
+LOCK_TRY_SECONDS = 0.02
+ONE_AT_A_TIME = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(1752133221)"}
+"""Holds up whoever else makes tables until the end of the transaction: replicas of a server start at once."""
 
 
 class Row(DeclarativeBase):
@@ -29,9 +33,11 @@ def open_database(url: str) -> Engine:
         engine = create_engine(place, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
-        Row.metadata.create_all(engine)
-        for table in Row.metadata.tables.values():
-            _add_missing_columns(engine, table)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(ONE_AT_A_TIME[engine.dialect.name])
+            Row.metadata.create_all(connection)
+            for table in Row.metadata.tables.values():
+                _add_missing_columns(connection, table)
     except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
         shown = str(error).splitlines()[0]
         raise InputError(
@@ -41,17 +47,29 @@ def open_database(url: str) -> Engine:
     return engine
 
 
-def _add_missing_columns(engine: Engine, table: Table) -> None:
+def _add_missing_columns(connection: Connection, table: Table) -> None:
     """Bring a table that an earlier version made up to date: each column that came later has a default."""
-    there = {column["name"] for column in inspect(engine).get_columns(table.name)}
-    with engine.begin() as connection:
-        for column in table.columns:
-            if column.name not in there:
-                definition = CreateColumn(column).compile(dialect=engine.dialect)
-                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+    there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Choose the write-ahead log; of several that do so first, SQLite lets the others fail and not wait."""
+    deadline = time.monotonic() + LOCK_WAIT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(LOCK_TRY_SECONDS)

@@ -4,9 +4,7 @@ Does not know how either was made.
 """
 
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
+from retriever.durable import appearing
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
 from retriever.negatives import Verdict
@@ -65,19 +64,6 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
             file.writelines(map(line, records))
             written += len(records)
     return written
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """Give a place beside ``out`` to write to; it becomes ``out`` if the block succeeds and is removed if not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
 
 
 def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:

@@ -12,7 +12,7 @@ from app.job_work import JobProgress, working
 from app.jobs import Job, Jobs
 from app.mining_job import MINE, mine_parts
 from app.opening import open_generation_encoder
-from app.refresher_process import yield_to_others
+from app.priority import Priority, yield_to_others
 from app.settings import database_url
 from app.snapshot import Openers
 from indexer.promotion import promote, rollback
@@ -25,8 +25,11 @@ Work = Callable[[Store, Jobs, Job, JobProgress], dict[str, Any]]
 """Store, the table of jobs, the job and its progress to the job's result."""
 
 
-def run_job(store_root: Path, job_id: str) -> None:
-    """Be the process of a job until it has ended. Raises InputError for a kind that this version does not know."""
+def run_job(store_root: Path, job_id: str, priority: Priority = Priority.LOW) -> None:
+    """Be the process of a job until it has ended; what takes long runs at ``priority``.
+
+    Raises InputError for a kind that this version does not know.
+    """
     jobs = Jobs(database_url(store_root))
     try:
         with working(jobs, job_id) as progress:
@@ -34,6 +37,8 @@ def run_job(store_root: Path, job_id: str) -> None:
             work = KINDS.get(job.kind)
             if work is None:
                 raise InputError(f"job {job_id}: kind {job.kind!r} is unknown; there are {', '.join(KINDS)}")
+            if job.kind in LONG:
+                yield_to_others(priority)
             jobs.finish(job_id, work(Store(store_root), jobs, job, progress))
     finally:
         jobs.close()
@@ -58,8 +63,8 @@ def _rollback(store: Store, _jobs: Jobs, _job: Job, progress: JobProgress) -> di
 
 
 def _mine(store: Store, jobs: Jobs, job: Job, progress: JobProgress) -> dict[str, Any]:
-    yield_to_others()
     return mine_parts(store, Openers(open_generation_encoder), jobs, job, progress)
 
 
 KINDS: dict[str, Work] = {REBUILD: _rebuild, PROMOTE: _promote, ROLLBACK: _rollback, MINE: _mine}
+LONG = (REBUILD, MINE)

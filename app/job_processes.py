@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from app.jobs import ACTIVE, Job, Jobs
+from app.priority import Priority
 from app.settings import database_url
 from app.telemetry import json_log
 from retriever.store import Store
@@ -32,9 +33,10 @@ SHOWN_OUTPUT = 2000
 TEND_SECONDS = 0.5
 
 
-def rebuild_command(store_root: Path) -> tuple[str, ...]:
+def rebuild_command(store_root: Path, priority: Priority = Priority.IDLE) -> tuple[str, ...]:
     """Return the command of a job over a store; the job's id follows as its last argument."""
-    return (sys.executable, "-m", "app.cli", "index", "--store", str(store_root), "--job")
+    how = ("--store", str(store_root), "--job-priority", priority.value, "--job")
+    return (sys.executable, "-m", "app.cli", "index", *how)
 
 
 class JobProcesses:
@@ -93,11 +95,6 @@ class JobProcesses:
         self._children[job.id] = child, output
         self.jobs.assign(job.id, child.pid)
 
-    def children(self) -> list[subprocess.Popen[bytes]]:
-        """Return the processes that were started here and have not been reaped."""
-        with self._lock:
-            return [child for child, _ in self._children.values()]
-
     def release(self) -> None:
         """Let go of the processes that still run: they go on, and the next server of this host watches them."""
         with self._lock:
@@ -150,21 +147,25 @@ class JobProcesses:
         if job.host != self.host:
             lost = silent > LEASE_SECONDS
             return f"its process on host {job.host} has been silent for {silent:.0f} s" if lost else ""
-        return "" if _is_alive(job.pid, job.id) else f"its process {job.pid} is gone"
+        return f"its process {job.pid} is gone" if _is_gone(job.pid, job.id, silent) else ""
 
 
-def _is_alive(pid: int, job_id: str) -> bool:
-    """Tell whether process ``pid`` runs the job; where /proc tells, a process that inherited the number does not."""
+def _is_gone(pid: int, job_id: str, silent: float) -> bool:
+    """Tell whether process ``pid`` runs the job no more; where /proc tells, one that inherited the number does not.
+
+    One that has ended and was not reaped is left to the worker that started it, which knows how, but not for ever.
+    """
     if Path("/proc/self/cmdline").exists():
         try:
-            return job_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            told = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:  # gone, or another user's
-            return False
+            return True
+        return job_id.encode() not in told and (told != b"" or silent > LEASE_SECONDS)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _ending(code: int) -> str:
@@ -176,8 +177,8 @@ def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event)
     while not stop.is_set():
         try:
             processes.tend()
-        except (OSError, SQLAlchemyError) as error:  # a database that is away for a moment must not end the watch
-            log.error("jobs_unreadable", reason=str(error))
+        except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
+            log.error("jobs_untended", reason=str(error))
         stop.wait(TEND_SECONDS)
     processes.release()
 
@@ -187,7 +188,7 @@ def following_jobs(store_root: Path, stop: Event) -> Iterator[None]:
     """Work on the queued jobs of a store in a thread until the block ends, which sets ``stop``; log on stderr."""
     Store(store_root)
     jobs, log = Jobs(database_url(store_root)), json_log(sys.stderr)
-    processes = JobProcesses(jobs, rebuild_command(store_root), log)
+    processes = JobProcesses(jobs, rebuild_command(store_root, Priority.LOW), log)
     thread = Thread(target=follow_jobs, args=(processes, log, stop), name="follow-jobs")
     thread.start()
     try:

@@ -149,7 +149,7 @@ class Jobs:
     def get(self, job_id: str) -> Job:
         """Return a job as it stands now. Raises UnknownJobError."""
         with self._session() as session:
-            job = session.get(Job, job_id)
+            job = session.get(Job, job_id) if job_id.isalnum() else None  # PostgreSQL takes no zero byte
         if job is None:
             raise UnknownJobError(f"there is no job {job_id!r}; GET /v1/jobs lists them")
         return job
@@ -175,6 +175,7 @@ class Jobs:
 
         Raises UnknownJobError, and TooLateError if the job is done.
         """
+        self.get(job_id)
         if self._change(job_id, (QUEUED,), state=CANCELLED):
             return True
         if self._change(job_id, (RUNNING,), cancel_requested=True):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.exporting import appearing
 from app.found_model import FoundModel
 from app.model_figures import Split, model_figures, open_split
 from app.progress import Meter, Report
 from indexer.flips import flipped
+from retriever.durable import appearing
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.inference import ModelEncoder

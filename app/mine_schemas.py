@@ -3,8 +3,9 @@
 Does not know how negatives are found.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,15 +14,23 @@ from app.schemas import MAX_HITS, MAX_INPUTS, MAX_TOP_K, Body, PassageId, Text, 
 from miner.filters import FilterConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS
-from miner.sources import SOURCES
+from miner.sources import GENERATION, SOURCES, generation_of
 
 MAX_JOB_QUERIES = 100_000
 MAX_JOB_HITS = 2_000_000
 JobFormat = Literal["hone", "sentence-transformers", "flagembedding", "tevatron"]
 
-DESCRIBED = {
+OF_A_RUN = "momentum"
+"""The source that draws from a run's own sets, which a request has not."""
+ASKED_SOURCES = [name for name in SOURCES if name != OF_A_RUN]
+
+DESCRIBED: dict[str, dict[str, Any]] = {
     "name": {"enum": [*SAMPLERS]},
-    "sources": {"items": {"enum": [*SOURCES]}},
+    "sources": {
+        "items": {"anyOf": [{"enum": ASKED_SOURCES}, {"type": "string", "pattern": f"^{GENERATION}"}]},
+        "description": "generation:NAME is the one that a pointer names, generation:-n the n-th before the served one; "
+        "a job alone opens them.",
+    },
     "quotas": {"description": "Negatives of each source, in the order of drawing; they add up to num_negatives."},
     "fill": {"description": "The source that gives what another is short of its quota; null: fewer negatives."},
     "depth": {"description": "Candidates of each source; at most the whole corpus.", "maximum": MAX_TOP_K},
@@ -100,8 +109,7 @@ class MineRequest(Knobs):
             raise ValueError(str(error).replace("[negatives] ", "")) from error
         if config.depth > MAX_TOP_K:
             raise ValueError(f"depth = {config.depth}: at most {MAX_TOP_K}")
-        if not {*config.sources} <= {*SOURCES}:
-            raise ValueError(f"sources: choose from {', '.join(SOURCES)}; other generations are a run's to mine from")
+        self._check_sources(config.sources)
         if self.job is not None and self.stream:
             raise ValueError("job and stream: choose one of the two")
         if self.num_negatives > config.depth * len(config.sources):
@@ -111,6 +119,13 @@ class MineRequest(Knobs):
         most = MAX_HITS if self.job is None else MAX_JOB_HITS
         limit("queries × num_negatives", len(self.queries) * self.num_negatives, most)
         return self
+
+    def _check_sources(self, sources: Sequence[str]) -> None:
+        if OF_A_RUN in sources:
+            raise ValueError(f"sources: {OF_A_RUN} draws from a run's sets; choose from {', '.join(ASKED_SOURCES)}")
+        others = [name for name in sources if generation_of(name) is not None]
+        if others and self.job is None:
+            raise ValueError(f'sources: {others[0]}: a job alone opens other generations; add "job": "hone" or another')
 
 
 class MinedNegative(BaseModel):

@@ -3,7 +3,7 @@
 Does not know HTTP, nor how queries become vectors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,27 @@ from app.searching import lexical_index
 from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
 from miner.filters import lowest_positive
+from miner.generations import named_generations
 from miner.mining import MiningConfig, MiningTask, mine_queries, most_positives
 from miner.quotas import draw_wanted
 from miner.samplers import Pool, log_weights
-from miner.sources import SOURCES, OpenGeneration
+from miner.sources import SOURCES, OpenGeneration, bits_of, generation_of
+from retriever.artifacts import Artifact
 from retriever.data import QuerySet, hash64
-from retriever.errors import InputError
+from retriever.errors import CorruptError, HoneError, InputError, StoreError
 from retriever.negatives import NegativeSet, Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
+from retriever.store import Store
 
 SHOWN_UNKNOWN = 5
+
+Others = Mapping[str, Callable[[IntArray], IntArray]]
+"""By the name of a source that is another generation: rows of queries int32 [q] to candidates int32 [q, depth]."""
+NO_OTHERS: Others = {}
+
+
+class NoSourceError(HoneError):
+    """A source is another generation that is not there, or that cannot be mined from with the served one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,24 @@ def check_positives(snapshot: Snapshot, queries: Sequence[Asked]) -> None:
         raise InputError(f"queries.positives: {len(unknown)} ids are not in {corpus}: {shown}")
 
 
+def source_generations(store: Store, generation: Artifact, sources: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of the generations that ``sources`` name while ``generation`` is mined, by source, unopened.
+
+    Raises NoSourceError naming the source of one that is not there, of another corpus, or that cannot be searched.
+    """
+    wanted = [name for name in sources if generation_of(name) is not None]
+    try:
+        found = named_generations(store.generations, generation, wanted)
+    except CorruptError:
+        raise
+    except (InputError, StoreError) as error:
+        raise NoSourceError(str(error).replace("[negatives] ", "")) from error
+    for name in wanted:
+        if name not in found:
+            raise NoSourceError(f"sources: {name}: there are not so many before generation {generation.number}")
+    return {name: other.number for name, other in found.items()}
+
+
 def mined(
     snapshot: Snapshot,
     queries: Sequence[Asked],
@@ -51,26 +80,36 @@ def mined(
     config: MiningConfig,
     num_negatives: int,
     seed: int,
+    others: Others = NO_OTHERS,
 ) -> list[dict[str, Any]]:
     """Return {"id", "negatives": [{"id", "score", "rank", "source", "verdict"}]} for each of ``queries``.
 
-    ``vectors`` float32 [q, dim] are theirs. A query's negatives depend on generation, seed, id, text and positives
-    alone, not on its neighbours. Raises InputError for a configuration that this corpus does not
-    allow, NoLexicalIndexError for the source bm25 where the generation has no index of words.
+    ``vectors`` float32 [q, dim] are theirs; ``others`` find the candidates of each source that is another generation.
+    A query's negatives depend on the generations, seed, id, text and positives alone, not on its neighbours. Raises
+    InputError for a configuration that this corpus does not allow, NoLexicalIndexError for the source bm25 where the
+    generation has no index of words.
     """
     if "bm25" in config.sources:
         lexical_index(snapshot)
-    found = _pools(snapshot, query_set(snapshot, queries), vectors, config, seed)
+    task = MiningTask(snapshot.corpus, query_set(snapshot, queries), config, seed)
+    found = _pools(snapshot, task, vectors, others)
+    bits = {**SOURCES, **bits_of(config.sources)}
     columns, mask = _drawn(found, queries, snapshot.generation.number, config, num_negatives, seed)
     return [
-        {"id": query.id, "negatives": [_negative(snapshot, found, line, column) for column in drawn[kept]]}
+        {"id": query.id, "negatives": [_negative(snapshot, found, (line, column), bits) for column in drawn[kept]]}
         for line, (query, drawn, kept) in enumerate(zip(queries, columns, mask, strict=True))
     ]
 
 
-def fitted(config: MiningConfig, snapshot: Snapshot) -> MiningConfig:
-    """Return ``config`` with at most as many candidates as there are passages."""
-    return replace(config, depth=min(config.depth, len(snapshot.corpus)))
+def fitted(config: MiningConfig, passages: int) -> MiningConfig:
+    """Return ``config`` with at most as many candidates as there are ``passages``.
+
+    Raises InputError for what so few do not allow.
+    """
+    try:
+        return replace(config, depth=min(config.depth, passages))
+    except InputError as error:
+        raise InputError(str(error).replace("[negatives] ", "")) from error
 
 
 def query_set(snapshot: Snapshot, queries: Sequence[Asked]) -> QuerySet:
@@ -80,16 +119,17 @@ def query_set(snapshot: Snapshot, queries: Sequence[Asked]) -> QuerySet:
     return QuerySet("request", [query.id for query in queries], [query.text for query in queries], relevant)
 
 
-def _pools(snapshot: Snapshot, asked: QuerySet, vectors: FloatArray, config: MiningConfig, seed: int) -> NegativeSet:
+def _pools(snapshot: Snapshot, task: MiningTask, vectors: FloatArray, others: Others) -> NegativeSet:
+    asked, depth = task.queries, task.config.depth
     generation = OpenGeneration(
         snapshot.generation.number,
         lambda texts: vectors,
         snapshot.searcher,
         snapshot.vectors.gather,
-        lexical=None if snapshot.lexical is None else lambda rows: _by_words(snapshot, asked, rows, config.depth),
+        lexical=None if snapshot.lexical is None else lambda rows: _by_words(snapshot, asked, rows, depth),
+        others=others,
     )
     rows = np.arange(len(asked), dtype=np.int32)
-    task = MiningTask(snapshot.corpus, asked, config, seed)
     return mine_queries(rows, vectors, generation, task, most_positives(asked))
 
 
@@ -116,12 +156,14 @@ def _drawn(
     return draw_wanted(log_weights(pool, config.sampler), found.sources, config.wanted(num_negatives), noise)
 
 
-def _negative(snapshot: Snapshot, found: NegativeSet, line: int, column: int) -> dict[str, Any]:
-    bits = int(found.sources[line, column])
+def _negative(
+    snapshot: Snapshot, found: NegativeSet, place: tuple[int, np.intp], bits: Mapping[str, int]
+) -> dict[str, Any]:
+    mask = int(found.sources[place])
     return {
-        "id": snapshot.corpus.id(found.passages[line, column]),
-        "score": found.scores[line, column],
-        "rank": int(column) + 1,
-        "source": "+".join(name for name, bit in SOURCES.items() if bits & bit),
-        "verdict": Verdict(found.verdicts[line, column]).name.lower(),
+        "id": snapshot.corpus.id(found.passages[place]),
+        "score": found.scores[place],
+        "rank": int(place[1]) + 1,
+        "source": "+".join(name for name, bit in bits.items() if mask & bit),
+        "verdict": Verdict(found.verdicts[place]).name.lower(),
     }

@@ -4,7 +4,9 @@ Does not know HTTP, nor who started the process.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from app.mine_schemas import Knobs
 from app.mining import Asked, fitted, mined, query_set
 from app.snapshot import Openers, Snapshot, load_snapshot
 from app.trainer_formats import FORMATS, Example, line
+from miner.generations import Search, open_search
 from miner.mining import MiningConfig
 from retriever.errors import InputError
+from retriever.protocols import IntArray
 from retriever.store import Store
 
 MINE = "mine"
@@ -44,37 +48,71 @@ def digest(parts: Iterable[bytes]) -> str:
 def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: JobProgress) -> dict[str, Any]:
     """Mine what ``job`` was asked for from its generation; parts that an earlier attempt has made are kept.
 
-    Returns the job's result: generation, format, how many queries, lines and negatives, and how many queries have no
-    line. Raises StoreError if the generation was removed, CorruptError if it is torn.
+    Returns the job's result: generation, other generations by source, format, how many queries, lines and negatives,
+    and how many queries have no line. Raises StoreError if a generation was removed, CorruptError if it is torn.
     """
     params = job.params
     progress("open", 0, 1)
-    snapshot = load_snapshot(store, openers, _refuse, number=params["generation"])
-    asked, made = jobs.parts(job.id, "asked"), jobs.parts(job.id, "made")
+    generation, others = store.generations.at(params["generation"]), params.get("others", {})
+    config = config_of(MiningConfig, Knobs.model_validate(params["knobs"]))
+    config = fitted(config, generation.facts["rows"])
+    made = jobs.parts(job.id, "made")
+    waiting = [number for number in jobs.parts(job.id, "asked") if number not in made]
     total, done = params["queries"], sum(facts["queries"] for facts in made.values())
-    progress("mine", done, total)
-    for number in asked:
-        if number in made:
-            continue
-        queries = [Asked(*orjson.loads(one)) for one in jobs.part(job.id, "asked", number).splitlines()]
-        data, made[number] = _mined_part(snapshot, queries, params)
-        jobs.keep_part(job.id, number, data, made[number])
-        done += len(queries)
+
+    def queries_of(part: int) -> list[Asked]:
+        return [Asked(*orjson.loads(one)) for one in jobs.part(job.id, "asked", part).splitlines()]
+
+    with tempfile.TemporaryDirectory(prefix="hone-candidates-") as folder:
+        numbers, searched = sorted({*others.values()}) if waiting else [], 0
+        for number in numbers:
+            search = _opened(store, openers, number, config.depth)
+            for part in waiting:
+                np.save(_place(folder, number, part), search([query.text for query in queries_of(part)]))
+                searched += 1
+                progress("search other generations", searched, len(numbers) * len(waiting))
+            del search  # before the next one is opened
+        snapshot = load_snapshot(store, openers, _refuse, number=generation.number)
         progress("mine", done, total)
+        for part in waiting:
+            queries = queries_of(part)
+            found = {name: np.load(_place(folder, number, part), allow_pickle=False) for name, number in others.items()}
+            data, made[part] = _mined_part(snapshot, queries, config, params, found)
+            jobs.keep_part(job.id, part, data, made[part])
+            done += len(queries)
+            progress("mine", done, total)
     sums = {name: sum(facts[name] for facts in made.values()) for name in ("queries", "lines", "negatives", "left_out")}
-    return {"generation": params["generation"], "format": params["format"], **sums}
+    named = {"others": others} if others else {}
+    return {"generation": generation.number, **named, "format": params["format"], **sums}
+
+
+def _opened(store: Store, openers: Openers, number: int, depth: int) -> Search:
+    generation = store.generations.at(number)
+    generation.verify()
+    return open_search(generation, openers.encoder, depth)
+
+
+def _place(folder: str, number: int, part: int) -> Path:
+    """Return where the candidates lie that generation ``number`` has for a part."""
+    return Path(folder, f"{number}-{part}.npy")
 
 
 def _refuse(message: str) -> None:
     raise InputError(message)
 
 
-def _mined_part(snapshot: Snapshot, queries: Sequence[Asked], params: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
-    """Return the lines of ``queries`` and facts on them."""
-    config = fitted(config_of(MiningConfig, Knobs.model_validate(params["knobs"])), snapshot)
+def _mined_part(
+    snapshot: Snapshot,
+    queries: Sequence[Asked],
+    config: MiningConfig,
+    params: dict[str, Any],
+    candidates: Mapping[str, IntArray],
+) -> tuple[bytes, dict[str, int]]:
+    """Return the lines of ``queries`` and facts on them; ``candidates`` int32 [q, depth] are other generations'."""
     count = params["num_negatives"]
     vectors = snapshot.encoder.encode_queries([query.text for query in queries])
-    found = mined(snapshot, queries, vectors, config, count, params["seed"])
+    others = {name: found.__getitem__ for name, found in candidates.items()}
+    found = mined(snapshot, queries, vectors, config, count, params["seed"], others)
     if params["format"] == HONE:
         lines = [[orjson.dumps(one, option=LINE)] for one in found]
     else:

@@ -8,19 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import IO
 
+from app.priority import yield_to_others
 from app.progress import Report
 from retriever.artifacts import CURRENT, Artifact
 
 RESTARTS = 5
 BACK_OFF_SECONDS = 0.5
-NICENESS = 10
 LOG_NAME = "refresher.log"
-AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class RefresherProcess:
@@ -121,18 +119,6 @@ def refresher_command(config: Path, store_root: Path, *, skip_missing: bool) -> 
     """Return the command line of a child refresher."""
     command = [sys.executable, "-m", "app.cli", "refresh", str(config), "--store", str(store_root), "--child"]
     return [*command, "--skip-missing"] if skip_missing else command
-
-
-def yield_to_others() -> None:
-    """Lower the priority of this process, which must lead a session of its own, and that of its session.
-
-    Where Linux groups processes by session (sched_autogroup), niceness counts within a session alone: without the
-    second step the refresher takes half of each core from the trainer.
-    """
-    os.nice(NICENESS)
-    if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
-        with suppress(OSError):  # a container may keep /proc read-only; the work is the same, if less polite
-            AUTOGROUP.write_text(str(NICENESS))
 
 
 def end_with_parent(pipe: IO[bytes] | None = None) -> None:

@@ -4,9 +4,7 @@ Does not know who judged.
 """
 
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.composition import splits
@@ -14,7 +12,7 @@ from app.config import RunConfig
 from miner.verdicts import DROP_EXAMPLE, RELABEL, read_verdicts
 from retriever.beir import find_file, find_qrels
 from retriever.data import Corpus, QuerySet
-from retriever.durable import publish_folder
+from retriever.durable import appearing
 from retriever.errors import InputError
 from retriever.ingest import load_query_set
 from retriever.trec import read_qrels
@@ -45,7 +43,8 @@ def write_relabelled(
     pairs = [divmod(key, len(corpus)) for key in judged.acted_on(RELABEL).tolist()]
     added = [(queries.ids[q], corpus.id(p), 1) for q, p in pairs if p not in queries.judgements[q]]
     added = [one for one in added if one[0] not in dropped]
-    with _appearing(out) as stage:
+    with appearing(out) as stage:
+        (stage / "qrels").mkdir(parents=True)
         others = [path for split, path in found.items() if split not in parts]
         for path in (find_file(folder, "corpus.jsonl"), find_file(folder, "queries.jsonl"), *others):
             shutil.copyfile(path, stage / path.relative_to(folder))
@@ -70,20 +69,6 @@ def _parts(run: RunConfig, folder: Path, corpus: Corpus, queries: QuerySet, name
             raise InputError(f'{folder}: has a split dev beside the dev = "{dev}" of the run; write data.dev = "dev"')
         parts[CARVED_DEV] = set(load_query_set(folder, dev, corpus, skip_missing=True, warn=lambda _: None).ids)
     return parts
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes ``out`` when the block is left, and is gone after an exception."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        (stage / "qrels").mkdir(parents=True)
-        yield stage
-        publish_folder(stage, out)
-    finally:
-        if stage.exists():
-            shutil.rmtree(stage)
 
 
 def _write_qrels(path: Path, judgements: Sequence[tuple[str, str, int]]) -> None:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.allowance import SpentError
 from app.jobs import TooLateError, UnknownJobError
+from app.mining import NoSourceError
 from app.models import NoRankerError
 from app.searching import NoLexicalIndexError
 from retriever.errors import HoneError, InputError, StoreError
@@ -63,6 +64,7 @@ MEANINGS = {
 STATUSES: dict[type[HoneError], int] = {
     UnknownJobError: 404,
     NoRankerError: 409,
+    NoSourceError: 409,
     NoLexicalIndexError: 409,
     TooLateError: 409,
     TooManyTokensError: 413,

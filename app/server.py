@@ -121,8 +121,8 @@ def _reap(service: Service, stop: Event) -> None:
         service.telemetry.refresh()
         try:
             service.processes.tend()
-        except SQLAlchemyError as error:  # a database that is away for a moment must not end the watch
-            service.telemetry.log.error("jobs_unreadable", reason=str(error))
+        except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
+            service.telemetry.log.error("jobs_untended", reason=str(error))
 
 
 def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:

@@ -23,9 +23,11 @@ from fastapi import FastAPI
 
 from app.admission import AdmissionConfig
 from app.draining import start_draining
+from app.job_processes import rebuild_command
 from app.jobs import Jobs
 from app.keys import Keys
 from app.opening import openers
+from app.priority import Priority
 from app.server import ServerConfig, create_app, is_loopback
 from app.settings import database_url
 from app.telemetry import MULTIPROCESS, json_log, worker_is_gone
@@ -44,7 +46,8 @@ class ServeOptions:
 
     ``insecure`` asks for no keys wherever it listens, ``require_keys`` also on loopback. For ``drain_seconds`` after
     SIGTERM the server still answers though it is not ready any more, so that others send it nothing new. ``ranker`` is
-    the folder of a ranker for generations that hold none. ``admission`` are the limits of each process.
+    the folder of a ranker for generations that hold none. ``admission`` are the limits of each process,
+    ``job_priority`` is that of long jobs.
     """
 
     insecure: bool = False
@@ -53,6 +56,7 @@ class ServeOptions:
     drain_seconds: float = 5.0
     ranker: Path | None = None
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    job_priority: Priority = Priority.IDLE
 
 
 def serve_store(root: Path, host: str, port: int, options: ServeOptions | None = None) -> None:
@@ -134,7 +138,8 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
     try:
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
-        config = ServerConfig(admission=options.admission, keys=keys, load_first=options.workers > 1)
+        command, several = rebuild_command(root, options.job_priority), options.workers > 1
+        config = ServerConfig(admission=options.admission, job_command=command, keys=keys, load_first=several)
         app = create_app(config, Store(root), openers(options.ranker), jobs)
         settings = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
         DrainingServer(settings, app, options.drain_seconds).run(sockets=[listener])

@@ -3,12 +3,13 @@
 Does not know which model a generation is of: who opens its encoder is handed in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from indexer.encode import QueryEncoder, remembering_queries
-from indexer.searcher import IndexSearcher, open_batch_searcher
+from indexer.searcher import open_batch_searcher
 from miner.remembered import RememberedSource
 from miner.sources import ann_candidates, generation_of
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Series
@@ -22,6 +23,8 @@ BASELINE = "BASELINE"
 MOVED_BY_HONE = (CURRENT, SERVED, BEST, BASELINE)
 
 OpenEncoder = Callable[[Artifact], Encoder]
+Search = Callable[[Sequence[str]], IntArray]
+"""Texts to the rows int32 [n, depth] of candidates, best first, −1 pads."""
 
 
 def check_pinned(store: Store, sources: Sequence[str]) -> None:
@@ -33,18 +36,27 @@ def check_pinned(store: Store, sources: Sequence[str]) -> None:
 
 
 def other_generations(store: Store, generation: Artifact, sources: Sequence[str]) -> dict[str, Artifact]:
-    """Return by name the generations that ``sources`` ask for while ``generation`` is mined, intact and of its corpus.
+    """Return what ``named_generations`` does, each intact. Raises CorruptError for one that is torn."""
+    found = named_generations(store.generations, generation, sources)
+    for other in found.values():
+        if other.number != generation.number:
+            other.verify()
+    return found
+
+
+def named_generations(generations: Series, generation: Artifact, sources: Sequence[str]) -> dict[str, Artifact]:
+    """Return by name the generations that ``sources`` ask for while ``generation`` is mined, unopened.
 
     One that there is not yet, of a run that has only begun, is left out. Raises InputError for a pointer that names
-    none or one of another corpus, StoreError for one that was removed, CorruptError for one that is torn.
+    none, one of another corpus or one that cannot be searched, StoreError for one that was removed.
     """
     found: dict[str, Artifact] = {}
     for name in sources:
         wanted = generation_of(name)
         if isinstance(wanted, str):
-            found[name] = _pinned(store.generations, wanted, name)
+            found[name] = _pinned(generations, wanted, name)
         elif isinstance(wanted, int):
-            before = earlier(store.generations, generation, wanted)
+            before = earlier(generations, generation, wanted)
             if len(before) == wanted:
                 found[name] = before[-1]
     for name, other in found.items():
@@ -53,8 +65,11 @@ def other_generations(store: Store, generation: Artifact, sources: Sequence[str]
                 f"[negatives] sources: {name} is generation {other.number} of corpus {other.parents['corpus']}, "
                 f"mined is corpus {generation.parents['corpus']}; pin one of the same corpus"
             )
-        if other.number != generation.number:
-            other.verify()
+        if is_rescored(other.facts):
+            raise InputError(
+                f"[negatives] sources: {name} is generation {other.number}, which scores the pools of a set anew and "
+                "cannot be searched; pin another"
+            )
     return found
 
 
@@ -64,7 +79,14 @@ def _pinned(generations: Series, pointer: str, name: str) -> Artifact:
         raise InputError(
             f"[negatives] sources: {name}, but no generation has that name; run `hone pin generations N {pointer}`"
         )
+    if not generations.path(number).exists():
+        raise StoreError(f"[negatives] sources: {name} is generation {number}, which was removed; pin another")
     return generations.at(number)
+
+
+def is_rescored(facts: Mapping[str, Any]) -> bool:
+    """Tell whether the generation with these ``facts`` can score the pools of its parent set, and nothing else."""
+    return bool((facts.get("partial") or {}).get("method") == "rescore")
 
 
 def earlier(generations: Series, newest: Artifact, count: int) -> list[Artifact]:
@@ -85,7 +107,7 @@ def earlier(generations: Series, newest: Artifact, count: int) -> list[Artifact]
                 f"generation {number} was removed; name a later one, or start afresh with --new"
             )
         before = generations.at(number)
-        if before.facts["step"] < bar and (before.facts.get("partial") or {}).get("method") != "rescore":
+        if before.facts["step"] < bar and not is_rescored(before.facts):
             found.append(before)
             bar = before.facts["step"]
     return found
@@ -106,14 +128,11 @@ def generation_source(
     """
 
     @cache
-    def opened() -> tuple[QueryEncoder, IndexSearcher]:
-        encoder = open_encoder(generation)
-        check_space(generation, encoder)
-        return remembering_queries(encoder, cache_folder, lambda _: None), open_batch_searcher(generation)
+    def opened() -> Search:
+        return open_search(generation, open_encoder, depth, cache_folder)
 
     def search(texts: Sequence[str]) -> IntArray:
-        encode, searcher = opened()
-        return ann_candidates(searcher, encode(texts), depth)[0]
+        return opened()(texts)
 
     files = generation.manifest["files"]
     key = {
@@ -126,6 +145,22 @@ def generation_source(
     source.fill()
     opened.cache_clear()
     return source
+
+
+def open_search(
+    generation: Artifact, open_encoder: OpenEncoder, depth: int, cache_folder: Path | None = None
+) -> Search:
+    """Open ``generation`` to find the ``depth`` passages nearest to texts, by its own encoder.
+
+    With ``cache_folder`` the texts' vectors are kept there. Raises StoreError if the encoder is not its own.
+    """
+    encoder = open_encoder(generation)
+    check_space(generation, encoder)
+    encode: QueryEncoder = encoder.encode_queries
+    if cache_folder is not None:
+        encode = remembering_queries(encoder, cache_folder, lambda _: None)
+    searcher = open_batch_searcher(generation)
+    return lambda texts: ann_candidates(searcher, encode(texts), depth)[0]
 
 
 def check_space(generation: Artifact, encoder: Encoder) -> None:

@@ -16,7 +16,7 @@ from indexer.encode import remembering_queries
 from indexer.searcher import open_batch_searcher
 from indexer.shards import open_vectors
 from miner.communities import B3, b3_batches
-from miner.generations import OpenEncoder, check_space, generation_source, other_generations
+from miner.generations import OpenEncoder, check_space, generation_source, is_rescored, other_generations
 from miner.lexical import lexical_source
 from miner.mining import CHUNK_QUERIES, MiningTask, mine
 from miner.remembered import RememberedSource
@@ -172,11 +172,6 @@ def pool_facts(task: MiningTask) -> dict[str, Any]:
         "filters": asdict(task.config.filters),
         "verdicts_sha256": None if task.judged is None else task.judged.sha256,
     }
-
-
-def is_rescored(facts: Mapping[str, Any]) -> bool:
-    """Tell whether the generation with these ``facts`` can score the pools of its parent set, and nothing else."""
-    return bool((facts.get("partial") or {}).get("method") == "rescore")
 
 
 def passages_of(negatives: NegativeSet) -> IntArray:

@@ -17,6 +17,8 @@ SOURCES = {"ann": 1, "lookahead": 2, "momentum": 4, "bm25": 8}
 """Bit of each source in a negative set's ``sources``; those of other generations come behind, see ``bits_of``."""
 GENERATION = "generation:"
 MOST_GENERATIONS = 4
+LONGEST_POINTER = 255
+"""Bytes: a pointer is a file's name."""
 CHUNK_PAIRS = 16_384
 
 
@@ -67,10 +69,11 @@ def generation_of(source: str) -> str | int | None:
     if not source.startswith(GENERATION):
         return None
     name = source.removeprefix(GENERATION)
-    if name.isidentifier():
-        return name
-    if name[:1] == "-" and name[1:].isdecimal() and int(name[1:]):
-        return int(name[1:])
+    if len(name.encode()) <= LONGEST_POINTER:
+        if name.isidentifier():
+            return name
+        if name[:1] == "-" and name[1:].isdecimal() and int(name[1:]):
+            return int(name[1:])
     raise InputError(
         f'[negatives] sources: {source!r}: write "generation:NAME" for the one that a pointer names, '
         'or "generation:-1" for the one before'

@@ -60,6 +60,24 @@ def publish_folder(stage: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """Give a place beside ``out`` for a file or folder; it becomes ``out``, flushed, once the block succeeds.
+
+    After an exception it is gone.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = out.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        yield stage
+        if stage.is_file():
+            fsync_path(stage)
+        publish_folder(stage, out)
+    except BaseException:
+        shutil.rmtree(stage) if stage.is_dir() else stage.unlink(missing_ok=True)
+        raise
+
+
 def remove_folder(folder: Path) -> None:
     """Delete ``folder`` so that no half-deleted folder is ever visible under its own name."""
     trash = folder.with_name(f".tmp-{uuid.uuid4().hex}")

@@ -26,6 +26,7 @@ from app.options import (
     store_path,
     warn,
 )
+from app.priority import Priority
 from app.progress import Meter, Report
 from app.rankers import named_ranker, required_ranker
 from app.reranking import Candidates, reranking_facts, warn_of_cut_pairs
@@ -199,6 +200,9 @@ def serve(
     deadline_seconds: Annotated[
         float, typer.Option("--deadline-seconds", help="What waits longer gets 503 and is not computed.")
     ] = AdmissionConfig.deadline_seconds,
+    job_priority: Annotated[
+        Priority, typer.Option("--job-priority", help="Rebuilds and mining get idle cores alone, few, or their share.")
+    ] = Priority.IDLE,
 ) -> None:
     """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
     settings = Settings()
@@ -212,5 +216,7 @@ def serve(
         queue_tokens=queue_tokens,
         deadline_seconds=deadline_seconds,
     )
-    options = ServeOptions(insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits)
+    options = ServeOptions(
+        insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits, job_priority
+    )
     serve_store(root, address, port, options)

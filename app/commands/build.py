@@ -27,6 +27,7 @@ from app.options import (
     store_path,
     warn,
 )
+from app.priority import Priority
 from app.rankers import saved_ranker
 from app.refreshing import RefreshSteps
 from app.reports import json_lines
@@ -58,6 +59,7 @@ def index(
     engine: EngineOption = EngineName.AUTO,
     precision: PrecisionOption = Precision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
+    job_priority: Annotated[Priority, typer.Option("--job-priority", hidden=True)] = Priority.LOW,
     skip_missing: SkipMissing = False,
     target_recall: Annotated[
         float, typer.Option("--target-recall", help="Recall@10 against exact search that the gate asks for.")
@@ -77,7 +79,7 @@ def index(
     """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
     root = store_path(store)
     if job is not None:
-        run_job(root, job)
+        run_job(root, job, job_priority)
         return
     if follow or queue:
         if data is not None or ranker is not None or (follow and queue):

@@ -6,7 +6,7 @@ Does not know the gate's rule, nor how a generation is loaded.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -26,6 +26,8 @@ FACTS = (
     *("step", "rows", "dim", "factory", "recall_at_10", "recall_at_100"),
     *("dev", "dev_queries", "reranked", "seconds", "space"),
 )
+
+Number = Annotated[int, Path(ge=0, le=999_999_999)]
 
 router = APIRouter(tags=["generations"])
 
@@ -109,7 +111,7 @@ def generations(
 
 
 @router.get("/v1/generations/{number}", response_model=GenerationReply, responses=errors(404, 422, 503))
-def generation(number: int, request: Request) -> Response:
+def generation(number: Number, request: Request) -> Response:
     """Show one generation: lineage, measured recall, dev metrics, the gate's verdict."""
     store = _store(request)
     return reply(_shown(store, _at(store, number)))
@@ -121,7 +123,7 @@ def generation(number: int, request: Request) -> Response:
     responses={**MOVED_LATER, **errors(404, 409, 422, 503)},
 )
 def promote_generation(
-    number: int,
+    number: Number,
     service: ServiceOf,
     request: Request,
     force: Annotated[bool, Query(description="Serve it though the gate refuses it.")] = False,
@@ -142,7 +144,7 @@ def roll_back(service: ServiceOf, request: Request) -> Response:
 
 
 @router.get("/v1/generations/{new}/diff/{old}", response_model=DiffReply, responses=errors(404, 409, 422, 503))
-def diff(new: int, old: int, request: Request) -> Response:
+def diff(new: Number, old: Number, request: Request) -> Response:
     """Show which dev queries generation `new` answers better or worse than `old`."""
     store = _store(request)
     _at(store, new), _at(store, old)

@@ -3,22 +3,24 @@
 Does not know how candidates are found, judged or drawn: that is the miner's.
 """
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
 from app.mine_schemas import Knobs, MineReply, MineRequest
-from app.mining import Asked, check_positives, fitted, mined
+from app.mining import Asked, check_positives, fitted, mined, source_generations
 from app.mining_job import MINE, asked_parts, digest
 from app.replies import BODY, MODEL, Refusal, errors, reply, told
 from app.schemas import JobReply
 from app.searching import lexical_index
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
+from miner.mining import MiningConfig
 from retriever.errors import HoneError
 
 CHUNK_QUERIES = 32
@@ -38,29 +40,36 @@ router = APIRouter(tags=["mining"])
         **errors(*BODY, 409, *MODEL),
     },
 )
-async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
     """Mine negatives for each query: the same (generation, seed) always gives the same ones, byte for byte.
 
+    Sources that are other generations are part of that, too: the job's result names them. 409 where one is not there.
     With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
     """
+    config = fitted(body.config(), len(snapshot.corpus))
+    if "bm25" in config.sources:
+        lexical_index(snapshot)
     queries = [Asked(query.id, query.text, query.positives) for query in body.queries]
     await run_in_threadpool(check_positives, snapshot, queries)
     if body.job is not None:
-        return await run_in_threadpool(_queued, body, queries, snapshot, service)
-    chunks = _mined(body, queries, snapshot, service)
+        return await run_in_threadpool(_queued, body, queries, snapshot, request)
+    chunks = _mined(body, config, queries, snapshot, service)
     if body.stream:
         return StreamingResponse(_lines(chunks), media_type=LINES)
     results = [one async for chunk in chunks for one in chunk]
     return reply({"generation": snapshot.generation.number, "results": results})
 
 
-def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service) -> Response:
-    """Let a job mine; the same request again while it is queued or running is the same job, another one has to wait."""
-    if "bm25" in body.config().sources:
-        lexical_index(snapshot)
+def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request: Request) -> Response:
+    """Let a job mine; the same request again while it is queued or running is the same job, another one has to wait.
+
+    Names of other generations become numbers now: where a pointer moves meanwhile, the job does not.
+    """
+    service: Service = request.app.state.service
     parts = asked_parts(queries)
     params = {
         "generation": snapshot.generation.number,
+        "others": source_generations(request.app.state.store, snapshot.generation, body.config().sources),
         "format": body.job,
         "num_negatives": body.num_negatives,
         "seed": body.seed,
@@ -69,15 +78,14 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, service
         "sha256": digest(parts),
     }
     job, new = service.processes.start(MINE, params, parts)
-    if not new and job.params != params:
+    if not new and json.dumps(job.params) != json.dumps(params):  # quotas draw in the order in which they are written
         raise Refusal(409, f"job {job.id} mines for another request; wait for it or cancel it")
     return reply(JobReply.of(job).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
 async def _mined(
-    body: MineRequest, queries: list[Asked], snapshot: Snapshot, service: Service
+    body: MineRequest, config: MiningConfig, queries: list[Asked], snapshot: Snapshot, service: Service
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    config = fitted(body.config(), snapshot)
     for start in range(0, len(queries), CHUNK_QUERIES):
         chunk = queries[start : start + CHUNK_QUERIES]
         vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values

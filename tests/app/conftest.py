@@ -3,7 +3,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from app.indexing import index_data
 from app.training import run_training
@@ -15,11 +14,8 @@ from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """A process has one precision; here runs of several share one."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+def _own_precision(own_precision: None) -> None:
+    """Let each test choose its precision."""
 
 
 @pytest.fixture

@@ -52,6 +52,8 @@ def served(store: Path, port: int, *arguments: str, through: tuple[str, ...] = (
         str(store),
         "--port",
         str(port),
+        "--job-priority",
+        "normal",  # a busy machine is not a bug, and idle jobs would wait for it
         *arguments,
     ]
     with (store.parent / f"serve-{port}.log").open("wb") as log:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.job_processes import JobProcesses
 from app.jobs import Jobs
 from app.server import ServerConfig, create_app
 from app.snapshot import Openers
@@ -60,14 +62,17 @@ def new_store(folder: Path, texts: Mapping[str, str] = TEXTS) -> tuple[Store, Co
     return store, add_corpus(store, folder / "data", texts)
 
 
-def publish_generation(store: Store, corpus: Corpus, seed: int = 0, *, serve: bool = True) -> Artifact:
+def publish_generation(
+    store: Store, corpus: Corpus, seed: int = 0, *, serve: bool = True, lexical: bool = True
+) -> Artifact:
     """Publish a generation that HashEncoder(seed=``seed``) made, and let SERVED name it."""
     encoder = HashEncoder(seed=seed)
     with store.generations.stage({"checkpoint": seed, "corpus": corpus.number}) as draft:
         (draft.path / "vectors").mkdir()
         np.save(draft.path / "vectors" / "00000.npy", encoder.encode_passages(corpus.texts(range(len(corpus)))))
         write_index(build_index("Flat", open_vectors(draft.path / "vectors"), seed=1), draft.path / "index.faiss")
-        write_lexical(corpus, draft.path / "lexical", None)
+        if lexical:
+            write_lexical(corpus, draft.path / "lexical", None)
         draft.facts.update(encoder.fingerprints.as_facts(), seed=seed, step=10 * seed, factory="Flat", search={})
         draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
     if serve:
@@ -131,10 +136,24 @@ class Server:
         return [line for line in lines if event in (None, line["event"])]
 
 
+def children(processes: JobProcesses) -> list[Popen[bytes]]:
+    """Return the processes of jobs that were started here and have not been reaped."""
+    return [child for child, _ in list(processes._children.values())]
+
+
+def end_children(processes: JobProcesses) -> None:
+    """Kill the processes of jobs that still run."""
+    for child in children(processes):
+        child.kill()
+        child.wait()
+
+
 @contextmanager
-def serving(store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS) -> Iterator[Server]:
+def serving(
+    store: Store, config: ServerConfig | None = None, openers: Openers = OPENERS, database: str | None = None
+) -> Iterator[Server]:
     """Start a server over ``store``; it serves at once what SERVED names, if anything."""
-    log, jobs = io.StringIO(), Jobs(f"sqlite:///{store.root / 'hone.db'}")
+    log, jobs = io.StringIO(), Jobs(database or f"sqlite:///{store.root / 'hone.db'}")
     config = replace(config or ServerConfig(), poll_seconds=0.01, log_stream=log)
     app = create_app(config, store, openers, jobs)
     try:

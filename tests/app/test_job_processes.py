@@ -13,8 +13,9 @@ import pytest
 from app import job_processes
 from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_command
 from app.jobs import Job, Jobs
+from app.priority import Priority
 from app.telemetry import json_log
-from tests.app.served import wait_for
+from tests.app.served import children, end_children, new_store, wait_for
 
 SCRIPT = Path(__file__).with_name("job_script.py")
 ROOT = Path(__file__).parent.parent.parent
@@ -44,9 +45,7 @@ def server(jobs: Jobs, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     yield make
     for processes in made:
-        for child in processes.children():
-            child.kill()
-            child.wait()
+        end_children(processes)
         processes.release()
 
 
@@ -109,7 +108,7 @@ def test_a_second_wish_is_the_first_one_s_job(server: Callable[[str], JobProcess
     first, _ = processes.start("rebuild")
     second, new = processes.start("rebuild")
     assert (second.id, new) == (first.id, False)
-    assert len(processes.children()) == 1
+    assert len(children(processes)) == 1
 
 
 def test_a_job_goes_on_over_a_restart_of_the_server(server: Callable[[str], JobProcesses], jobs: Jobs) -> None:
@@ -128,10 +127,37 @@ def test_a_job_that_died_while_the_server_was_away_is_begun_again(
     before = server("hang")
     job, _ = before.start("rebuild")
     os.kill(job.pid or 0, signal.SIGKILL)
+    children(before)[0].wait()  # as the system does for whoever has lost its parent
     after = server("work")
     done = ended(after, job.id)
     assert (done.state, done.attempts) == ("done", 2) and done.pid != job.pid
     assert after.start("rebuild")[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
+def test_how_a_process_ended_is_said_by_the_worker_that_started_it(
+    server: Callable[[str], JobProcesses], jobs: Jobs
+) -> None:
+    """Of two workers on one host the other one only sees that it has ended."""
+    parent, other = server("silent"), server("hang")
+    job, _ = parent.start("rebuild")
+    wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
+    other.tend()
+    assert (jobs.get(job.id).state, jobs.get(job.id).attempts) == ("running", 1)
+    assert "exit code 0" in (ended(parent, job.id).error or "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
+def test_a_process_that_nobody_reaps_is_given_up_in_time(
+    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, other = server("silent"), server("hang")
+    job, _ = parent.start("rebuild")
+    wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
+    later = time.time() + job_processes.LEASE_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    other.reap()
+    assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("queued", "")
 
 
 def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
@@ -140,7 +166,7 @@ def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
     processes = server("slow")
     job, _ = processes.start("rebuild")
     running(jobs, job.id)
-    (child,) = processes.children()
+    (child,) = children(processes)
     child.send_signal(signal.SIGSTOP)
     assert jobs.request_cancel(job.id)
     child.kill()
@@ -152,7 +178,7 @@ def test_who_may_not_write_leaves_jobs_to_those_who_may(server: Callable[[str], 
     reader.takes = False
     job, new = reader.start("rebuild")
     reader.tend()
-    assert new and (jobs.get(job.id).state, reader.children()) == ("queued", [])
+    assert new and (jobs.get(job.id).state, children(reader)) == ("queued", [])
     assert ended(writer, job.id).state == "done"
 
 
@@ -166,7 +192,7 @@ def test_followers_work_on_what_is_queued_until_they_are_stopped(
     try:
         for _ in range(2):
             job, _ = jobs.create("rebuild")
-            wait_for(lambda: jobs.get(job.id).state == "done" and not processes.children())  # noqa: B023 - waited for in this turn of the loop
+            wait_for(lambda: jobs.get(job.id).state == "done" and not children(processes))  # noqa: B023 - waited for in this turn of the loop
     finally:
         stop.set()
         thread.join()
@@ -215,5 +241,26 @@ def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:
     assert job.state == "failed" and "could not be started" in (job.error or "")
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no class SCHED_IDLE")
+@pytest.mark.parametrize(("priority", "idle", "nice"), [("idle", True, 0), ("low", False, 10), ("normal", False, 0)])
+def test_a_long_job_yields_to_others_as_told(
+    server: Callable[[str], JobProcesses],
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    priority: str,
+    idle: bool,
+    nice: int,
+) -> None:
+    monkeypatch.setenv("HONE_STORE", str(new_store(tmp_path)[0].root))
+    job, _ = server(priority).start("rebuild")
+    wait_for(lambda: jobs.get(job.id).phase == "there")
+    pid = jobs.get(job.id).pid or 0
+    assert os.sched_getscheduler(pid) == (os.SCHED_IDLE if idle else os.SCHED_OTHER)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, own + nice)
+
+
 def test_the_rebuild_is_hone_index() -> None:
-    assert rebuild_command(Path("store"))[1:] == ("-m", "app.cli", "index", "--store", "store", "--job")
+    how = ("--store", "store", "--job-priority", "low", "--job")
+    assert rebuild_command(Path("store"), Priority.LOW)[1:] == ("-m", "app.cli", "index", *how)

@@ -1,6 +1,8 @@
 """Mining as a job in this process: what it makes, that it goes on where it was, and that it stops when told."""
 
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,20 @@ from typing import Any
 import pytest
 
 from app import mining_job
+from app.job_kinds import run_job
 from app.jobs import Cancelled, Job, Jobs
 from app.mine_schemas import Knobs, MineRequest
-from app.mining import Asked
+from app.mining import Asked, source_generations
 from app.mining_job import MINE, asked_parts, digest, mine_parts
-from retriever.errors import StoreError
+from app.priority import Priority
+from app.snapshot import Openers
+from indexer.searcher import open_batch_searcher
+from retriever.artifacts import Artifact
+from retriever.data import Corpus
+from retriever.errors import CorruptError, StoreError
 from retriever.store import Store
-from tests.app.served import OPENERS, new_store, publish_generation, serving
+from tests.app.served import OPENERS, TEXTS, damage, new_store, open_encoder, publish_generation, serving
+from tests.stand_ins import HashEncoder
 
 QUERIES = [Asked(f"q{place}", f"alpha {place % 3}", [f"p{place % 8}"] if place % 5 else []) for place in range(11)]
 KNOBS: dict[str, Any] = {"sampler": {"name": "uniform"}, "sources": ["ann", "bm25"], "quotas": {"bm25": 1, "ann": 2}}
@@ -108,6 +117,117 @@ def test_a_job_goes_on_where_it_was_and_gives_the_same_bytes(
     jobs.finish(job.id, result)
     other = queued(jobs, "tevatron")
     assert mine_parts(store, OPENERS, jobs, other, quiet) == result and lines(jobs, other) == whole
+
+
+@pytest.fixture
+def later(store: Store) -> Artifact:
+    """Generation 2, of another model than 0 and 1 are."""
+    corpus = Corpus(store.corpora.at(0))
+    for seed in (1, 2):
+        publish_generation(store, corpus, seed)
+    return store.generations.at(2)
+
+
+UNION = {"sources": ["generation:-1", "ann", "generation:WARMUP"], "depth": 3, "sampler": {"name": "uniform"}}
+OTHERS = {"generation:-1": 1, "generation:WARMUP": 0}
+
+
+def of_union(jobs: Jobs) -> Job:
+    knobs = Knobs.model_validate(UNION).model_dump()
+    return queued(jobs, "hone", generation=2, others=OTHERS, knobs=knobs, num_negatives=9)
+
+
+def test_other_generations_are_searched_by_their_own_encoders(store: Store, jobs: Jobs, later: Artifact) -> None:
+    job = of_union(jobs)
+    result = mine_parts(store, OPENERS, jobs, job, quiet)
+    assert (result["generation"], result["others"]) == (2, OTHERS)
+    found, corpus = lines(jobs, job), Corpus(store.corpora.at(0))
+    texts, own = [query.text for query in QUERIES], open_encoder(later)
+    for name, number in {**OTHERS, "ann": 2}.items():
+        generation = store.generations.at(number)
+        nearest, _ = open_batch_searcher(generation).search(open_encoder(generation).encode_queries(texts), 3)
+        for rows, one in zip(nearest, found, strict=True):
+            brought = {hit["id"] for hit in one["negatives"] if name in hit["source"].split("+")}
+            assert brought <= {corpus.id(row) for row in rows} and brought
+    passages = dict(zip([*TEXTS], own.encode_passages(corpus.texts(range(8))), strict=True))
+    for vector, one in zip(own.encode_queries(texts), found, strict=True):
+        for hit in one["negatives"]:
+            assert hit["score"] == pytest.approx(vector @ passages[hit["id"]], abs=1e-5), "by the one that is mined"
+
+
+def test_one_other_generation_is_open_at_a_time_and_only_for_what_is_left(
+    store: Store, jobs: Jobs, later: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mining_job, "PART_QUERIES", 4)
+    opened: list[int] = []
+    open_now: weakref.WeakSet[HashEncoder] = weakref.WeakSet()
+
+    def opening(generation: Artifact) -> HashEncoder:
+        assert not open_now, "the one before is closed"
+        opened.append(generation.number)
+        open_now.add(encoder := open_encoder(generation))
+        return encoder
+
+    heard: list[tuple[str, int, int]] = []
+
+    def dies(*place: Any) -> None:
+        heard.append(place)
+        if place == ("mine", 4, 11):
+            raise KeyboardInterrupt
+
+    job = of_union(jobs)
+    with pytest.raises(KeyboardInterrupt):
+        mine_parts(store, Openers(opening), jobs, job, dies)
+    gc.collect()
+    assert opened == [0, 1, 2]
+    assert heard == [
+        ("open", 0, 1),
+        *(("search other generations", count, 6) for count in range(1, 7)),
+        *(("mine", done, 11) for done in (0, 4)),
+    ]
+    store.generations.point("WARMUP", 2)
+    heard.clear()
+    mine_parts(store, OPENERS, jobs, job, lambda *place: heard.append(place))
+    assert heard[1:5] == [("search other generations", count, 4) for count in range(1, 5)]
+    gone_on = lines(jobs, job)
+    jobs.stopped(job.id)
+    whole = of_union(jobs)
+    mine_parts(store, OPENERS, jobs, whole, quiet)
+    assert lines(jobs, whole) == gone_on
+
+
+def test_a_trained_store_is_mined_by_the_models_that_its_generations_hold(trained: Path) -> None:
+    """The same again gives the same bytes; BASELINE is the generation of step 0."""
+    store, table = Store(trained), Jobs(f"sqlite:///{trained / 'hone.db'}")
+    newest = store.generations.get()
+    assert newest is not None
+    sources = ["ann", "generation:BASELINE", "generation:-1"]
+    others = source_generations(store, newest, sources)
+    knobs = Knobs.model_validate({"sources": sources, "depth": 5}).model_dump()
+    corpus, made = Corpus(store.corpora.at(0)), []
+    queries = [Asked(f"q{row}", corpus.text(row), [corpus.id(row)]) for row in range(6)]
+    for _ in range(2):
+        params = {"generation": newest.number, "format": "hone", "num_negatives": 4, "seed": 5, "knobs": knobs}
+        params |= {"others": others, "queries": 6}
+        job, _new = table.create(MINE, params, asked_parts(queries))
+        run_job(trained, job.id, Priority.NORMAL)
+        assert table.get(job.id).state == "done", table.get(job.id).error
+        made.append(table.part(job.id, "made", 0))
+    table.close()
+    assert made[0] == made[1] and len({*others.values(), newest.number}) == 3
+    hits = [hit for line in made[0].splitlines() for hit in json.loads(line)["negatives"]]
+    assert {name for hit in hits for name in hit["source"].split("+")} == {*sources}
+
+
+def test_another_generation_that_is_torn_or_gone_is_named(store: Store, jobs: Jobs, later: Artifact) -> None:
+    job = of_union(jobs)
+    damage(store.generations.path(1) / "index.faiss")
+    with pytest.raises(CorruptError, match=r"000001/index\.faiss"):
+        mine_parts(store, OPENERS, jobs, job, quiet)
+    store.generations.remove(1)
+    with pytest.raises(StoreError, match=r"000001.*removed or never published"):
+        mine_parts(store, OPENERS, jobs, job, quiet)
+    assert jobs.parts(job.id, "made") == {}
 
 
 def test_a_job_that_is_to_stop_keeps_nothing_more(store: Store, jobs: Jobs) -> None:

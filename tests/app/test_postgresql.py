@@ -1,9 +1,11 @@
-"""The table of jobs in a real PostgreSQL server, started for these tests."""
+"""The tables of jobs and keys in a real PostgreSQL server, started for these tests."""
 
+import json
 import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -11,9 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
-from app.jobs import Cancelled, Jobs
+from app.database import open_database
+from app.jobs import KEPT_RESULTS, Cancelled, Jobs, UnknownJobError
 from app.keys import Keys
+from app.server import ServerConfig
+from tests.app.served import end_children, new_store, publish_generation, serving, wait_for
 
 PROGRAMS = ("initdb", "pg_ctl", "postgres")
 
@@ -117,6 +123,80 @@ def test_progress_and_cancel_meet_without_a_deadlock(jobs: Jobs) -> None:
     with pytest.raises(Cancelled):
         jobs.progress(job_id, "encode", 100, 100)
     assert jobs.stopped(job_id)
+
+
+@pytest.mark.parametrize("job_id", ["\0", "no job", "x" * 1000])
+def test_any_text_may_be_asked_for_as_a_job(jobs: Jobs, job_id: str) -> None:
+    for ask in (jobs.get, jobs.request_cancel):
+        with pytest.raises(UnknownJobError):
+            ask(job_id)
+
+
+def test_parts_are_kept_whole_and_by_whoever_has_the_job_alone(jobs: Jobs, url: str) -> None:
+    asked, made = [b"\0any bytes\xff", b"of 2"], b"x" * (1 << 20)
+    job_id = jobs.create("mine", {"quotas": {"b": 1, "a": 2}}, asked)[0].id
+    sleeper = Jobs(url)
+    sleeper.begin(job_id, 1)
+    sleeper.keep_part(job_id, 0, made, {"queries": 256, "bytes": len(made)})
+    assert jobs.give_back(jobs.get(job_id))
+    jobs.begin(job_id, 2)
+    with pytest.raises(Cancelled):
+        sleeper.keep_part(job_id, 1, b"too late", {})
+    jobs.keep_part(job_id, 1, b"", {"queries": 1, "bytes": 0})
+    assert jobs.finish(job_id, {"lines": 257})
+    assert [jobs.part(job_id, "asked", number) for number in jobs.parts(job_id, "asked")] == asked
+    assert jobs.parts(job_id, "made") == {0: {"queries": 256, "bytes": 1 << 20}, 1: {"queries": 1, "bytes": 0}}
+    assert jobs.part(job_id, "made", 0) == made
+    assert [*jobs.get(job_id).params["quotas"]] == ["b", "a"], "the order of a draw"
+    for _ in range(KEPT_RESULTS):
+        jobs.stopped(jobs.create("mine", None, [b"next"])[0].id)
+    with pytest.raises(UnknownJobError, match="was removed"):
+        jobs.part(job_id, "made", 0)
+    sleeper.close()
+
+
+def test_a_mining_job_of_a_server_is_done_and_read_there(
+    jobs: Jobs, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, over other generations, of which one is named by a pointer."""
+    store, corpus = new_store(tmp_path)
+    for seed in range(2):
+        publish_generation(store, corpus, seed)
+    store.generations.point("WARMUP", 0)
+    root, script = Path(__file__).parents[2], Path(__file__).with_name("job_script.py")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("HONE_STORE", str(store.root))
+    queries = [{"id": f"q{i}", "text": f"alpha {i % 7}", "positives": [f"p{i % 8}"]} for i in range(600)]
+    body = {"queries": queries, "num_negatives": 3, "sources": ["ann", "generation:WARMUP"], "depth": 5, "job": "hone"}
+    with serving(store, ServerConfig(job_command=(sys.executable, str(script), "mine")), database=url) as server:
+        place = f"/v1/jobs/{server.post('/v1/mine', body, 202)['id']}"
+        wait_for(lambda: server.get(place)["state"] not in ("queued", "running"), seconds=60)
+        done = server.get(place)
+        assert done["state"] == "done", done
+        assert done["result"]["others"] == {"generation:WARMUP": 0}
+        lines = [json.loads(line) for line in server.client.get(f"{place}/result").text.splitlines()]
+        end_children(server.app.state.service.processes)
+    assert [line["id"] for line in lines] == [query["id"] for query in queries]
+    assert any("generation:WARMUP" in hit["source"] for line in lines for hit in line["negatives"])
+
+
+def test_many_may_open_a_new_database_at_once(url: str) -> None:
+    """As the replicas of a deployment do."""
+    engine = open_database(url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE fresh"))
+    engine.dispose()
+    together = threading.Barrier(4)
+
+    def open_it(_: int) -> str:
+        together.wait()
+        table = Jobs(url.replace("/postgres?", "/fresh?"))
+        job, _new = table.create("rebuild")
+        table.close()
+        return job.id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(open_it, range(4)))) == 1
 
 
 def test_keys_are_kept_there_too(url: str) -> None:

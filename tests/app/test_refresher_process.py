@@ -174,13 +174,3 @@ def test_a_refresher_that_is_told_to_stop_does_not_seem_done(hone: Hone, tiny: P
     answer = hone("refresh", config, "--store", tmp_path / "store")
     stop.join()
     assert answer.complaint.startswith("interrupted")
-
-
-@pytest.mark.skipif(not refresher_process.AUTOGROUP.exists(), reason="this system does not group processes by session")
-def test_a_child_yields_to_its_parent_s_session(start: Start, tmp_path: Path) -> None:
-    """Linux gives each session a share of its own, within which alone a process's niceness counts."""
-    yields = "import sys; from app.refresher_process import yield_to_others; yield_to_others(); sys.stdin.read()"
-    before = refresher_process.AUTOGROUP.read_text()  # empty where this process is in no group, as in some containers
-    child = start(yields)
-    wait_until(lambda: "nice 10" in Path(f"/proc/{child.pid}/autogroup").read_text())
-    assert refresher_process.AUTOGROUP.read_text() == before, "the parent's session is left alone"

@@ -10,7 +10,7 @@ import pytest
 from app.server import ServerConfig, is_loopback
 from retriever.artifacts import Artifact
 from retriever.protocols import TokenEncoder
-from tests.app.served import OPENERS, Server, listening, new_store, publish_generation, serving
+from tests.app.served import OPENERS, Server, listening, new_store, publish_generation, serving, wait_for
 
 ROUTES = {
     ("post", "/v1/encode"): {200, 400, 413, 415, 422, 429, 500, 503},
@@ -103,6 +103,16 @@ def test_staleness_is_counted_from_the_newest_checkpoint(tmp_path: Path) -> None
 def test_gauges_of_a_server_without_a_snapshot_are_unknown(empty_server: Server) -> None:
     for name in ("hone_generation_number", "hone_generation_age_seconds", "hone_staleness_steps"):
         assert math.isnan(empty_server.metric(name))
+
+
+def test_a_process_that_cannot_start_does_not_end_the_watch(tmp_path: Path) -> None:
+    store, _ = new_store(tmp_path)
+    with serving(store, ServerConfig(job_command=("/nowhere/python",))) as server:
+        jobs = server.app.state.service.jobs
+        for _ in range(2):  # by another process, such as `hone index --queue`
+            job, _new = jobs.create("rebuild")
+            wait_for(lambda: jobs.get(job.id).state == "failed")  # noqa: B023 - waited for in this turn of the loop
+        wait_for(lambda: len(server.log_lines("jobs_untended")) == 2)
 
 
 def test_a_lost_database_leaves_search_and_metrics(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from app import serving
+from app.job_processes import rebuild_command
 from app.keys import Keys
+from app.priority import Priority
+from app.server import ServerConfig
 from app.serving import ServeOptions, serve_store
 from app.settings import database_url
 from retriever.errors import InputError
@@ -29,3 +33,18 @@ def test_a_port_in_use_is_named(indexed: Path) -> None:
         with pytest.raises(InputError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
             serve_store(indexed, "127.0.0.1", port)
     assert not (indexed / "hone.db").exists(), "nothing was begun"
+
+
+def test_jobs_are_started_at_the_priority_that_was_asked_for(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ServerConfig] = []
+
+    def create_app(config: ServerConfig, *_: object) -> None:
+        asked.append(config)
+        raise InputError("enough")
+
+    monkeypatch.setattr(serving, "create_app", create_app)
+    for options in (None, ServeOptions(job_priority=Priority.NORMAL)):
+        with pytest.raises(InputError, match="enough"):
+            serve_store(indexed, "127.0.0.1", 0, options)
+    commands = [config.job_command for config in asked]
+    assert commands == [rebuild_command(indexed, Priority.IDLE), rebuild_command(indexed, Priority.NORMAL)]

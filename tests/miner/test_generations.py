@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.searcher import open_batch_searcher
-from miner.generations import check_pinned, earlier, furthest_back
+from miner.generations import check_pinned, earlier, furthest_back, named_generations
 from miner.loop import Retention
 from miner.stored_pool import StoredPool
 from retriever.artifacts import Artifact
@@ -169,6 +169,19 @@ def test_one_of_another_corpus_is_refused(bench: Bench) -> None:
     bench.store.generations.point("WARMUP", draft.number)
     with pytest.raises(InputError, match="generation:WARMUP is generation 1 of corpus 7, mined is corpus 0"):
         bench.publish(newest, bench.with_config(sources=("ann", "generation:WARMUP")))
+
+
+def test_a_name_of_one_that_is_gone_or_cannot_be_searched_is_refused(store: Store) -> None:
+    steps_of(store, 0)
+    steps_of(store, 100, partial={"method": "rescore"})
+    (newest,) = steps_of(store, 200)
+    for number, name in enumerate(("GONE", "RESCORED")):
+        store.generations.point(name, number)
+    store.generations.remove(0)
+    with pytest.raises(StoreError, match="generation:GONE is generation 0, which was removed"):
+        named_generations(store.generations, newest, ["ann", "generation:GONE"])
+    with pytest.raises(InputError, match=r"generation:RESCORED is generation 1, .* cannot be searched"):
+        named_generations(store.generations, newest, ["ann", "generation:RESCORED"])
 
 
 def test_what_the_sources_reach_back_to_is_kept(store: Store) -> None:

@@ -1,14 +1,11 @@
 """What a batch step adds to a plain one, through real trainers: the hardest negatives, one tower, staleness."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from retriever.artifacts import Artifact
 from retriever.batch_step import BatchStep
@@ -23,13 +20,7 @@ from retriever.retriever_learner import RetrieverLearner
 from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 def batch_step(bench: Bench) -> BatchStep:

@@ -1,11 +1,10 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from retriever.artifacts import Artifact
 from retriever.checkpoint import TrainingState, model_folder, publish_checkpoint, publish_model, read_state
@@ -16,15 +15,10 @@ from retriever.store import Store
 from tests.retriever.training_stand_ins import Bench
 from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 STATE = TrainingState(seed=3, step=7, best=0.25, bad_generations=1, judged=2)
 FACTS = {"refresh": True, "final": False}
-
-
-@pytest.fixture(autouse=True)
-def own_process() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

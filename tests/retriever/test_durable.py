@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from retriever.durable import (
     CHUNK_BYTES,
     LOCK_TRY_SECONDS,
+    appearing,
     append_line,
     append_lines,
     exclusive,
@@ -68,6 +69,39 @@ def test_publish_folder_never_replaces_another(tmp_path: Path) -> None:
     assert (tmp_path / "target" / "file").read_text() == "target"
     publish_folder(tmp_path / "stage", tmp_path / "new")
     assert names(tmp_path / "new") == ["file"] and not (tmp_path / "stage").exists()
+
+
+def test_what_appears_is_flushed_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+
+    def flush(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with appearing(tmp_path / "new" / "lines") as stage:
+        stage.write_text("one")
+        assert names(tmp_path / "new") == [stage.name]
+    assert (tmp_path / "new" / "lines").read_text() == "one" and flushed == [str(stage), str(stage.parent)]
+    flushed.clear()
+    with appearing(tmp_path / "model") as stage:
+        (stage / "deep").mkdir(parents=True)
+        (stage / "deep" / "file").write_text("x")
+    assert names(tmp_path) == ["model", "model/deep", "model/deep/file", "new", "new/lines"]
+    assert flushed == [f"{stage}/deep/file", f"{stage}/deep", f"{stage}", f"{tmp_path}"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
+def test_what_fails_to_appear_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+    def fill(stage: Path) -> None:
+        if kind == "file":
+            stage.write_text("half")
+        elif kind == "folder":
+            (stage / "deep").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "out") as stage:
+        fill(stage)
+    assert names(tmp_path) == []
 
 
 def test_remove_folder_removes_all_of_it(tmp_path: Path) -> None:

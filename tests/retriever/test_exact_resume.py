@@ -1,8 +1,6 @@
 """Exact resumption: a run that is stopped or killed anywhere ends with the bits of the undisturbed one."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,9 @@ from retriever.refresh_policy import RefreshConfig
 from retriever.trainer import Outcome
 from tests.retriever.training_stand_ins import TRAIN, Bench, Killed, ignore, killing_at, stopping_at
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 LAST = TRAIN.max_steps
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """A run with [model.lora]: what changes, what a checkpoint keeps, exact resumption, and bounded memory."""
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +16,9 @@ from retriever.lora import LoraConfig
 from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Killed, ignore, killing_at, stopping_at
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 LORA = LoraConfig(rank=4, alpha=8)
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

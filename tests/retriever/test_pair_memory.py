@@ -1,7 +1,6 @@
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +187,7 @@ class Remembering(Bench):
         return PairMemory(self.queries, len(self.corpus), self.audit, 3, positive_of)
 
 
-@pytest.fixture
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-@pytest.mark.usefixtures("_own_process")
+@pytest.mark.usefixtures("own_process")
 def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = Remembering(tmp_path / "whole")
     whole.run()
@@ -218,7 +209,7 @@ def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_pa
         assert bench.told("warning") == []
 
 
-@pytest.mark.usefixtures("_own_process")
+@pytest.mark.usefixtures("own_process")
 def test_a_memory_alone_changes_no_weight_and_its_lack_is_said(tmp_path: Path) -> None:
     plain = Bench(tmp_path / "plain")
     plain.run()

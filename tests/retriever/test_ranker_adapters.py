@@ -1,7 +1,5 @@
 """[ranker.lora]: a ranker that learns by adapters beside the retriever, saved merged and resumed apart."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,7 @@ from retriever.ranker import RankerConfig, load_ranker
 from retriever.tower import weights_sha256
 from tests.retriever.training_stand_ins import Bench, ignore, stopping_at
 
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture(scope="module")

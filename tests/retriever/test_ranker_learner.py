@@ -1,8 +1,6 @@
 """A ranker that learns beside the retriever or alone: whose weights change, what is saved, what a resume repeats."""
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,19 +26,12 @@ from retriever.teacher import Teacher, TeacherConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Counted, InOrder, Killed, ignore, killing_at, stopping_at
 from tests.tiny_ranker import write_tiny_ranker
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 LAST = TRAIN.max_steps
 TURNS = PhasesConfig(2, 3)
 EVERY = replace(TRAIN, save_every=1)
 TEXTS = (["baka", "bala beki"], ["boka", "bola boli bolo"])
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def bench(folder: Path, phases: PhasesConfig = TURNS, **settings: Any) -> Bench:

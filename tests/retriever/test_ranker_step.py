@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from retriever.data import Corpus
@@ -27,14 +26,9 @@ from retriever.trained_ranker import TrainedRanker
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_ranker import write_tiny_ranker
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 CONFIGS = [RankingLossConfig(name) for name in RANKING_LOSSES]
-
-
-@pytest.fixture(autouse=True)
-def own_process() -> Iterator[None]:
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

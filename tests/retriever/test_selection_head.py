@@ -1,13 +1,10 @@
 """The second head: what the classifier gives with it and without it, and a run that learns both and saves one."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 
@@ -22,17 +19,10 @@ from retriever.trained_ranker import TrainedRanker
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.tiny_ranker import ARCHITECTURES, write_tiny_ranker
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 QUERIES, PASSAGES = ["baka boku", "dala"], ["beki bola", "baka dala deli"]
 LAST = TRAIN.max_steps
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -1,14 +1,11 @@
 """Runs with a teacher: what is taught before the first negative set, and the run's own ranker as a teacher."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from retriever.artifacts import Artifact
 from retriever.errors import InputError
@@ -25,13 +22,7 @@ from retriever.teacher_scores import TeacherScores
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
 
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 def stored(bench: Bench, config: TeacherConfig) -> Teacher:

@@ -1,7 +1,6 @@
 """Who may teach whom, what a teacher says of a batch, and that a run with one learns, caches and resumes exactly."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from retriever.checkpoint import model_folder
@@ -28,15 +26,9 @@ from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
 from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 # ---------------------------------------------------------------------------------------------- what can be joined

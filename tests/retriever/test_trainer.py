@@ -1,6 +1,5 @@
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -26,16 +25,9 @@ from retriever.retriever_learner import EncodeQueries
 from retriever.trainer import mark_best
 from tests.retriever.training_stand_ins import REFRESH, TRAIN, Bench, Counted, Idle, InOrder, ignore, stopping_at
 
+pytestmark = pytest.mark.usefixtures("own_process")
+
 LAST = TRAIN.max_steps
-
-
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process has one precision; here many runs share one. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

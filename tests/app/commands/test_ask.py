@@ -5,6 +5,7 @@ import pytest
 
 from app.admission import AdmissionConfig
 from app.commands import ask
+from app.priority import Priority
 from app.rankers import named_ranker
 from app.serving import ServeOptions
 from retriever.store import Store
@@ -162,15 +163,16 @@ def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: 
     monkeypatch.setattr(ask, "serve_store", serve_store)
     assert "http://127.0.0.1:8000" in hone("serve", "--store", indexed).err
     flags = ("--insecure", "--ranker", "one", "--workers", 2, "--drain-seconds", 1)
-    limits = ("--batch-tokens", 256, "--queue-tokens", 9000, "--deadline-seconds", 2.5)
+    limits = ("--batch-tokens", 256, "--queue-tokens", 9000, "--deadline-seconds", 2.5, "--job-priority", "low")
     hone("serve", "--store", indexed, "--port", 0, "--host", "::1", *flags, *limits)
     monkeypatch.setenv("HONE_PORT", "9000")
     monkeypatch.setenv("HONE_STORE", "there")
     monkeypatch.setenv("HONE_RANKER", "other")
     hone("serve")
+    admission = AdmissionConfig(256, 256, 9000, 2.5)
     assert served == [
         (indexed, "127.0.0.1", 8000, ServeOptions()),
-        (indexed, "::1", 0, ServeOptions(True, False, 2, 1, Path("one"), AdmissionConfig(256, 256, 9000, 2.5))),
+        (indexed, "::1", 0, ServeOptions(True, False, 2, 1, Path("one"), admission, Priority.LOW)),
         (Path("there"), "127.0.0.1", 9000, ServeOptions(ranker=Path("other"))),
     ]
     monkeypatch.setenv("HONE_PORT", "many")

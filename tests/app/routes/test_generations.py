@@ -49,6 +49,13 @@ def test_generations_are_listed_with_lineage_figures_and_what_is_served(server: 
     assert [shown["number"] for shown in server.get("/v1/generations")["generations"]] == [3, 1]
 
 
+@pytest.mark.parametrize("number", ["-1", "9" * 300])
+def test_a_number_that_no_generation_can_have_is_refused(server: Server, number: str) -> None:
+    for path in (number, f"{number}/diff/1", f"1/diff/{number}"):
+        assert server.get(f"/v1/generations/{path}", 422)["error_type"] == "invalid"
+    server.post(f"/v1/generations/{number}/promote", None, 422)
+
+
 def test_a_promotion_swaps_and_a_rollback_swaps_back(server: Server) -> None:
     moved = PromotionReply.model_validate(server.post("/v1/generations/3/promote", None))
     assert (moved.from_, moved.to, moved.by) == (1, 3, "promote")

@@ -11,7 +11,7 @@ import pytest
 
 from app.schemas import CancelReply, JobReply, JobsReply
 from app.server import ServerConfig
-from tests.app.served import Server, new_store, serving
+from tests.app.served import Server, end_children, new_store, serving
 
 SCRIPT = Path(__file__).parent.with_name("job_script.py")
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -29,9 +29,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             try:
                 yield server
             finally:
-                for child in server.app.state.service.processes.children():
-                    child.kill()
-                    child.wait()
+                end_children(server.app.state.service.processes)
 
     return start
 

@@ -13,7 +13,8 @@ from app.schemas import JobReply
 from app.server import ServerConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
-from tests.app.served import Server, new_store, publish_generation, serving, wait_for
+from retriever.data import Corpus
+from tests.app.served import Server, end_children, new_store, publish_generation, serving, wait_for
 
 NOT_FROM_A_REQUEST = {"verdicts", "on_relevant", "live", "per_query"}
 """A file and what is done about it, as no path comes from a request; and what only a trainer does."""
@@ -164,9 +165,7 @@ def mining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     script = Path(__file__).parent.with_name("job_script.py")
     with serving(store, ServerConfig(job_command=(sys.executable, str(script), "mine"))) as server:
         yield server
-        for child in server.app.state.service.processes.children():
-            child.kill()
-            child.wait()
+        end_children(server.app.state.service.processes)
 
 
 def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> None:
@@ -204,7 +203,14 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
         ({"job": "hone", "stream": True}, 422, "choose one of the two"),
         ({"queries": [QUERY] * 2001, "num_negatives": 1000, "depth": 1000, "job": "hone"}, 413, "2000000"),
         ({"queries": [{**QUERY, "positives": ["gone"]}], "job": "hone"}, 422, "'gone'"),
-        ({"sources": ["ann", "generation:CURRENT"]}, 422, "other generations are a run's"),
+        ({"sources": ["ann", "generation:CURRENT"]}, 422, "generation:CURRENT: a job alone opens other generations"),
+        ({"sources": ["ann", "momentum"]}, 422, "momentum draws from a run's sets; choose from ann, lookahead, bm25"),
+        ({"sources": ["ann", "generation:../1"], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["ann", "generation:" + "A" * 256], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["ann", "generation:-" + "9" * 5000], "job": "hone"}, 422, "generation:NAME"),
+        ({"sources": ["generation:-1"], "job": "hone"}, 422, "there is no set before the first"),
+        ({"sources": ["ann", "generation:WARMUP"], "job": "hone"}, 409, "hone pin generations N WARMUP"),
+        ({"sources": ["ann", "generation:-1"], "job": "hone"}, 409, "not so many before generation 0"),
         ({"quotas": {"ann": 3}}, 422, "quotas add up to 3 negatives, but 8 are drawn"),
     ],
 )
@@ -212,6 +218,88 @@ def test_a_job_that_cannot_be_is_refused_by_name(
     server: Server, fields: dict[str, object], status: int, named: str
 ) -> None:
     assert named in server.post("/v1/mine", {"queries": [QUERY], **fields}, status)["error"]
+
+
+def test_quotas_in_another_order_are_another_request(mining: Server) -> None:
+    """The first source of quotas draws first, so the order changes what is drawn."""
+    body = {"queries": [QUERY] * 3000, "num_negatives": 3, "sources": ["ann", "bm25"], "job": "hone"}
+    first = mining.post("/v1/mine", {**body, "quotas": {"ann": 2, "bm25": 1}}, 202)
+    assert mining.post("/v1/mine", {**body, "quotas": {"ann": 2, "bm25": 1}}, 202)["id"] == first["id"]
+    assert first["id"] in mining.post("/v1/mine", {**body, "quotas": {"bm25": 1, "ann": 2}}, 409)["error"]
+
+
+def test_a_job_mines_other_generations_by_the_numbers_that_they_had(mining: Server) -> None:
+    store = mining.store
+    corpus = Corpus(store.corpora.at(0))
+    publish_generation(store, corpus, 1)
+    publish_generation(store, corpus, 2)
+    mining.wait_for(2)
+    store.generations.point("WARMUP", 0)
+    sources = ["generation:WARMUP", "ann", "generation:-1"]
+    body = {"queries": [{**QUERY, "id": str(i)} for i in range(300)], "sources": sources, "depth": 4, "job": "hone"}
+    body["quotas"] = {"generation:WARMUP": 2, "generation:-1": 1, "ann": 1}
+    body["num_negatives"] = 4
+    asked = mining.post("/v1/mine", body, 202)
+    store.generations.point("WARMUP", 1)
+    moved = mining.client.post("/v1/mine", json=body)
+    assert moved.status_code == 409 or moved.json()["id"] != asked["id"], "another generation is another request"
+    place = f"/v1/jobs/{asked['id']}"
+    wait_for(lambda: mining.get(place)["state"] not in ("queued", "running"), seconds=60)
+    done = mining.get(place)
+    assert done["state"] == "done", done
+    assert done["result"]["others"] == {"generation:WARMUP": 0, "generation:-1": 1}
+    made = [json.loads(line) for line in mining.client.get(f"{place}/result").text.splitlines()]
+    assert len(made) == 300
+    for one in made:
+        first = [hit["source"].split("+") for hit in one["negatives"]]
+        assert "generation:WARMUP" in first[0] and all({*names} <= {*sources} for names in first)
+
+
+@pytest.mark.parametrize(
+    ("facts", "corpus", "named"),
+    [
+        ({}, 7, "generation:OTHER is generation 1 of corpus 7, mined is corpus 0"),
+        ({"partial": {"method": "rescore"}}, 0, "generation:OTHER is generation 1, which scores"),
+        (None, 0, "generation:OTHER is generation 1, which was removed"),
+    ],
+)
+def test_a_generation_that_cannot_be_mined_from_is_named(
+    server: Server, facts: dict[str, Any] | None, corpus: int, named: str
+) -> None:
+    generations = server.store.generations
+    with generations.stage({"checkpoint": 0, "corpus": corpus}) as draft:
+        draft.facts.update(step=0, **(facts or {}))
+    generations.point("OTHER", draft.number)
+    if facts is None:
+        generations.remove(draft.number)
+    body = {"queries": [QUERY], "sources": ["ann", "generation:OTHER"], "job": "hone"}
+    error = server.post("/v1/mine", body, 409)
+    assert named in error["error"] and error["error"].startswith("sources: ")
+    assert server.get("/v1/jobs")["total"] == 0
+
+
+@pytest.mark.parametrize("how", [{}, {"stream": True}, {"job": "hone"}])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"quotas": {"ann": 9}, "num_negatives": 9}, "quotas = {'ann': 9}: none may exceed depth = 8"),
+        ({"range_min": 8}, "range_min = 8 leaves nothing of depth = 8"),
+    ],
+)
+def test_what_this_corpus_is_too_small_for_is_refused_at_once(
+    server: Server, how: dict[str, object], fields: dict[str, object], named: str
+) -> None:
+    error = server.post("/v1/mine", {"queries": [QUERY], **fields, **how}, 422)
+    assert error["error"] == named
+
+
+def test_a_generation_without_words_says_so_at_once(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus, lexical=False)
+    with serving(store) as server:
+        for how in ({}, {"stream": True}, {"job": "hone"}):
+            body = {"queries": [QUERY], "sources": ["ann", "bm25"], **how}
+            assert "lexical = true" in server.post("/v1/mine", body, 409)["error"]
 
 
 def test_only_a_mining_job_has_a_file(mining: Server) -> None:

@@ -1,5 +1,3 @@
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +5,6 @@ import numpy as np
 import pytest
 
 from app.schemas import SearchReply
-from retriever.artifacts import SERVED
 from tests.app.served import RANKER, TEXTS, WITH_RANKER, Server, new_store, publish_generation, serving
 from tests.stand_ins import HashEncoder
 
@@ -163,12 +160,7 @@ def test_a_broad_filter_asks_the_index(server: Server, monkeypatch: pytest.Monke
 
 def test_a_generation_without_words_says_so(tmp_path: Path) -> None:
     store, corpus = new_store(tmp_path)
-    generation = publish_generation(store, corpus, serve=False)
-    shutil.rmtree(generation.path / "lexical")
-    manifest = json.loads((generation.path / "manifest.json").read_text())
-    manifest["files"] = {name: file for name, file in manifest["files"].items() if not name.startswith("lexical/")}
-    (generation.path / "manifest.json").write_text(json.dumps(manifest))
-    store.generations.point(SERVED, 0)
+    publish_generation(store, corpus, lexical=False)
     with serving(store) as server:
         for mode in ("lexical", "hybrid"):
             assert "lexical = true" in server.post("/v1/search", {"queries": "alpha", "mode": mode}, 409)["error"]
