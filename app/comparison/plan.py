@@ -200,10 +200,13 @@ def _shared(written: ComparisonFile, path: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _budgeted(table: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
-    """Return ``table`` with the budget's steps, and with all checkpoints kept: they are measured when training ends."""
+    """Return ``table`` with the budget's steps, and with all checkpoints kept: they are measured when training ends.
+
+    No gate asks what a ranker is good for: nothing of a comparison is served, and each generation would wait for it.
+    """
     steps = {} if budget.steps is None else {"max_steps": budget.steps}
     kept = {"keep_checkpoints": 1_000_000}
-    return merged(table, {"train": {**steps, **kept}})
+    return merged(table, {"train": {**steps, **kept}, "index": {"rerank_depth": 0}})
 
 
 def _table(shared: Mapping[str, Any], written: ComparisonFile, name: str) -> dict[str, Any]:

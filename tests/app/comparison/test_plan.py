@@ -63,6 +63,7 @@ def test_every_system_runs_with_every_seed_seed_by_seed(tmp_path: Path) -> None:
         assert run.config.seed == run.table["seed"] == run.seed
         assert (run.config.train.max_steps, run.config.train.save_every) == (250, 20)
         assert run.config.train.keep_checkpoints >= 250, "each is measured when the training is over"
+        assert run.config.index.rerank_depth == 0, "nothing is served, so that nobody waits for a gate's ranker"
     in_batch, static, refreshed = (run.config for run in comparison.runs[:3])
     assert (in_batch.train.num_negatives, static.train.num_negatives) == (0, 2)
     assert (static.refresh.trigger, refreshed.refresh.trigger) == ("once", "steps:50")
