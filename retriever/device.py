@@ -20,6 +20,13 @@ def pick_device(device: str) -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return ``tensor`` on ``device``; from the CPU to a GPU through pinned memory, so that the caller goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether ``device`` multiplies bfloat16 matrices in hardware; without that it is ten times slower."""
     if device.type == "cuda":

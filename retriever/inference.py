@@ -3,7 +3,9 @@
 Does not know training, nor what the vectors are for.
 """
 
+import sys
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from retriever.tower import Tower
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 """Tokens of one forward pass. On a CPU larger batches leave its caches and are slower."""
 CALIBRATION_BATCH = 8
+PIECES = {"cpu": sys.maxsize, "cuda": 512, "mps": 512}
+"""Texts that a thread takes from words to vectors. A GPU computes for one meanwhile; a CPU sorts all by length."""
 
 
 class ModelEncoder:
@@ -61,6 +65,7 @@ class ModelEncoder:
         shared = model.query is model.passage and of_queries == self.choice
         self._engines["query"] = self._engines["passage"] if shared else self._open(model.query, of_queries, ())
         self.cut_texts: dict[Side, int] = {"query": 0, "passage": 0}
+        self._tokenizing = Lock()
 
     def _open(self, tower: Tower, choice: Choice, calibration: Sequence[str]) -> Engine:
         token_ids, _ = self._model.tokenize("passage", calibration)
@@ -99,9 +104,29 @@ class ModelEncoder:
         return self._encode("passage", texts, progress)
 
     def _encode(self, side: Side, texts: Sequence[str], progress: Progress) -> FloatArray:
-        token_ids, cut = self.tokenize(side, texts)
-        self.cut_texts[side] += cut
-        return self.encode_tokens(side, token_ids, progress)
+        size = PIECES[self._device.type]
+        if len(texts) <= size:
+            return self.encode_tokens(side, self._tokens(side, texts), progress)
+        vectors = np.empty((len(texts), self.dimensions), np.float32)
+        pieces = [slice(start, start + size) for start in range(0, len(texts), size)]
+
+        def encode(piece: slice) -> int:
+            vectors[piece] = self.encode_tokens(side, self._tokens(side, texts[piece]))
+            return len(texts[piece])
+
+        done = 0
+        with streams(min(self.streams, len(pieces)), self._device) as run:
+            for finished in run(encode, pieces):
+                done += finished
+                progress(done, len(texts))
+        return vectors
+
+    def _tokens(self, side: Side, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, and count those that were cut; one thread at a time."""
+        with self._tokenizing:  # the tokenizer has threads of its own, and refuses those of others
+            token_ids, cut = self.tokenize(side, texts)
+            self.cut_texts[side] += cut
+        return token_ids
 
     def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, cut to the maximum length, and how many texts were cut."""

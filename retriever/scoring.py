@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retriever.device import DTYPES, pick_device, resolve_precision
+from retriever.device import DTYPES, on_device, pick_device, resolve_precision
 from retriever.engines.fast_ranker import fast_logits
 from retriever.errors import InputError
 from retriever.inference import TOKEN_BUDGETS
@@ -103,13 +103,13 @@ class TorchRanker:
 
     def _scores(self, inputs: Mapping[str, Tensor]) -> FloatArray:
         with torch.inference_mode():
-            inputs = {name: values.to(self._device, non_blocking=True) for name, values in inputs.items()}
             scores: FloatArray = self._model.scores(self._logits(inputs)).cpu().numpy()
         return scores
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         if self._fast is not None:
             return self._fast(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
+        inputs = {name: on_device(values, self._device) for name, values in inputs.items()}
         cast = torch.autocast(self._device.type, self._dtype) if self._dtype != torch.float32 else nullcontext()
         with cast:
             logits: Tensor = self._model.classifier(**inputs).logits

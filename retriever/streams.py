@@ -13,10 +13,16 @@ import torch
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """Like the built-in ``map`` over one iterable."""
 
+FEEDING = {"cuda": 3}
+"""Threads that keep a GPU busy: it computes for one while the others tokenize, pad, copy or fetch."""
+
 
 def most_streams(device: torch.device) -> int:
-    """Return how many threads may compute at once on ``device``: torch's number on a CPU, one elsewhere."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+    """Return how many threads may compute at once on ``device``: torch's number on a CPU, one elsewhere.
+
+    On a GPU they take turns, and some prepare and fetch while it computes for another.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else FEEDING.get(device.type, 1)
 
 
 @contextmanager
@@ -24,9 +30,9 @@ def streams(count: int, device: torch.device) -> Iterator[Map]:
     """Give a ``map``, in order, over ``count`` threads that compute with a single thread of torch's each.
 
     They never wait for each other, so they are faster than threads that share each product, and a result's bits do
-    not depend on their number. What the block raises cancels what has not begun. On an accelerator: the plain ``map``.
+    not depend on their number. What the block raises cancels what has not begun.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" and count == 1:
         yield map
         return
     threads = torch.get_num_threads()

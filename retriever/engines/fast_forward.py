@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from retriever.device import on_device
+from retriever.engines.packed_attention import Attention, PackedTexts
+
 MASKED = -1e9
 """Added to scores of padding: finite, since a row of −inf alone would be NaN and spread."""
 PACKED_ROWS = 2048
@@ -27,7 +30,8 @@ class Forward(Protocol):
     def __call__(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """Return the last hidden state [n, length, dim], or [n, 1, dim] of the first token alone.
 
-        All are int64 [n, length]; ``segments`` tell the two texts of a pair apart, 0 and 1, where the model reads them.
+        All are int64 [n, length], best on the CPU: they are brought to the transformer's device here. ``segments`` tell
+        the two texts of a pair apart, 0 and 1, where the model reads them.
         """
         ...
 
@@ -110,12 +114,18 @@ class Layer:
 
 
 def fast_forward(
-    transformer: Any, dtype: torch.dtype, *, first_only: bool = False, packed: bool = True
+    transformer: Any,
+    dtype: torch.dtype,
+    *,
+    first_only: bool = False,
+    packed: bool = True,
+    attention: Attention | None = None,
 ) -> Forward | None:
     """Return the forward pass of ``transformer`` in ``dtype``, None if it is not of a family that is known here.
 
     ``first_only`` computes the last layer for the first token alone, ``packed`` = False keeps to operations that other
-    engines can read. Products are copied, embeddings and norms are not: ``transformer`` must not be trained further.
+    engines can read. With ``attention`` texts are laid end to end where the family allows it. Products are copied,
+    embeddings and norms are not: ``transformer`` must not be trained further.
     """
     config = transformer.config
     names = FAMILIES.get(config.model_type)
@@ -127,8 +137,11 @@ def fast_forward(
         return None
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts)
     layers = [_layer(part, names, kind, dtype, packed) for part, kind in zip(parts, kinds, strict=True)]
-    run = _modern if config.model_type == "modernbert" else _classic
-    return partial(run, transformer, layers, dtype, first_only)
+    if config.model_type == "modernbert":
+        return partial(_modern, transformer, layers, dtype, first_only)
+    return partial(
+        _classic, transformer, layers, dtype, first_only, None if config.model_type == "mpnet" else attention
+    )
 
 
 def _layer(part: Any, names: Names, kind: str, dtype: torch.dtype, packed: bool) -> Layer:
@@ -191,6 +204,28 @@ def _activation(part: Any, names: Names) -> Product:
     return activation
 
 
+@dataclass(frozen=True)
+class PaddedTexts:
+    """Texts beside each other, each padded to the longest; ``bias`` is added to their scores."""
+
+    heads: int
+    bias: Tensor | None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Leave [n, length, dim] as it is."""
+        return x
+
+    leave = enter
+
+    def first(self, x: Tensor) -> Tensor:
+        """[n, length, dim] → [n, 1, dim]: each text's first token."""
+        return x[:, :1]
+
+    def attend(self, qkv: Tensor, first: bool) -> Tensor:
+        """[n, length, 3 · dim] → attended values [n, length, dim], or [n, 1, dim] of the first token alone."""
+        return _attend(qkv, self.heads, self.bias, None, first)
+
+
 def _attend(
     qkv: Tensor, heads: int, bias: Tensor | None, rotation: tuple[Tensor, Tensor] | None, first: bool
 ) -> Tensor:
@@ -212,14 +247,16 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return (x.float() * cosine + turned.float() * sine).to(x.dtype)
 
 
-def _padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return what is added to scores, [n, 1, 1, length], None where nothing is padded."""
+def _padding_bias(mask: Tensor, x: Tensor) -> Tensor | None:
+    """Return what is added to scores, [n, 1, 1, length] like ``x``, None where nothing is padded."""
     if not torch._C._get_tracing_state() and bool(mask.all()):
         return None
-    return (1 - mask).to(dtype)[:, None, None, :] * MASKED
+    return on_device(1 - mask, x.device).to(x.dtype)[:, None, None, :] * MASKED
 
 
 def _embed(transformer: Any, ids: Tensor, segments: Tensor | None) -> Any:
+    device = next(transformer.parameters()).device
+    ids, segments = on_device(ids, device), None if segments is None else on_device(segments, device)
     x = transformer.embeddings(input_ids=ids, **({} if segments is None else {"token_type_ids": segments}))
     return transformer.embeddings_project(x) if hasattr(transformer, "embeddings_project") else x  # narrow in ELECTRA
 
@@ -229,23 +266,33 @@ def _classic(
     layers: list[Layer],
     dtype: torch.dtype,
     first_only: bool,
+    attention: Attention | None,
     ids: Tensor,
     mask: Tensor,
     segments: Tensor | None = None,
 ) -> Tensor:
     """Normalise after each residual: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, MPNet, ELECTRA."""
-    heads = transformer.config.num_attention_heads
     x: Tensor = _embed(transformer, ids, segments).to(dtype)
-    bias = _padding_bias(mask, dtype)
-    if transformer.config.model_type == "mpnet":
-        relative = transformer.encoder.compute_position_bias(x[:1]).to(dtype)
-        bias = relative if bias is None else relative + bias
+    texts = _laid_out(transformer, x, mask, attention)
+    x = texts.enter(x)
     for number, layer in enumerate(layers):
         first = first_only and number == len(layers) - 1
-        attended = layer.attended(_attend(layer.qkv(x), heads, bias, None, first))
-        x = layer.attention_norm(attended + (x[:, :1] if first else x))
+        attended = layer.attended(texts.attend(layer.qkv(x), first))
+        x = layer.attention_norm(attended + (texts.first(x) if first else x))
         x = layer.norm(layer.down(layer.activation(layer.up(x))) + x)
-    return x
+    return texts.leave(x)
+
+
+def _laid_out(transformer: Any, x: Tensor, mask: Tensor, attention: Attention | None) -> PaddedTexts | PackedTexts:
+    """Return how texts with embeddings ``x`` lie in memory: packed by ``attention``, unless one has no token at all."""
+    heads = transformer.config.num_attention_heads
+    if attention is not None and bool(mask[:, 0].all()):
+        return PackedTexts(mask, x.device, heads, attention)
+    bias = _padding_bias(mask, x)
+    if transformer.config.model_type == "mpnet":
+        relative = transformer.encoder.compute_position_bias(x[:1]).to(x.dtype)
+        bias = relative if bias is None else relative + bias
+    return PaddedTexts(heads, bias)
 
 
 def _modern(
@@ -260,8 +307,8 @@ def _modern(
     """Normalise before each branch, gate, rotate, look near and far in turn: ModernBERT (Warner et al. 2024)."""
     config = transformer.config
     x = _embed(transformer, ids, segments).to(dtype)
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    full = _padding_bias(mask, dtype)
+    positions = torch.arange(ids.shape[1], device=x.device)
+    full = _padding_bias(mask, x)
     far = (positions[:, None] - positions[None, :]).abs() > config.sliding_window
     near = far.to(dtype)[None, None] * MASKED
     biases = {"full_attention": full, "sliding_attention": near if full is None else near + full}

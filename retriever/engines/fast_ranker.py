@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retriever.device import on_device
 from retriever.engines.fast_forward import fast_forward
+from retriever.engines.packed_attention import packed_attention
 
 Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(ids, mask, segments or None), int64 [n, length], padded on the right → float32 logits [n, labels]."""
+"""(ids, mask, segments or None), int64 [n, length] on the CPU, padded on the right → float32 logits [n, labels]."""
 
 
 def _of_bert(classifier: Any, first: Tensor) -> Any:
@@ -71,11 +73,17 @@ def fast_logits(classifier: Any, dtype: torch.dtype) -> Logits | None:
     """
     if type(classifier).__name__ not in HEADS:
         return None
-    forward = fast_forward(classifier.base_model, dtype, first_only=not of_mean(classifier))
+    forward = fast_forward(
+        classifier.base_model,
+        dtype,
+        first_only=not of_mean(classifier),
+        attention=packed_attention(classifier.device, dtype),
+    )
     if forward is None:
         return None
 
     def logits(ids: Tensor, mask: Tensor, segments: Tensor | None) -> Tensor:
-        return head_logits(classifier, forward(ids, mask, segments).float(), mask)
+        states = forward(ids, mask, segments).float()
+        return head_logits(classifier, states, on_device(mask, states.device))
 
     return logits

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from retriever.device import DTYPES
+from retriever.device import DTYPES, on_device
 from retriever.engines.fast_forward import fast_forward
+from retriever.engines.packed_attention import packed_attention
 from retriever.protocols import FloatArray
 from retriever.tower import Tower
 
@@ -24,7 +25,12 @@ class TorchEngine:
         self._dtype = DTYPES[precision]
         self._device = device
         with torch.inference_mode():
-            self._fast = fast_forward(tower.transformer, self._dtype, first_only=tower.pooling == "cls")
+            self._fast = fast_forward(
+                tower.transformer,
+                self._dtype,
+                first_only=tower.pooling == "cls",
+                attention=packed_attention(device, self._dtype),
+            )
 
     def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
         """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right.
@@ -32,15 +38,15 @@ class TorchEngine:
         ``alone`` changes nothing: over few tokens, threads that share each product wait longer than they compute.
         """
         with torch.inference_mode():
-            on_device = [torch.from_numpy(array).to(self._device, non_blocking=True) for array in (ids, mask)]
-            vectors: FloatArray = self._vectors(*on_device).cpu().numpy()
+            vectors: FloatArray = self._vectors(torch.from_numpy(ids), torch.from_numpy(mask)).cpu().numpy()
         return vectors
 
     def _vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        there = on_device(mask, self._device)
         if self._fast is not None:
-            return self._tower.pool(self._fast(ids, mask), mask)
+            return self._tower.pool(self._fast(ids, mask), there)
         with self._cast():
-            vectors: torch.Tensor = self._tower(ids, mask)
+            vectors: torch.Tensor = self._tower(on_device(ids, self._device), there)
         return vectors
 
     def _cast(self) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ import torch
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import TOKEN_BUDGETS, ModelEncoder
+from retriever.inference import PIECES, TOKEN_BUDGETS, ModelEncoder
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
 
@@ -35,6 +35,16 @@ def test_vectors_do_not_depend_on_order_or_neighbours(encoder: ModelEncoder, mon
     assert np.abs(np.concatenate([encoder.encode_passages([text]) for text in TEXTS]) - together).max() < 1e-5
     monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 20)
     assert np.abs(encoder.encode_passages(TEXTS) - together).max() < 1e-5
+
+
+def test_pieces_of_texts_make_the_same_whole(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, cut = encoder.encode_passages(TEXTS), encoder.cut_texts["passage"]
+    monkeypatch.setitem(PIECES, "cpu", 7)
+    seen: list[tuple[int, int]] = []
+    assert np.abs(encoder.encode_passages(TEXTS, lambda *now: seen.append(now)) - together).max() < 1e-5
+    assert encoder.cut_texts["passage"] == 2 * cut > 0
+    assert seen[-1] == (len(TEXTS), len(TEXTS))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 def test_the_same_texts_give_the_same_bits(encoder: ModelEncoder) -> None:
@@ -126,3 +136,13 @@ def test_openvino_gives_torch_s_vectors_to_several_streams(model: DualEncoder, m
     np.testing.assert_allclose(
         other.encode_passages(TEXTS), ModelEncoder(model, "fp32", "cpu").encode_passages(TEXTS), atol=2e-6
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_gives_the_vectors_of_the_cpu(tiny: Path, precision: str) -> None:
+    def vectors(device: str) -> np.ndarray:
+        return ModelEncoder(create_encoder(ModelConfig(str(tiny))), precision, device).encode_passages(TEXTS * 40)
+
+    found, expected = vectors("cuda"), vectors("cpu")
+    assert float((found * expected).sum(1).min()) > (0.99999 if precision == "fp32" else 0.999)

@@ -64,3 +64,11 @@ def test_an_accelerator_has_one() -> None:
     assert most_streams(device) == 1
     with streams(1, device) as run:
         assert list(run(str, [1])) == ["1"]
+
+
+def test_a_gpu_is_fed_by_several() -> None:
+    device = torch.device("cuda")
+    with streams(most_streams(device), device) as run:
+        found = list(run(thread_and_count, range(8)))
+    assert [item for item, _, _ in found] == list(range(8))
+    assert len({name for _, name, _ in found}) > 1
