@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 OURS = "hone"
 """The environment that runs the benchmark itself."""
+HERE = "HONE_BENCH_HERE"
+"""Set: peers run there too, in the versions that it has; for a machine that reaches no package index."""
 WITHOUT = "# without "
 """Begins the line of a list of pins that names a package to remove again: a peer asks for it and does not need it."""
 
@@ -33,10 +35,10 @@ def python_of(name: str) -> Path:
     Raises ValueError for an unknown name and
     CalledProcessError if pip fails.
     """
-    if name == OURS:
-        return Path(sys.executable)
-    if name not in peers():
+    if name != OURS and name not in peers():
         raise ValueError(f"environment {name!r}: benchmarks/peers/ has {', '.join(peers())}")
+    if name == OURS or os.environ.get(HERE):
+        return Path(sys.executable)
     bench = bench_folder()
     bench.mkdir(parents=True, exist_ok=True)
     folder, pins = bench / name, (PEERS / f"{name}.txt").read_text()

@@ -43,9 +43,9 @@ class Machine:
         )
 
 
-def has_bf16() -> bool:
-    """Tell whether the processor multiplies bfloat16 itself; emulated, it is slower than float32."""
-    return has_fast_bf16(torch.device("cpu"))
+def has_bf16(device: str = "cpu") -> bool:
+    """Tell whether ``device`` multiplies bfloat16 itself; emulated, it is slower than float32."""
+    return has_fast_bf16(torch.device(device))
 
 
 def present_flags() -> tuple[str, ...]:
@@ -54,14 +54,16 @@ def present_flags() -> tuple[str, ...]:
     return tuple(flag for flag in TELLING_FLAGS if flag in flags)
 
 
-def look() -> Machine:
-    """Describe this machine; measures its matrix products for a few seconds."""
+def look(device: str = "cpu") -> Machine:
+    """Describe this machine; measures the matrix products of ``device`` for a few seconds."""
     load = os.getloadavg()[0]
     with started([Entrant("gemm", "benchmarks.contestants.gemm")]) as (gemm,):
-        fp32 = gemm.ask("peak", dtype="float32").facts["gflops"]
-        bf16 = gemm.ask("peak", dtype="bfloat16").facts["gflops"] if has_bf16() else None
+        fp32 = gemm.ask("peak", dtype="float32", device=device).facts["gflops"]
+        bf16 = gemm.ask("peak", dtype="bfloat16", device=device).facts["gflops"] if has_bf16(device) else None
     cores = len(os.sched_getaffinity(0))
     processor = _cpuinfo().get("model name", platform.machine())
+    if device == "cuda":
+        processor = f"{processor}, {torch.cuda.get_device_name()}"
     return Machine(processor, cores, present_flags(), load, fp32, bf16)
 
 

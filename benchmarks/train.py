@@ -31,7 +31,7 @@ STEPS, QUICK_STEPS = 10, 4
 MAX_LENGTH = 128
 MINI_BATCH = 32
 DROPOUT = 0.1
-NO_BF16 = "this processor has no bf16 instructions"
+NO_BF16 = "this device has no bf16 instructions"
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,23 @@ class Triplets:
 def main() -> None:
     """Measure and print."""
     parser = parser_for("train", "Triplets a second of the training step, and its memory.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--part", choices=tuple(PARTS), help="measure this alone")
     given = parser.parse_args()
     options = options_of(given)
-    host = machine.look()
+    host = machine.look(given.device)
     show(host.sentence)
     figures: dict[str, Any] = dict.fromkeys(KEYS)
     reasons = dict.fromkeys(KEYS, NO_BF16 if host.bf16 is None else "its part was not asked for")
     for name, part in PARTS.items():
         if host.bf16 is not None and given.part in (None, name):
-            found = _measure(host, options, part)
+            found = _measure(host, options, part, given.device)
             figures.update(found)
             reasons = {key: reason for key, reason in reasons.items() if key not in found}
     last_line(KEYS, figures, reasons, machine=host.as_facts())
 
 
-def _measure(host: Machine, options: Options, part: Part) -> dict[str, float]:
+def _measure(host: Machine, options: Options, part: Part, device: str) -> dict[str, float]:
     batch = BATCH if not part.cached else QUICK_CACHED_BATCH if options.quick else CACHED_BATCH
     steps = 1 if part.cached else QUICK_STEPS if options.quick else STEPS
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -95,6 +96,7 @@ def _measure(host: Machine, options: Options, part: Part) -> dict[str, float]:
             "learning_rate": 5e-5,
             "temperature": 0.05,
             "max_length": MAX_LENGTH,
+            "device": device,
         }
         with started(_entrants(settings, triplets)) as contestants:
             for contestant in contestants:

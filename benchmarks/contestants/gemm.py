@@ -13,24 +13,33 @@ from torch import Tensor
 from benchmarks.contest import compete
 
 SHAPES = [(2048, 384, 1536), (2048, 1536, 384), (2048, 768, 3072), (1024, 1024, 1024)]
+LARGE_SHAPES = [(8192, 8192, 8192), (65536, 4096, 1024)]
+"""What keeps a GPU busy."""
 SECONDS = 0.4
 """Time for one shape and library; the best of the repetitions counts."""
 
 
-def peak(dtype: str) -> dict[str, Any]:
-    """Return the most GFLOP/s that any shape and library reached in ``dtype``, a name of torch."""
+def peak(dtype: str, device: str) -> dict[str, Any]:
+    """Return the most GFLOP/s that any shape and library reached in ``dtype`` on ``device``, names of torch."""
     best = 0.0
     with torch.inference_mode():
-        for rows, inner, columns in SHAPES:
-            inputs = torch.randn(rows, inner, dtype=getattr(torch, dtype))
-            weight = torch.randn(columns, inner, dtype=getattr(torch, dtype))
-            for product in (_default(inputs, weight), _onednn(inputs, weight)):
+        for rows, inner, columns in SHAPES if device == "cpu" else LARGE_SHAPES:
+            inputs = torch.randn(rows, inner, dtype=getattr(torch, dtype), device=device)
+            weight = torch.randn(columns, inner, dtype=getattr(torch, dtype), device=device)
+            products = [_default(inputs, weight), *([_onednn(inputs, weight)] if device == "cpu" else [])]
+            for product in products:
                 best = max(best, 2 * rows * inner * columns / _quickest(product) / 1e9)
     return {"gflops": best}
 
 
 def _default(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    return lambda: torch.nn.functional.linear(inputs, weight)
+    def product() -> Tensor:
+        found = torch.nn.functional.linear(inputs, weight)
+        if found.is_cuda:
+            torch.cuda.synchronize()
+        return found
+
+    return product
 
 
 def _onednn(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:

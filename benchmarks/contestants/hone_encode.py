@@ -14,12 +14,18 @@ from retriever.inference import ModelEncoder
 LOADED: dict[str, ModelEncoder] = {}
 
 
-def load(model: str, engine: str, precision: str, calibration: str) -> dict[str, Any]:
-    """Open the encoder; ``calibration`` is a JSON file of passages, "" for none."""
+def load(
+    model: str, precision: str, engine: str = "auto", calibration: str = "", gpu: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Open the encoder; ``calibration`` is a JSON file of passages, "" for none; ``gpu`` has "max_length"."""
     began = time.perf_counter()
     texts = json.loads(Path(calibration).read_text()) if calibration else []
     LOADED["encoder"] = ModelEncoder(
-        create_encoder(ModelConfig(name=model)), precision, "cpu", engine=engine, calibration=texts
+        create_encoder(ModelConfig(name=model, passage_max_length=None if gpu is None else gpu["max_length"])),
+        precision,
+        "cpu" if gpu is None else "cuda",
+        engine=engine,
+        calibration=texts,
     )
     return {"opened": time.perf_counter() - began, "streams": LOADED["encoder"].streams}
 

@@ -97,7 +97,7 @@ def train(pace: Pace, scratch: Path) -> None:
             warmup_steps=told["warmup"],
             grad_cache=told["cached"],
             precision=told["precision"],
-            device="cpu",
+            device="cpu" if told["device"] == "cpu" else "auto",
             save_every=told["steps"] + 1,
         ),
         refresh=RefreshConfig(trigger=f"steps:{told['steps'] + 1}", adopt="scheduled", lag=0, probe_every=0),

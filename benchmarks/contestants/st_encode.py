@@ -13,15 +13,20 @@ from benchmarks.contest import compete
 LOADED: dict[str, SentenceTransformer] = {}
 
 
-def load(model: str, backend: str, settings: dict[str, str]) -> dict[str, Any]:
+def load(
+    model: str, backend: str, settings: dict[str, str], device: str = "cpu", max_length: int | None = None
+) -> dict[str, Any]:
     """Open the encoder; ``settings`` go to the backend, {} is the default."""
-    LOADED["model"] = SentenceTransformer(model, device="cpu", backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # a literal, but from a JSON line
+    LOADED["model"] = SentenceTransformer(model, device=device, backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # a literal, but from a JSON line
+    if max_length is not None:
+        LOADED["model"].max_seq_length = max_length
     return {}
 
 
-def work(passages: str) -> dict[str, Any]:
+def work(passages: str, batch_size: int = 32) -> dict[str, Any]:
     """Encode the passages of a JSON file."""
-    vectors = LOADED["model"].encode(json.loads(Path(passages).read_text()), show_progress_bar=False)
+    texts = json.loads(Path(passages).read_text())
+    vectors = LOADED["model"].encode(texts, show_progress_bar=False, batch_size=batch_size)
     return {"vectors": np.asarray(vectors, np.float32)}
 
 

@@ -45,7 +45,7 @@ class InOrder(SentenceTransformerTrainer):
 def train(pace: Pace, scratch: str) -> None:
     """Train as told by "load"."""
     told = pace.settings()
-    model = SentenceTransformer(told["model"], device="cpu")
+    model = SentenceTransformer(told["model"], device=told["device"])
     model.max_seq_length = told["max_length"]
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -67,7 +67,7 @@ def train(pace: Pace, scratch: str) -> None:
         max_steps=steps,
         per_device_train_batch_size=told["batch_size"],
         bf16=True,
-        use_cpu=True,
+        use_cpu=told["device"] == "cpu",
         max_grad_norm=1.0,
         save_strategy="no",
         logging_steps=1,

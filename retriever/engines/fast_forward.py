@@ -113,6 +113,17 @@ class Layer:
     kind: str
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A transformer with its layers, and how they are gone through."""
+
+    transformer: Any
+    layers: list[Layer]
+    dtype: torch.dtype
+    first_only: bool
+    attention: Attention | None
+
+
 def fast_forward(
     transformer: Any,
     dtype: torch.dtype,
@@ -137,11 +148,10 @@ def fast_forward(
         return None
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts)
     layers = [_layer(part, names, kind, dtype, packed) for part, kind in zip(parts, kinds, strict=True)]
-    if config.model_type == "modernbert":
-        return partial(_modern, transformer, layers, dtype, first_only)
-    return partial(
-        _classic, transformer, layers, dtype, first_only, None if config.model_type == "mpnet" else attention
-    )
+    if config.model_type == "mpnet":
+        attention = None  # what is added to its scores no kernel of packed texts takes
+    run = _modern if config.model_type == "modernbert" else _classic
+    return partial(run, _Prepared(transformer, layers, dtype, first_only, attention))
 
 
 def _layer(part: Any, names: Names, kind: str, dtype: torch.dtype, packed: bool) -> Layer:
@@ -261,22 +271,13 @@ def _embed(transformer: Any, ids: Tensor, segments: Tensor | None) -> Any:
     return transformer.embeddings_project(x) if hasattr(transformer, "embeddings_project") else x  # narrow in ELECTRA
 
 
-def _classic(
-    transformer: Any,
-    layers: list[Layer],
-    dtype: torch.dtype,
-    first_only: bool,
-    attention: Attention | None,
-    ids: Tensor,
-    mask: Tensor,
-    segments: Tensor | None = None,
-) -> Tensor:
+def _classic(model: _Prepared, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
     """Normalise after each residual: BERT (Devlin et al. 2019), RoBERTa, DistilBERT, MPNet, ELECTRA."""
-    x: Tensor = _embed(transformer, ids, segments).to(dtype)
-    texts = _laid_out(transformer, x, mask, attention)
+    x: Tensor = _embed(model.transformer, ids, segments).to(model.dtype)
+    texts = _laid_out(model.transformer, x, mask, model.attention)
     x = texts.enter(x)
-    for number, layer in enumerate(layers):
-        first = first_only and number == len(layers) - 1
+    for number, layer in enumerate(model.layers):
+        first = model.first_only and number == len(model.layers) - 1
         attended = layer.attended(texts.attend(layer.qkv(x), first))
         x = layer.attention_norm(attended + (texts.first(x) if first else x))
         x = layer.norm(layer.down(layer.activation(layer.up(x))) + x)
@@ -295,17 +296,9 @@ def _laid_out(transformer: Any, x: Tensor, mask: Tensor, attention: Attention | 
     return PaddedTexts(heads, bias)
 
 
-def _modern(
-    transformer: Any,
-    layers: list[Layer],
-    dtype: torch.dtype,
-    first_only: bool,
-    ids: Tensor,
-    mask: Tensor,
-    segments: Tensor | None = None,
-) -> Tensor:
+def _modern(model: _Prepared, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
     """Normalise before each branch, gate, rotate, look near and far in turn: ModernBERT (Warner et al. 2024)."""
-    config = transformer.config
+    transformer, layers, dtype, config = model.transformer, model.layers, model.dtype, model.transformer.config
     x = _embed(transformer, ids, segments).to(dtype)
     positions = torch.arange(ids.shape[1], device=x.device)
     full = _padding_bias(mask, x)
@@ -316,7 +309,7 @@ def _modern(
         kind: transformer.rotary_emb(x.float(), positions[None], kind) for kind in {layer.kind for layer in layers}
     }
     for number, layer in enumerate(layers):
-        first = first_only and number == len(layers) - 1
+        first = model.first_only and number == len(layers) - 1
         qkv = layer.qkv(layer.attention_norm(x))
         attended = _attend(qkv, config.num_attention_heads, biases[layer.kind], rotations[layer.kind], first)
         x = layer.attended(attended) + (x[:, :1] if first else x)

@@ -11,32 +11,35 @@ from tests.retriever.engines.architectures import FAST, ragged, random_transform
 PADDED = {"mpnet", "modernbert"}
 
 
-class ByText:
-    """Attention over packed texts one after the other; counts its calls."""
+def by_text(query: Tensor, key: Tensor, value: Tensor, asked: Tensor, ends: Tensor, most: int, longest: int) -> Tensor:
+    """Attention over packed texts, one after the other."""
+    assert asked.dtype == ends.dtype == torch.int32
+    assert most == int(asked.diff().max())
+    assert longest == int(ends.diff().max())
+    found = torch.empty_like(query)
+    for number in range(len(ends) - 1):
+        own, all_of = slice(*asked[number : number + 2].tolist()), slice(*ends[number : number + 2].tolist())
+        scores = torch.einsum("qhs,khs->hqk", query[own], key[all_of]) * query.shape[-1] ** -0.5
+        found[own] = torch.einsum("hqk,khs->qhs", scores.softmax(-1), value[all_of])
+    return found
+
+
+class Counted:
+    """``by_text``, with its calls counted."""
 
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, asked: Tensor, ends: Tensor, most: int, longest: int
-    ) -> Tensor:
+    def __call__(self, *given: Any) -> Tensor:
         self.calls += 1
-        assert asked.dtype == ends.dtype == torch.int32
-        assert most == int(asked.diff().max())
-        assert longest == int(ends.diff().max())
-        found = torch.empty_like(query)
-        for number in range(len(ends) - 1):
-            own, all_of = slice(*asked[number : number + 2].tolist()), slice(*ends[number : number + 2].tolist())
-            scores = torch.einsum("qhs,khs->hqk", query[own], key[all_of]) * query.shape[-1] ** -0.5
-            found[own] = torch.einsum("hqk,khs->qhs", scores.softmax(-1), value[all_of])
-        return found
+        return by_text(*given)
 
 
 @pytest.mark.parametrize("lengths", [(40, 7, 20, 1, 33), (5, 5), (1, 1, 1)])
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("name", FAST)
 def test_packed_texts_have_the_states_of_padded_ones(name: str, first_only: bool, lengths: tuple[int, ...]) -> None:
-    transformer, attention = random_transformer(FAST[name]()), ByText()
+    transformer, attention = random_transformer(FAST[name]()), Counted()
     ids, mask = ragged(transformer.config.pad_token_id, lengths)
     forward = fast_forward(transformer, torch.float32, first_only=first_only, attention=attention)
     assert forward is not None
@@ -52,7 +55,7 @@ def test_packed_texts_have_the_states_of_padded_ones(name: str, first_only: bool
 
 def test_the_places_of_padding_are_zero() -> None:
     ids, mask = ragged(0, (9, 2))
-    forward = fast_forward(random_transformer(FAST["bert"]()), torch.float32, attention=ByText())
+    forward = fast_forward(random_transformer(FAST["bert"]()), torch.float32, attention=Counted())
     assert forward is not None
     with torch.inference_mode():
         assert not forward(ids, mask)[1, 2:].any()
@@ -60,7 +63,7 @@ def test_the_places_of_padding_are_zero() -> None:
 
 def test_a_text_without_a_token_is_padded() -> None:
     ids, mask = ragged(0, (9, 0))
-    attention = ByText()
+    attention = Counted()
     forward = fast_forward(random_transformer(FAST["bert"]()), torch.float32, attention=attention)
     assert forward is not None
     with torch.inference_mode():

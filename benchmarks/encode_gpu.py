@@ -1,0 +1,118 @@
+"""Claim: on a GPU hone encodes a corpus faster than sentence-transformers, nearer to the fastest bf16 product.
+
+Models of three sizes: the packaged MiniLM, and BERT's base and large shapes with random weights and MiniLM's words.
+Does not know how either encodes.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from benchmarks import machine
+from benchmarks.alternation import Answer, Contestant, Entrant, started
+from benchmarks.machine import forward_flops
+from benchmarks.options import parse
+from benchmarks.report import last_line, print_rates, ratio, show
+from benchmarks.texts import hand_over, sample_passages
+from retriever.encoder import ModelConfig, create_encoder, model_path
+
+SIZES = {"minilm": (0, 0, 0), "base": (768, 12, 12), "large": (1024, 24, 16)}
+"""Width, layers and heads of a model that is made here."""
+PASSAGES = {"minilm": 20_000, "base": 10_000, "large": 4_000}
+QUICK = 10
+"""A quick run takes a tenth of the passages."""
+MAX_LENGTH = 256
+BATCHES = (32, 256)
+"""Texts of a batch: sentence-transformers' default, and one that fills a GPU."""
+CLAIMS = ("vs_st_default", "vs_st_bf16", "share_of_peak", "cosine_mean")
+KEYS = tuple(f"{claim}_{size}" for size in SIZES for claim in CLAIMS)
+DEFAULT, BF16, OURS = "sentence-transformers", "sentence-transformers, bf16, batches of 256", "hone"
+THREADS = 8
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse("encode_gpu", "Passages encoded per second on a GPU against sentence-transformers.")
+    if not torch.cuda.is_available():
+        last_line(KEYS, dict.fromkeys(KEYS), dict.fromkeys(KEYS, "this machine has no GPU"))
+        return
+    host = machine.look("cuda")
+    show(host.sentence)
+    assert host.bf16
+    figures: dict[str, float] = {}
+    for size in SIZES:
+        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+            count = PASSAGES[size] // (QUICK if options.quick else 1)
+            texts = sample_passages(options.data, count)
+            passages = hand_over(Path(scratch), "passages", texts)
+            model = _model(size, Path(scratch) / "model")
+            with started(_entrants(model), THREADS) as contestants:
+                for contestant in contestants:
+                    show(f"{contestant.entrant.name}: {contestant.versions}")
+                _alternate(contestants, 1, passages)  # warm up
+                answers = _alternate(contestants, options.rounds, passages)
+            found = create_encoder(ModelConfig(model, passage_max_length=MAX_LENGTH))
+            lengths = [len(ids) for ids in found.tokenize("passage", texts)[0]]
+            flops = forward_flops(found.passage.transformer.config.to_dict(), lengths)
+        print_rates(f"{size}: {np.mean(lengths):.0f} tokens a passage", "tokens", sum(lengths), answers, OURS)
+        shares = {
+            name: flops / statistics.median(one.seconds for one in given) / 1e9 / host.bf16
+            for name, given in answers.items()
+        }
+        show(", ".join(f"{name}: {share:.1%}" for name, share in shares.items()) + " of the fastest bf16 product")
+        ours, exact = answers[OURS][-1].arrays["vectors"], answers[DEFAULT][-1].arrays["vectors"]
+        exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+        figures |= {
+            f"vs_st_default_{size}": ratio(answers, DEFAULT, OURS),
+            f"vs_st_bf16_{size}": ratio(answers, BF16, OURS),
+            f"share_of_peak_{size}": shares[OURS],
+            f"cosine_mean_{size}": float((ours * exact).sum(1).mean()),
+        }
+    last_line(KEYS, figures, {}, machine=host.as_facts())
+
+
+def _model(size: str, folder: Path) -> str:
+    if size == "minilm":
+        return model_path("minilm")
+    tokenizer = AutoTokenizer.from_pretrained(model_path("minilm"))
+    width, layers, heads = SIZES[size]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _entrants(model: str) -> list[Entrant]:
+    def peer(name: str, **settings: str) -> Entrant:
+        given = {"model": model, "backend": "torch", "settings": settings, "device": "cuda", "max_length": MAX_LENGTH}
+        return Entrant(name, "benchmarks.contestants.st_encode", "sentence-transformers", given)
+
+    ours = {"model": model, "precision": "auto", "gpu": {"max_length": MAX_LENGTH}}
+    hone = Entrant(OURS, "benchmarks.contestants.hone_encode", settings=ours)
+    return [peer(DEFAULT), peer(BF16, dtype="bfloat16"), hone]
+
+
+def _alternate(contestants: list[Contestant], rounds: int, passages: str) -> dict[str, list[Answer]]:
+    """As ``benchmarks.alternation.alternate``, each peer with its own size of batch."""
+    sizes = {DEFAULT: {"batch_size": BATCHES[0]}, BF16: {"batch_size": BATCHES[1]}, OURS: {}}
+    answers: dict[str, list[Answer]] = {contestant.entrant.name: [] for contestant in contestants}
+    for _ in range(rounds):
+        for contestant in contestants:
+            name = contestant.entrant.name
+            answers[name].append(contestant.ask("work", passages=passages, **sizes[name]))
+    return answers
+
+
+if __name__ == "__main__":
+    main()
