@@ -21,7 +21,7 @@ from indexer.exact import exact_search
 from indexer.factory import IndexConfig as IndexConfig
 from indexer.factory import check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
-from indexer.faiss_index import read_index, write_index
+from indexer.faiss_index import built_on, read_index, write_index
 from indexer.gate import METRIC
 from indexer.lexical import ANALYSIS, write_lexical
 from indexer.partial import Partial as Partial
@@ -113,6 +113,7 @@ def build_generation(
                 phase(0, len(vectors))
                 index, choice = make_index(vectors, queries, config, earlier, phase, warn, inputs.mining_depth)
                 write_index(index, draft.path / "index.faiss")
+                draft.facts["built_on"] = built_on(index)
                 del index  # its memory is free again before the written file is mapped
             searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters, choice.deep)
             draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.faiss_gpu import assigning_on_gpu, clustering_on_gpu, clusters_on_gpu, flat_on_gpu, searches_on_gpu
 from indexer.shards import Vectors
 from retriever.errors import CorruptError, InputError, StoreError
 from retriever.protocols import FloatArray, IntArray, Progress, silent
@@ -128,8 +129,8 @@ def _trained_bytes(layer: "Index") -> int:
 def build_index(factory: str, vectors: Vectors, seed: int, progress: Progress = silent) -> "Index":
     """Train on a bounded sample and add all vectors block by block, each row under its number.
 
-    The bytes depend on ``factory``, vectors, ``seed`` and FAISS's number of threads alone (HNSW: with one thread).
-    Progress counts rows added. Raises InputError like ``empty_index``.
+    The bytes depend on ``factory``, vectors, ``seed``, FAISS's number of threads (HNSW: with one thread) and
+    ``built_on`` alone. Progress counts rows added. Raises InputError like ``empty_index``.
     """
     faiss = load_faiss()
     index = empty_index(factory, vectors.dimensions, len(vectors))
@@ -139,18 +140,26 @@ def build_index(factory: str, vectors: Vectors, seed: int, progress: Progress = 
                 clustered.cp.seed = seed
     if not index.is_trained:
         lists = max(getattr(layer, "nlist", 0) for layer in layers(index))
+        sample = _training_sample(vectors, max(TRAINING_ROWS, TRAINING_ROWS_PER_LIST * lists), seed)
         try:
-            index.train(_training_sample(vectors, max(TRAINING_ROWS, TRAINING_ROWS_PER_LIST * lists), seed))
+            with clustering_on_gpu(faiss, [*layers(index)]):
+                index.train(sample)
         except RuntimeError as error:
             raise InputError(f"[index] factory = {factory!r} cannot be trained: {_reason(error)}") from error
     mapped = isinstance(index, faiss.IndexIDMap)
-    for first, block in vectors.blocks():
-        if mapped:
-            index.add_with_ids(block, np.arange(first, first + len(block)))
-        else:
-            index.add(block)
-        progress(first + len(block), len(vectors))
+    with assigning_on_gpu(faiss, [*layers(index)]):
+        for first, block in vectors.blocks():
+            if mapped:
+                index.add_with_ids(block, np.arange(first, first + len(block)))
+            else:
+                index.add(block)
+            progress(first + len(block), len(vectors))
     return index
+
+
+def built_on(index: "Index") -> str:
+    """Return "gpu" where ``build_index`` has the lists of such an index clustered by one, else "cpu"."""
+    return "gpu" if clusters_on_gpu(load_faiss(), [*layers(index)]) else "cpu"
 
 
 def _training_sample(vectors: Vectors, size: int, seed: int) -> FloatArray:
@@ -192,6 +201,20 @@ def bytes_in_memory(index: "Index") -> int:
     faiss = load_faiss()
     faiss.write_index(index, faiss.PyCallbackIOWriter(count))
     return counted
+
+
+def fits_gpu(rows: int, dimensions: int) -> bool:
+    """Tell whether there is a GPU that FAISS can use, with room for so many float32 vectors."""
+    return searches_on_gpu(load_faiss(), rows, dimensions)
+
+
+def gpu_copy(flat: "Index") -> "Index | None":
+    """Return a copy of a flat index on the GPU, for depths up to MOST_DEPTH and one thread; None unless ``fits_gpu``.
+
+    Raises StoreError if other processes have left the GPU no room for it.
+    """
+    copy: Index | None = flat_on_gpu(load_faiss(), flat) if fits_gpu(flat.ntotal, flat.d) else None
+    return copy
 
 
 def is_exact(index: "Index") -> bool:

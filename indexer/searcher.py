@@ -1,4 +1,4 @@
-"""A searcher over one index: its parameters travel with each call, so many threads may share it.
+"""A searcher over one index: its parameters travel with each call, so many threads may share one in main memory.
 
 Does not know FAISS, texts or which generation is served.
 """
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.faiss_index import empty_index, is_exact, read_index, search_index
+from indexer.faiss_gpu import MOST_DEPTH
+from indexer.faiss_index import empty_index, fits_gpu, gpu_copy, is_exact, read_index, search_index
 from indexer.shards import open_vectors
 from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
@@ -24,11 +25,19 @@ class IndexSearcher:
     """Implements retriever.protocols.Searcher over an index and the parameters of its calls.
 
     ``parameters`` hold up to depth 10, those of ``deep`` (its "parameters") from its "depth" on: deeper searches need
-    more lists and a smaller k_factor. Between the two they are interpolated.
+    more lists and a smaller k_factor. Between the two they are interpolated. ``copy``: the same flat index on a GPU,
+    which answers from one thread at a time, and as deep as it can.
     """
 
-    def __init__(self, index: "Index", parameters: Mapping[str, float], deep: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        index: "Index",
+        parameters: Mapping[str, float],
+        deep: Mapping[str, Any] | None = None,
+        copy: "Index | None" = None,
+    ) -> None:
         self._index = index
+        self._copy = copy
         self.parameters = dict(parameters)
         self._deep = deep
 
@@ -47,11 +56,18 @@ class IndexSearcher:
         """Whether the index compares every passage's own vector."""
         return is_exact(self._index)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU answers."""
+        return self._copy is not None
+
     def search(self, queries: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
         """Return rows int32 [q, depth], best first, −1 pads, and scores float32, −inf in pads, for float32 [q, dim].
 
         Raises InputError for queries of other dimensions and a depth below 1.
         """
+        if self._copy is not None and min(depth, self.rows) <= MOST_DEPTH:
+            return search_index(self._copy, queries, depth, {})
         return search_index(self._index, queries, depth, self.parameters_at(depth))
 
     def parameters_at(self, depth: int) -> Mapping[str, float]:
@@ -111,17 +127,22 @@ EXACT_ROWS = 100_000
 def open_batch_searcher(generation: Artifact) -> IndexSearcher:
     """Open ``generation`` for thousands of queries at a time: exact over its vectors where they are few enough.
 
-    There a matrix product serves all queries of a chunk, and nothing is missed; the index serves one query well.
+    There a matrix product serves all queries of a chunk, and nothing is missed; the index serves one query well. On a
+    GPU "few enough" is what fits it. Raises StoreError if other processes have left no room there.
     """
-    if generation.facts["rows"] > EXACT_ROWS:
+    rows, dimensions = generation.facts["rows"], generation.facts["dim"]
+    if rows > EXACT_ROWS and not fits_gpu(rows, dimensions):
         return open_searcher(generation)
     blocks = (block for _, block in open_vectors(generation.path / "vectors").blocks())
-    return exact_searcher(generation.facts["dim"], blocks)
+    return exact_searcher(dimensions, blocks)
 
 
 def exact_searcher(dimensions: int, blocks: Iterable[FloatArray]) -> IndexSearcher:
-    """Return a searcher that compares every vector of ``blocks``, float32 [n, dimensions] each, in their order."""
+    """Return a searcher that compares every vector of ``blocks``, float32 [n, dimensions] each, in their order.
+
+    A GPU does it where one is and the vectors fit. Raises StoreError if other processes have left no room there.
+    """
     index = empty_index("Flat", dimensions, 0)
     for block in blocks:
         index.add(np.ascontiguousarray(block))
-    return IndexSearcher(index, {})
+    return IndexSearcher(index, {}, copy=gpu_copy(index))

@@ -73,10 +73,10 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
     encoder, dev = open_quick_encoder(generation), dev_set(tiny_data, corpus)
     queries, vectors = encoder.encode_queries(dev.texts), open_vectors(generation.path / "vectors")
     np.testing.assert_array_equal(vectors.gather(np.arange(60)), encoder.encode_passages(corpus.texts(range(60))))
-    rows, _ = open_searcher(generation).search(queries, 20)
-    np.testing.assert_array_equal(rows, exact_search(queries, vectors, 20)[0])
-    facts = dict(generation.facts)
-    assert set(facts.pop("seconds")) == {"encode", "index", "check", "evaluate", "lexical"}
+    found, facts = open_searcher(generation).search(queries, 20)[0], dict(generation.facts)
+    np.testing.assert_array_equal(found, exact_search(queries, vectors, 20)[0])
+    phases = {"encode", "index", "check", "evaluate", "lexical"}
+    assert facts.pop("built_on") == "cpu" and set(facts.pop("seconds")) == phases
     expected = evaluate(dev, queries, vectors, lambda q, depth: exact_search(q, vectors, depth)).metrics
     assert facts.pop("dev") == pytest.approx(expected)
     assert set(expected) == {"nDCG@10", "RR@10", "R@100", "AUC", "separation"}

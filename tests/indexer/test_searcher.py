@@ -142,4 +142,5 @@ def test_few_passages_are_searched_exactly_whatever_their_index(
         np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :5],
     )
     monkeypatch.setattr(indexer.searcher, "EXACT_ROWS", 199)
+    monkeypatch.setattr(indexer.searcher, "fits_gpu", lambda rows, dimensions: False)
     assert not open_batch_searcher(generation).exact
