@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks import machine
 from benchmarks.alternation import Answer, Contestant, Entrant, started
 from benchmarks.machine import forward_flops
-from benchmarks.options import parse
+from benchmarks.options import options_of, parser_for
 from benchmarks.report import last_line, print_rates, ratio, show
 from benchmarks.texts import hand_over, sample_passages
 from retriever.encoder import ModelConfig, create_encoder, model_path
@@ -36,15 +36,18 @@ THREADS = 8
 
 def main() -> None:
     """Measure and print."""
-    options = parse("encode_gpu", "Passages encoded per second on a GPU against sentence-transformers.")
+    parser = parser_for("encode_gpu", "Passages encoded per second on a GPU against sentence-transformers.")
+    parser.add_argument("--size", choices=tuple(SIZES), help="measure this alone")
+    given = parser.parse_args()
+    options = options_of(given)
     if not torch.cuda.is_available():
         last_line(KEYS, dict.fromkeys(KEYS), dict.fromkeys(KEYS, "this machine has no GPU"))
         return
     host = machine.look("cuda")
     show(host.sentence)
     assert host.bf16
-    figures: dict[str, float] = {}
-    for size in SIZES:
+    figures: dict[str, float | None] = dict.fromkeys(KEYS)
+    for size in [given.size] if given.size else SIZES:
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
             count = PASSAGES[size] // (QUICK if options.quick else 1)
             texts = sample_passages(options.data, count)
@@ -72,7 +75,8 @@ def main() -> None:
             f"share_of_peak_{size}": shares[OURS],
             f"cosine_mean_{size}": float((ours * exact).sum(1).mean()),
         }
-    last_line(KEYS, figures, {}, machine=host.as_facts())
+    reasons = {key: "its size was not asked for" for key in KEYS if figures[key] is None}
+    last_line(KEYS, figures, reasons, machine=host.as_facts())
 
 
 def _model(size: str, folder: Path) -> str:
