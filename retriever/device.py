@@ -17,6 +17,8 @@ def pick_device(device: str) -> torch.device:
     """Return the device that ``device`` names; "auto" is the first accelerator, else the CPU."""
     if device != "auto":
         return torch.device(device)
+    if not torch.accelerator.is_available():  # a CUDA build names its accelerator where there is none
+        return torch.device("cpu")
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 

@@ -13,6 +13,12 @@ def test_a_named_device_is_taken() -> None:
     assert pick_device("auto").type in TOKEN_BUDGETS
 
 
+def test_a_build_for_a_gpu_computes_on_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert pick_device("auto") == CPU
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_named_precision_is_taken(precision: str) -> None:
     assert resolve_precision(precision, CPU) == precision
