@@ -5,16 +5,13 @@ Does not know how any of it is done.
 
 import errno
 import os
-import re
 import sys
 from typing import NoReturn
 
 import typer
 
+from app.full_disk import is_full
 from retriever.errors import HoneError
-
-DISK_IS_FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full|\d+ requested and \d+ written")
-"""What the system, SQLite and numpy say; libraries wrap it in exceptions of their own that keep no errno."""
 
 CTRL_C = 130
 """What typer turns a KeyboardInterrupt of a command into."""
@@ -101,7 +98,7 @@ def _shown(error: Exception) -> str | None:
     if usage is not None:
         return str(usage())
     place = getattr(error, "filename", None) or "the disk"
-    if DISK_IS_FULL.search(str(error)):
+    if is_full(error):
         return f"{place}: no space left; nothing half-written was published. Make room and run the same command again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{place}: {error.strerror}; nothing half-written was published"

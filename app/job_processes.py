@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import IO, Any
@@ -78,20 +78,21 @@ class JobProcesses:
                 self._log.info("job_started", job=job.id, kind=job.kind, attempt=job.attempts)
 
     def _spawn(self, job: Job) -> None:
-        output = tempfile.TemporaryFile()  # noqa: SIM115 - closed once the child has ended and its output is read
-        try:
-            child = subprocess.Popen(
-                [*self._command, job.id],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "DATABASE_URL": self.jobs.url},
-                start_new_session=True,
-            )
-        except OSError as error:
-            output.close()
-            self.jobs.fail(job.id, f"its process could not be started: {error}")
-            raise
+        with ExitStack() as undo:
+            try:
+                output = undo.enter_context(tempfile.TemporaryFile())
+                child = subprocess.Popen(
+                    [*self._command, job.id],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "DATABASE_URL": self.jobs.url},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self.jobs.fail(job.id, f"its process could not be started: {error}")
+                raise
+            undo.pop_all()  # the output is closed once the child has ended and it was read
         self._children[job.id] = child, output
         self.jobs.assign(job.id, child.pid)
 

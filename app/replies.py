@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.allowance import SpentError
+from app.full_disk import is_full
 from app.jobs import TooLateError, UnknownJobError
 from app.mining import NoSourceError
 from app.models import NoRankerError
@@ -26,6 +27,7 @@ from retriever.errors import HoneError, InputError, StoreError
 OPENAI_ROUTE = "/v1/embeddings"
 SHOWN_PROBLEMS = 10
 RETRY_AFTER_SECONDS = 2
+NO_ROOM_ON_DISK = "no space left on the disk of the server"
 BODY = (400, 413, 415, 422)
 """Statuses of a route that reads a body."""
 MODEL = (429, 503)
@@ -45,6 +47,7 @@ ERROR_TYPES = {
     429: "overloaded",
     500: "internal",
     503: "unavailable",
+    507: "disk_full",
 }
 MEANINGS = {
     400: "The body is not JSON.",
@@ -59,6 +62,7 @@ MEANINGS = {
     429: "Too much at once; try again after `Retry-After` seconds.",
     500: "An error of the server; its log names it under the request's id.",
     503: "What the answer comes from (snapshot, model, database) is not there; try again after `Retry-After` seconds.",
+    507: "No room left on the server's disk or in its database: somebody must make room first.",
 }
 
 STATUSES: dict[type[HoneError], int] = {
@@ -156,7 +160,8 @@ def register_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HoneError, _on_hone_error)
-    app.add_exception_handler(OperationalError, _on_lost_database)
+    app.add_exception_handler(OperationalError, _on_database_error)
+    app.add_exception_handler(OSError, _on_system_error)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -166,6 +171,8 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 async def _on_hone_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HoneError)
+    if error.__cause__ is not None and is_full(error.__cause__):
+        return await _no_room(request, error, NO_ROOM_ON_DISK)
     status = _status(error)
     if status is None:
         raise error
@@ -183,9 +190,24 @@ def told(error: HoneError) -> dict[str, Any]:
     return {"error": str(error), "error_type": ERROR_TYPES[_status(error) or 500]}
 
 
-async def _on_lost_database(request: Request, error: Exception) -> Response:
-    request.app.state.service.telemetry.log.error("database_lost", reason=str(error))
+async def _on_database_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OperationalError)
+    if is_full(error):
+        return await _no_room(request, error.orig, "the database of jobs is full, or its disk is")
+    request.app.state.service.telemetry.log.error("database_lost", reason=str(error.orig))
     return await _on_refusal(request, not_ready("the database of jobs does not answer"))
+
+
+async def _on_system_error(request: Request, error: Exception) -> Response:
+    if not is_full(error):
+        raise error
+    return await _no_room(request, error, NO_ROOM_ON_DISK)
+
+
+async def _no_room(request: Request, error: BaseException | None, what: str) -> Response:
+    """Answer 507, without Retry-After: time makes no room."""
+    request.app.state.service.telemetry.log.error("disk_full", reason=str(error))
+    return await _on_refusal(request, Refusal(507, f"{what}; make room there, then ask again"))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -120,7 +120,7 @@ def generation(number: Number, request: Request) -> Response:
 @router.post(
     "/v1/generations/{number}/promote",
     response_model=PromotionReply,
-    responses={**MOVED_LATER, **errors(404, 409, 422, 503)},
+    responses={**MOVED_LATER, **errors(404, 409, 422, 503, 507)},
 )
 def promote_generation(
     number: Number,
@@ -136,7 +136,9 @@ def promote_generation(
     )
 
 
-@router.post("/v1/generations/rollback", response_model=PromotionReply, responses={**MOVED_LATER, **errors(409, 503)})
+@router.post(
+    "/v1/generations/rollback", response_model=PromotionReply, responses={**MOVED_LATER, **errors(409, 503, 507)}
+)
 def roll_back(service: ServiceOf, request: Request) -> Response:
     """Serve the generation again that was served before; repeated, the one before that."""
     store = _store(request)

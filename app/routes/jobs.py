@@ -31,7 +31,10 @@ router = APIRouter(tags=["jobs"])
     "/v1/index/rebuild",
     response_model=JobReply,
     status_code=202,
-    responses={200: {"model": JobReply, "description": "A rebuild is queued or running: this one."}, **errors(503)},
+    responses={
+        200: {"model": JobReply, "description": "A rebuild is queued or running: this one."},
+        **errors(503, 507),
+    },
 )
 def rebuild(service: ServiceOf) -> Response:
     """Build a new generation from the newest checkpoint, in a process of its own; follow it under `Location`."""
@@ -118,7 +121,7 @@ def result(job_id: str, service: ServiceOf) -> StreamingResponse:
     return StreamingResponse(stream, media_type=LINES, headers=headers)
 
 
-@router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503))
+@router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503, 507))
 def cancel(job_id: str, service: ServiceOf) -> Response:
     """Ask a job to stop. May be repeated; 409 once it is done, NO_OP once it has failed or was cancelled."""
     stopping = service.jobs.request_cancel(job_id)

@@ -37,7 +37,7 @@ router = APIRouter(tags=["mining"])
     responses={
         200: {"content": {LINES: {"schema": {"type": "string"}}}, "description": "The negatives of each query."},
         202: {"model": JobReply, "description": "A job mines them; follow it under `Location`."},
-        **errors(*BODY, 409, *MODEL),
+        **errors(*BODY, 409, *MODEL, 507),
     },
 )
 async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:

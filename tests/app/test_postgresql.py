@@ -180,6 +180,26 @@ def test_a_mining_job_of_a_server_is_done_and_read_there(
     assert any("generation:WARMUP" in hit["source"] for line in lines for hit in line["negatives"])
 
 
+FULL = """
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER full_disk BEFORE INSERT ON jobs FOR EACH STATEMENT EXECUTE FUNCTION full_disk();
+"""
+
+
+def test_a_full_disk_of_the_database_is_told_from_one_that_is_lost(jobs: Jobs, url: str, tmp_path: Path) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(text(FULL))
+    try:
+        with serving(new_store(tmp_path)[0], database=url) as server:
+            assert server.post("/v1/index/rebuild", None, 507)["error_type"] == "disk_full"
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP FUNCTION full_disk CASCADE"))
+        engine.dispose()
+
+
 def test_many_may_open_a_new_database_at_once(url: str) -> None:
     """As the replicas of a deployment do."""
     engine = open_database(url)

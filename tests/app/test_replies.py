@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import orjson
 import pytest
@@ -58,6 +61,15 @@ def test_float32_is_written_with_its_own_digits() -> None:
     body = reply({"scores": np.array([0.1, 1 / 3], np.float32), "one": np.float32(0.1)}).body
     assert body == b'{"scores":[0.1,0.33333334],"one":0.1}'
     assert np.array_equal(np.array(orjson.loads(body)["scores"], np.float32), np.array([0.1, 1 / 3], np.float32))
+
+
+def test_the_page_on_operations_lists_each_status_with_its_type() -> None:
+    page = Path(__file__).parents[2] / "docs" / "operations.md"
+    rows = [
+        line.split("|")[1:3] for line in page.read_text(encoding="utf-8").splitlines() if re.match(r"\| \d{3}", line)
+    ]
+    listed = [pair for row in rows for pair in zip(*(cell.strip().split(", ") for cell in row), strict=True)]
+    assert listed == [(str(status), kind) for status, kind in ERROR_TYPES.items()]
 
 
 def test_documented_errors_include_500_and_name_retry_after() -> None:
