@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.admission import TooManyTokensError
 from app.allowance import ALLOWANCE, SpentError
 from app.keys import ADMIN, ENCODE, MINE, SEARCH, WRITE, Key, Keys
-from app.replies import error_reply
+from app.replies import Refusal, error_reply
 
 ANY = "any"
 """A route that every valid key reaches."""
@@ -40,16 +40,17 @@ SCOPE_OF = {
     "/v1/search": SEARCH,
     "/v2/rerank": SEARCH,
 }
-WRITTEN = ("/v1/index/", "/v1/jobs/", "/v1/judgements", "/v1/passages")
+WRITTEN = ("/v1/index/", "/v1/judgements", "/v1/passages")
 
 
 def scope_of(method: str, path: str) -> str | None:
     """Return the scope that a request needs, "any" for any valid key, None for a route that is open.
 
-    What changes something and is not named here needs admin.
+    What changes something and is not named here needs admin. Who may cancel a job depends on its kind, which only its
+    route knows: it asks by ``demand``.
     """
-    if path.startswith("/v1/jobs/") and path.endswith("/result"):
-        return MINE
+    if path.startswith("/v1/jobs/") and path.endswith(("/result", "/cancel")):
+        return MINE if path.endswith("/result") else ANY
     if method in ("GET", "HEAD", "OPTIONS"):
         return None if path in OPEN or path.startswith(OPEN_FOLDERS) else ANY
     if path in SCOPE_OF:
@@ -82,7 +83,7 @@ class Authorize:
             refusal = error_reply(request, 503, "the database of keys does not answer", headers={"Retry-After": "2"})
             await refusal(scope, receive, send)
             return
-        request.state.key = None if key is None else key.id
+        request.state.key, request.state.bearer = None if key is None else key.id, key
         refused = self._refused(key, wanted)
         if refused is None:
             ALLOWANCE.set(None if key is None else partial(self._charge, key))
@@ -96,7 +97,7 @@ class Authorize:
             message = "send a valid key as `Authorization: Bearer …`; `hone keys create` makes one"
             return 401, message, {"WWW-Authenticate": "Bearer"}
         if wanted != ANY and not key.may(wanted):
-            return 403, f"key {key.id} may {', '.join(key.scopes)}; this needs {wanted}", {}
+            return 403, _beyond(key, wanted), {}
         if key.per_minute is None:
             return None
         item = RateLimitItemPerMinute(key.per_minute)
@@ -120,6 +121,17 @@ class Authorize:
     def _seconds(self, item: RateLimitItemPerMinute, what: str, key: Key) -> int:
         """Return when the oldest that counts is forgotten."""
         return max(1, math.ceil(self._limiter.get_window_stats(item, what, key.id).reset_time - time.time()))
+
+
+def demand(request: Request, scope: str) -> None:
+    """Raise Refusal, 403, if the key of ``request`` does not reach ``scope``; where no keys are asked for, all do."""
+    key: Key | None = getattr(request.state, "bearer", None)
+    if key is not None and not key.may(scope):
+        raise Refusal(403, _beyond(key, scope))
+
+
+def _beyond(key: Key, scope: str) -> str:
+    return f"key {key.id} may {', '.join(key.scopes)}; this needs {scope}"
 
 
 def offered_key(headers: Headers) -> str:

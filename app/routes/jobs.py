@@ -12,7 +12,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import keys
+from app.authorization import demand
 from app.draining import is_draining
+from app.job_kinds import REBUILD
 from app.jobs import ACTIVE, CANCELLED, DONE, KEPT_RESULTS, Job, Jobs
 from app.mining_job import MINE
 from app.replies import Refusal, errors, reply
@@ -23,6 +26,8 @@ MAX_SHOWN = 1000
 EVENT_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
 LINES = "application/x-ndjson"
+SCOPE_OF_KIND = {REBUILD: keys.WRITE, MINE: keys.MINE}
+"""Who may start a job of a kind may cancel one; what is not named is admin's."""
 
 router = APIRouter(tags=["jobs"])
 
@@ -122,8 +127,12 @@ def result(job_id: str, service: ServiceOf) -> StreamingResponse:
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=CancelReply, responses=errors(404, 409, 422, 503, 507))
-def cancel(job_id: str, service: ServiceOf) -> Response:
-    """Ask a job to stop. May be repeated; 409 once it is done, NO_OP once it has failed or was cancelled."""
+def cancel(job_id: str, service: ServiceOf, request: Request) -> Response:
+    """Ask a job to stop. May be repeated; 409 once it is done, NO_OP once it has failed or was cancelled.
+
+    It needs the scope that starts such a job: `mine` for mining, `write` for a rebuild, `admin` for the others.
+    """
+    demand(request, SCOPE_OF_KIND.get(service.jobs.get(job_id).kind, keys.ADMIN))
     stopping = service.jobs.request_cancel(job_id)
     job = service.jobs.get(job_id)
     outcome: Literal["CANCELLED", "CANCELLING", "NO_OP"] = "NO_OP"

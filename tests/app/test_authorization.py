@@ -6,7 +6,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.authorization import SCOPE_OF, scope_of
+from app.job_kinds import KINDS, PROMOTE, REBUILD
 from app.keys import SCOPES, Keys
+from app.mining_job import MINE
 from app.server import ServerConfig
 from tests.app.served import Server, new_store, publish_generation, serving
 
@@ -70,10 +72,11 @@ def test_every_documented_route_asks_for_what_it_should(guarded: Guarded) -> Non
     }
     assert found[("GET", "/metrics")] is None and found[("GET", "/v1/jobs/{job_id}")] == "any"
     assert found[("GET", "/v1/jobs/{job_id}/result")] == "mine", "texts of the corpus"
+    assert found[("POST", "/v1/jobs/{job_id}/cancel")] == "any", "the route asks for more, by the kind of the job"
     changing = {path: scope for (method, path), scope in found.items() if method == "POST" and path not in SCOPE_OF}
     assert changing == {
         "/v1/index/rebuild": "write",
-        "/v1/jobs/{job_id}/cancel": "write",
+        "/v1/jobs/{job_id}/cancel": "any",
         "/v1/generations/{number}/promote": "admin",
         "/v1/generations/rollback": "admin",
     }
@@ -81,6 +84,41 @@ def test_every_documented_route_asks_for_what_it_should(guarded: Guarded) -> Non
     for (method, path), scope in found.items():
         responses = document["paths"][path][method.lower()]["responses"]
         assert ({"401", "403", "429"} <= responses.keys()) == (scope is not None), path
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_a_job_is_seen_by_all_and_cancelled_with_the_scope_that_starts_its_kind(guarded: Guarded, kind: str) -> None:
+    service = guarded.server.app.state.service
+    service.processes.takes = False
+    job, _ = service.jobs.create(kind)
+    started_at = {REBUILD: "/v1/index/rebuild", MINE: "/v1/mine", PROMOTE: "/v1/generations/0/promote"}
+    wanted = scope_of("POST", started_at.get(kind, "/v1/generations/rollback"))
+    secrets = {scope: guarded.keys.create(scope, [scope])[0] for scope in SCOPES}
+    for scope in sorted(SCOPES, key=lambda scope: scope in (wanted, "admin")):
+        assert guarded.ask(f"/v1/jobs/{job.id}", secrets[scope], "GET")[0] == 200
+        may = scope in (wanted, "admin")
+        expected = (200, "") if may else (403, "forbidden")
+        assert guarded.ask(f"/v1/jobs/{job.id}/cancel", secrets[scope]) == expected, scope
+        assert (service.jobs.get(job.id).state == "cancelled") == may
+    assert guarded.ask(f"/v1/jobs/{job.id}/cancel", None) == (401, "unauthenticated")
+
+
+def test_a_key_for_mining_follows_and_cancels_the_job_that_it_started(guarded: Guarded) -> None:
+    guarded.server.app.state.service.processes.takes = False
+    miner, key = guarded.keys.create("miner", ["mine"])
+    headers = {"authorization": f"Bearer {miner}"}
+    body = {"queries": [{"id": "q", "text": "alpha", "positives": ["p0"]}], "job": "hone"}
+    started = guarded.server.client.post("/v1/mine", json=body, headers=headers)
+    assert started.status_code == 202
+    place = started.headers["location"]
+    assert guarded.server.client.get(place, headers=headers).json()["state"] == "queued"
+    assert guarded.server.client.post(f"{place}/cancel", headers=headers).json()["outcome"] == "CANCELLED"
+    events = guarded.server.client.get(f"{place}/events", headers=headers)
+    assert events.status_code == 200 and events.text.startswith("event: end")
+    rebuild, _ = guarded.server.app.state.service.jobs.create("rebuild")
+    refused = guarded.server.client.post(f"/v1/jobs/{rebuild.id}/cancel", headers=headers)
+    assert refused.json()["error"] == f"key {key.id} may mine; this needs write"
+    assert guarded.ask("/v1/jobs/none/cancel", miner) == (404, "not_found")
 
 
 def test_too_many_requests_are_told_when_to_come_back(guarded: Guarded) -> None:
