@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -52,6 +53,7 @@ class Job(Row):
 
     A queued job without a ``host`` waits for whoever may write to the store. ``attempts`` counts who took it; ``token``
     rises whenever it changes hands, and only the process that began with the last one may write (a fencing token).
+    ``counted``: some server's metrics hold what it made.
     """
 
     __tablename__ = "jobs"
@@ -80,6 +82,7 @@ class Job(Row):
     params: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict, server_default="{}")
     token: Mapped[int] = mapped_column(default=0, server_default="0")
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    counted: Mapped[bool] = mapped_column(default=False, server_default=true())  # of an earlier version: no news
 
     def advance(self, phase: str, done: int, total: int) -> None:
         """Set progress, rate and remaining seconds; what a phase re-used before its first report is not its rate."""
@@ -169,6 +172,16 @@ class Jobs:
         with self._session() as session:
             found = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
+
+    def newly_done(self, kind: str) -> list[dict[str, Any]]:
+        """Return the results of the done jobs of ``kind`` that nobody was given yet: of all who ask one gets each."""
+        news = (Job.kind == kind, Job.state == DONE, Job.counted.is_(False))
+        with self._session() as session:  # a look first: it locks nothing, and mostly there are no news
+            if session.scalar(select(Job.id).where(*news).limit(1)) is None:
+                return []
+        change = update(Job).where(*news).values(counted=True).returning(Job.result)
+        with self._session.begin() as session:
+            return [result for result in session.scalars(change) if result is not None]
 
     def request_cancel(self, job_id: str) -> bool:
         """Ask a job to stop, a queued one at once; False if nothing runs that could stop. May be repeated.

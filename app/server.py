@@ -24,6 +24,7 @@ from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.keys import Keys
 from app.middleware import BodyLimit, Observe
+from app.mining_job import MINE
 from app.recall_meter import RecallMeter
 from app.replies import register_errors
 from app.routes import encode, generations, health, mine, openai, rerank, search, text_embeddings
@@ -121,8 +122,15 @@ def _reap(service: Service, stop: Event) -> None:
         service.telemetry.refresh()
         try:
             service.processes.tend()
+            _count_mined(service)
         except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
             service.telemetry.log.error("jobs_untended", reason=str(error))
+
+
+def _count_mined(service: Service) -> None:
+    """Count what mining jobs made, wherever they ran: each job in one of all the processes that share the table."""
+    news = service.jobs.newly_done(MINE)
+    service.telemetry.mined.inc(sum(made.get("negatives", 0) for made in news))  # another version's may not say
 
 
 def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:

@@ -63,7 +63,9 @@ class Telemetry:
             registry=self.registry,
         )
         self.encoded = Counter("hone_encoded_texts", "Texts encoded.", ["input_type"], registry=self.registry)
-        self.mined = Counter("hone_mined_negatives", "Negatives returned by mining.", registry=self.registry)
+        self.mined = Counter(
+            "hone_mined_negatives", "Negatives that requests and jobs have mined.", registry=self.registry
+        )
         self.batch_tokens = Histogram(
             "hone_batch_tokens", "Tokens of a batch of the model.", buckets=TOKEN_BUCKETS, registry=self.registry
         )

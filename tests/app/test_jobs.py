@@ -55,6 +55,28 @@ def test_one_job_of_a_kind_is_active_at_a_time(jobs: Jobs) -> None:
     assert jobs.create("rebuild")[1]
 
 
+def test_what_a_job_made_is_given_once_to_one_of_all_who_ask(jobs: Jobs) -> None:
+    workers = [jobs, Jobs(jobs.url)]
+    assert jobs.newly_done("mine") == []
+    for number in range(6):
+        job_id = new_job(jobs, "mine")
+        jobs.begin(job_id, 1)
+        if number == 0:
+            assert jobs.newly_done("mine") == [], "it only runs"
+        if number == 2:
+            jobs.fail(job_id, "broke")
+        else:
+            jobs.finish(job_id, {"negatives": number})
+    rebuild = new_job(jobs)
+    jobs.begin(rebuild, 1)
+    jobs.finish(rebuild, {"generation": 1})
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda number: workers[number % 2].newly_done("mine"), range(16)))
+    assert sorted(result["negatives"] for results in given for result in results) == [0, 1, 3, 4, 5]
+    assert jobs.newly_done("rebuild") == [{"generation": 1}]
+    workers[1].close()
+
+
 def test_many_requests_at_once_make_one_job(jobs: Jobs) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: jobs.create("rebuild"), range(32)))
@@ -218,16 +240,18 @@ def test_a_table_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> 
     path = tmp_path / "hone.db"
     with closing(sqlite3.connect(path)) as connection:
         Jobs(f"sqlite:///{path}").close()
-        for column in ("params", "token", "attempts"):
+        for column in ("params", "token", "attempts", "counted"):
             connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
         connection.execute(
             "INSERT INTO jobs (id, kind, state, phase, done, total, created, updated, cancel_requested, host,"
-            " phase_started, phase_offset) VALUES ('old', 'rebuild', 'queued', '', 0, 0, 1, 1, 0, '', 0, 0)"
+            " phase_started, phase_offset) VALUES ('old', 'rebuild', 'queued', '', 0, 0, 1, 1, 0, '', 0, 0),"
+            " ('older', 'mine', 'done', '', 0, 0, 0, 0, 0, '', 0, 0)"
         )
         connection.commit()
     again = Jobs(f"sqlite:///{path}")
     job = again.take("here")
     assert job is not None and (job.id, job.params, job.attempts) == ("old", {}, 1)
+    assert again.newly_done("mine") == [], "what was done before is no news"
     again.close()
 
 

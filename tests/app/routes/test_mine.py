@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from app.admission import NotComputedError
+from app.jobs import Jobs
 from app.mine_schemas import MineQuery, MineReply, MineRequest
 from app.schemas import JobReply
-from app.server import ServerConfig
+from app.server import REAP_SECONDS, ServerConfig
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
 from retriever.data import Corpus
@@ -192,6 +194,38 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
     negatives = sum(len(line["negatives"]) for line in lines)
     counted = {"queries": 3000, "lines": 3000, "negatives": negatives, "left_out": 0}
     assert done["result"] == {"generation": 0, "format": "hone", **counted}
+    by_request = sum(len(one["negatives"]) for one in small["results"])
+    wait_for(lambda: mining.metric("hone_mined_negatives_total") >= negatives + by_request)
+    assert mining.metric("hone_mined_negatives_total") == negatives + by_request
+
+
+def test_a_job_is_counted_by_one_of_the_servers_that_watch_it(tmp_path: Path) -> None:
+    """Wherever it was done, also while no server was there."""
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    table = Jobs(f"sqlite:///{store.root / 'hone.db'}")
+
+    def mine(**result: int) -> None:
+        job, _ = table.create("mine")
+        table.begin(job.id, 1)
+        table.finish(job.id, result)
+
+    def counted() -> list[float]:
+        return [server.metric("hone_mined_negatives_total") for server in servers]
+
+    mine(negatives=100)
+    mine(lines=1)  # as no version here says it: the watch over jobs must not end by it
+    with serving(store) as first, serving(store) as second:
+        servers = [first, second]
+        for server in servers:
+            server.app.state.service.processes.takes = False
+        wait_for(lambda: sum(counted()) == 100)
+        for _ in range(5):
+            mine(negatives=7)
+        wait_for(lambda: sum(counted()) == 135)
+        time.sleep(3 * REAP_SECONDS)  # each has looked once more
+        assert sum(counted()) == 135
+    table.close()
 
 
 @pytest.mark.parametrize(
