@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -42,14 +42,24 @@ def rebuild_command(store_root: Path, priority: Priority = Priority.IDLE) -> tup
 class JobProcesses:
     """The jobs of this host: a child process each, which outlives a restart of this one."""
 
-    def __init__(self, jobs: Jobs, command: Sequence[str], log: FilteringBoundLogger, *, takes: bool = True) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        command: Sequence[str],
+        log: FilteringBoundLogger,
+        *,
+        takes: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """``command`` runs one job when its id is appended; it finds the table through DATABASE_URL.
 
         Without ``takes`` jobs are queued for another host's process: this one may not write to the store.
+        ``environment`` is that of the job's process, by default this one's.
         """
         self.jobs = jobs
         self.takes = takes
         self._command = tuple(command)
+        self._environment = environment
         self._log = log
         self.host = socket.gethostname()
         self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
@@ -78,6 +88,7 @@ class JobProcesses:
                 self._log.info("job_started", job=job.id, kind=job.kind, attempt=job.attempts)
 
     def _spawn(self, job: Job) -> None:
+        place = {"DATABASE_URL": self.jobs.url}
         with ExitStack() as undo:
             try:
                 output = undo.enter_context(tempfile.TemporaryFile())
@@ -86,7 +97,7 @@ class JobProcesses:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, "DATABASE_URL": self.jobs.url},
+                    env={**(os.environ if self._environment is None else self._environment), **place},
                     start_new_session=True,
                 )
             except OSError as error:

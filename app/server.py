@@ -46,6 +46,7 @@ DESCRIPTION = (
 class ServerConfig:
     """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`).
 
+    ``job_environment`` is that of its process (default: this one's).
     Where there are ``keys``, each request must bring one. ``load_first``: nothing is let in before the first attempt to
     load what SERVED names, since other workers behind the same socket can answer meanwhile.
     """
@@ -54,6 +55,7 @@ class ServerConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     poll_seconds: float = POLL_SECONDS
     job_command: tuple[str, ...] | None = None
+    job_environment: Mapping[str, str] | None = None
     log_stream: TextIO | None = None
     keys: Keys | None = None
     load_first: bool = False
@@ -69,7 +71,9 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
 
     serving = Serving(store, openers, telemetry.log, telemetry.count_swap, config.poll_seconds, check)
     command = config.job_command or rebuild_command(store.root)
-    processes = JobProcesses(jobs, command, telemetry.log, takes=store.is_writable())
+    processes = JobProcesses(
+        jobs, command, telemetry.log, takes=store.is_writable(), environment=config.job_environment
+    )
     service = Service(serving, jobs, processes, telemetry, admission, RecallMeter(telemetry))
     _watch(telemetry, store, service)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -131,7 +132,13 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
+def _run(
+    root: Path,
+    host: str,
+    options: ServeOptions,
+    listener: socket.socket,
+    job_environment: Mapping[str, str] | None = None,
+) -> None:
     """Serve in this process."""
     jobs = Jobs(database_url(root))
     keys = Keys(database_url(root)) if _asks_for_keys(host, options) else None
@@ -139,7 +146,13 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
         command, several = rebuild_command(root, options.job_priority), options.workers > 1
-        config = ServerConfig(admission=options.admission, job_command=command, keys=keys, load_first=several)
+        config = ServerConfig(
+            admission=options.admission,
+            job_command=command,
+            job_environment=job_environment,
+            keys=keys,
+            load_first=several,
+        )
         app = create_app(config, Store(root), openers(options.ranker), jobs)
         settings = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)
         DrainingServer(settings, app, options.drain_seconds).run(sockets=[listener])
@@ -149,7 +162,9 @@ def _run(root: Path, host: str, options: ServeOptions, listener: socket.socket) 
             keys.close()
 
 
-def _run_as_worker(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
+def _run_as_worker(
+    root: Path, host: str, options: ServeOptions, listener: socket.socket, job_environment: Mapping[str, str]
+) -> None:
     """Serve in a process of several, which ends if its parent is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -159,14 +174,35 @@ def _run_as_worker(root: Path, host: str, options: ServeOptions, listener: socke
         os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=watch, name="parent-watch", daemon=True).start()
-    _run(root, host, options, listener)
+    _run(root, host, options, listener, job_environment)
+
+
+def cpus() -> int:
+    """Return how many cores this process may use, not counting those of the machine that a container was not given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_each(environment: Mapping[str, str], workers: int) -> int:
+    """Return with how many threads each of ``workers`` computes: its part of OMP_NUM_THREADS, else of the cores.
+
+    Raises InputError where OMP_NUM_THREADS is not a number; of a list, which is for nested loops, the first counts.
+    """
+    given = environment.get("OMP_NUM_THREADS") or str(cpus())
+    first = given.partition(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise InputError(f"OMP_NUM_THREADS = {given!r}: write how many threads all workers have together, or unset it")
+    return max(1, int(first) // workers)
 
 
 def _run_workers(root: Path, host: str, options: ServeOptions, listener: socket.socket) -> None:
     """Serve in several processes behind one socket; one that dies is started again.
 
-    They share the cores: each computes with its part of them. They share the index: each maps the same file.
+    They share the cores: each computes with its part of them. They share the index: each maps the same file. A job has
+    the environment that this process was started with: all cores, of which it takes what its priority leaves it, and
+    none of the workers' metrics.
     """
+    own = dict(os.environ)
+    threads = str(threads_each(own, options.workers))
     Jobs(database_url(root)).close()  # what is wrong with it is said once, not by each worker
     log, stop = json_log(sys.stderr), Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -174,12 +210,11 @@ def _run_workers(root: Path, host: str, options: ServeOptions, listener: socket.
     spawn = multiprocessing.get_context("spawn")
 
     def start() -> BaseProcess:
-        worker = spawn.Process(target=_run_as_worker, args=(root, host, options, listener))
+        worker = spawn.Process(target=_run_as_worker, args=(root, host, options, listener, own))
         worker.start()
         return worker
 
     with tempfile.TemporaryDirectory(prefix="hone-metrics-") as metrics:
-        threads = str(max(1, (os.cpu_count() or 1) // options.workers))
         os.environ.update({MULTIPROCESS: metrics, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
         workers = [start() for _ in range(options.workers)]
         while not stop.wait(WATCH_SECONDS):

@@ -261,6 +261,17 @@ def test_a_long_job_yields_to_others_as_told(
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, own + nice)
 
 
+TOLD = "import os; print(*(os.environ.get(name) for name in ('OMP_NUM_THREADS', 'DATABASE_URL', 'ITS_OWN')))"
+
+
+def test_a_job_s_environment_is_the_one_that_was_given(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for given, told in ((None, f"1 {jobs.url} None"), ({"ITS_OWN": "value"}, f"None {jobs.url} value")):
+        processes = JobProcesses(jobs, [sys.executable, "-c", TOLD], json_log(io.StringIO()), environment=given)
+        job, _ = processes.start("rebuild")
+        assert f"it last said: '{told}'" in (ended(processes, job.id).error or "")
+
+
 def test_the_rebuild_is_hone_index() -> None:
     how = ("--store", "store", "--job-priority", "low", "--job")
     assert rebuild_command(Path("store"), Priority.LOW)[1:] == ("-m", "app.cli", "index", *how)

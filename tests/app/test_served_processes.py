@@ -11,11 +11,15 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from app.jobs import Jobs
 from app.keys import Keys
+from app.server import REAP_SECONDS
+from app.serving import cpus
 from app.settings import database_url
 from tests.app.serve_process import BODY, JSON, ask, free_port, is_ready, served
 from tests.app.served import wait_for
@@ -40,7 +44,8 @@ def maps(pid: str | int) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_several_workers_share_index_threads_and_metrics(indexed: Path) -> None:
+def test_several_workers_share_index_threads_and_metrics(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     port = free_port()
     with served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server:
         wait_for(lambda: len(children(server.pid)) == 2, seconds=60)
@@ -49,7 +54,7 @@ def test_several_workers_share_index_threads_and_metrics(indexed: Path) -> None:
         assert {line.split()[1] for line in mapped} <= {"r--s", "r--p"}, "mapped for reading, so one copy in memory"
         for pid in workers:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            assert f"OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // 2)}".encode() in environment
+            assert f"OMP_NUM_THREADS={max(1, cpus() // 2)}".encode() in environment
         for _ in range(40):
             assert ask(port, "POST", "/v1/search", BODY)[0] == 200
         counted = 'hone_requests_total{method="POST",route="/v1/search",status="200"} 40.0'
@@ -60,6 +65,32 @@ def test_several_workers_share_index_threads_and_metrics(indexed: Path) -> None:
         wait_for(lambda: len(set(children(server.pid)) - {workers[0]}) == 2, seconds=60)
         assert ask(port, "POST", "/v1/search", BODY)[0] == 200
         assert counted.replace("40.0", "41.0") in ask(port, "GET", "/metrics")[1], "counts outlive a worker"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_job_of_one_of_several_workers_has_all_threads_and_is_counted_once(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    port = free_port()
+    queries = [{"id": f"q{number}", "text": "ba ka", "positives": []} for number in range(40)]
+    body = json.dumps({"queries": queries, "num_negatives": 2, "depth": 5, "job": "hone"})
+    with served(indexed, port, "--workers", "2", "--drain-seconds", "0"):
+        place = f"/v1/jobs/{json.loads(ask(port, 'POST', '/v1/mine', body)[1])['id']}"
+        with closing(Jobs(database_url(indexed))) as jobs:
+            pid = jobs.get(place.rpartition("/")[2]).pid
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert b"OMP_NUM_THREADS=6" in environment, "not a worker's 3"
+        assert not [one for one in environment if one.startswith((b"MKL_NUM_THREADS", b"PROMETHEUS_MULTIPROC_DIR"))]
+        wait_for(lambda: json.loads(ask(port, "GET", place)[1])["state"] not in ("queued", "running"), seconds=90)
+        done = json.loads(ask(port, "GET", place)[1])
+        assert done["state"] == "done", done
+        counted = f"hone_mined_negatives_total {float(done['result']['negatives'])}"
+        assert done["result"]["negatives"] == 80
+        wait_for(lambda: counted in ask(port, "GET", "/metrics")[1])
+        time.sleep(3 * REAP_SECONDS)  # the other one has looked as well
+        for _ in range(5):  # whichever worker answers
+            assert counted in ask(port, "GET", "/metrics")[1]
 
 
 class Balancer:

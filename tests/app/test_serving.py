@@ -1,3 +1,4 @@
+import os
 import socket
 from pathlib import Path
 
@@ -33,6 +34,41 @@ def test_a_port_in_use_is_named(indexed: Path) -> None:
         with pytest.raises(InputError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
             serve_store(indexed, "127.0.0.1", port)
     assert not (indexed / "hone.db").exists(), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("environment", "workers", "threads"),
+    [
+        ({}, 2, 4),
+        ({}, 3, 2),
+        ({}, 20, 1),
+        ({"OMP_NUM_THREADS": "4"}, 2, 2),
+        ({"OMP_NUM_THREADS": "3,2"}, 2, 1),
+        ({"OMP_NUM_THREADS": ""}, 2, 4),
+    ],
+)
+def test_workers_share_the_machine_or_the_threads_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], workers: int, threads: int
+) -> None:
+    monkeypatch.setattr(serving, "cpus", lambda: 8)
+    assert serving.threads_each(environment, workers) == threads
+
+
+@pytest.mark.parametrize("given", ["many", "0", "-1", ",2"])
+def test_a_number_of_threads_that_is_none_is_named(given: str) -> None:
+    with pytest.raises(InputError, match="OMP_NUM_THREADS"):
+        serving.threads_each({"OMP_NUM_THREADS": given}, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system confines no process to some cores")
+def test_cpus_are_those_that_this_process_may_use() -> None:
+    own = os.sched_getaffinity(0)
+    assert serving.cpus() == len(own)
+    try:
+        os.sched_setaffinity(0, {min(own)})
+        assert serving.cpus() == 1
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def test_jobs_are_started_at_the_priority_that_was_asked_for(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
