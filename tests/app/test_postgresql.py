@@ -180,6 +180,20 @@ def test_a_mining_job_of_a_server_is_done_and_read_there(
     assert any("generation:WARMUP" in hit["source"] for line in lines for hit in line["negatives"])
 
 
+def test_what_a_job_made_is_given_once_to_one_of_all_who_ask(jobs: Jobs, url: str) -> None:
+    workers = [Jobs(url) for _ in range(4)]
+    jobs.newly_done("mine")  # what the tests before have left
+    for number in range(3):
+        job_id = jobs.create("mine")[0].id
+        jobs.begin(job_id, 1)
+        jobs.finish(job_id, {"negatives": number})
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda number: workers[number % 4].newly_done("mine"), range(32)))
+    assert sorted(result["negatives"] for results in given for result in results) == [0, 1, 2]
+    for table in workers:
+        table.close()
+
+
 FULL = """
 CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
