@@ -15,14 +15,14 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks import machine
 from benchmarks.alternation import Answer, Contestant, Entrant, started
 from benchmarks.machine import forward_flops
-from benchmarks.options import options_of, parser_for
+from benchmarks.options import Options, options_of, parser_for
 from benchmarks.report import last_line, print_rates, ratio, show
 from benchmarks.texts import hand_over, sample_passages
 from retriever.encoder import ModelConfig, create_encoder, model_path
 
 SIZES = {"minilm": (0, 0, 0), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """Width, layers and heads of a model that is made here."""
-PASSAGES = {"minilm": 20_000, "base": 10_000, "large": 4_000}
+PASSAGES = {"minilm": 10_000, "base": 4_000, "large": 2_000}
 QUICK = 10
 """A quick run takes a tenth of the passages."""
 MAX_LENGTH = 256
@@ -47,36 +47,45 @@ def main() -> None:
     show(host.sentence)
     assert host.bf16
     figures: dict[str, float | None] = dict.fromkeys(KEYS)
-    for size in [given.size] if given.size else SIZES:
-        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-            count = PASSAGES[size] // (QUICK if options.quick else 1)
-            texts = sample_passages(options.data, count)
-            passages = hand_over(Path(scratch), "passages", texts)
-            model = _model(size, Path(scratch) / "model")
-            with started(_entrants(model), THREADS) as contestants:
-                for contestant in contestants:
-                    show(f"{contestant.entrant.name}: {contestant.versions}")
-                _alternate(contestants, 1, passages)  # warm up
-                answers = _alternate(contestants, options.rounds, passages)
-            found = create_encoder(ModelConfig(model, passage_max_length=MAX_LENGTH))
-            lengths = [len(ids) for ids in found.tokenize("passage", texts)[0]]
-            flops = forward_flops(found.passage.transformer.config.to_dict(), lengths)
-        print_rates(f"{size}: {np.mean(lengths):.0f} tokens a passage", "tokens", sum(lengths), answers, OURS)
-        shares = {
-            name: flops / statistics.median(one.seconds for one in given) / 1e9 / host.bf16
-            for name, given in answers.items()
-        }
-        show(", ".join(f"{name}: {share:.1%}" for name, share in shares.items()) + " of the fastest bf16 product")
-        ours, exact = answers[OURS][-1].arrays["vectors"], answers[DEFAULT][-1].arrays["vectors"]
-        exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
-        figures |= {
-            f"vs_st_default_{size}": ratio(answers, DEFAULT, OURS),
-            f"vs_st_bf16_{size}": ratio(answers, BF16, OURS),
-            f"share_of_peak_{size}": shares[OURS],
-            f"cosine_mean_{size}": float((ours * exact).sum(1).mean()),
-        }
+    sizes = [given.size] if given.size else list(SIZES)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as scratch,
+        started(_entrants(model_path("minilm")), THREADS) as all_,
+    ):
+        for contestant in all_:
+            show(f"{contestant.entrant.name}: {contestant.versions}")
+        for size in sizes:
+            figures |= _measure(size, all_, options, host.bf16, Path(scratch))
     reasons = {key: "its size was not asked for" for key in KEYS if figures[key] is None}
     last_line(KEYS, figures, reasons, machine=host.as_facts())
+
+
+def _measure(
+    size: str, contestants: list[Contestant], options: Options, bf16: float, scratch: Path
+) -> dict[str, float]:
+    texts = sample_passages(options.data, PASSAGES[size] // (QUICK if options.quick else 1))
+    passages = hand_over(scratch, "passages", texts)
+    model = _model(size, scratch / size)
+    for contestant, entrant in zip(contestants, _entrants(model), strict=True):
+        contestant.ask("load", **entrant.settings)
+    _alternate(contestants, 1, passages)  # warm up
+    answers = _alternate(contestants, options.rounds, passages)
+    found = create_encoder(ModelConfig(model, passage_max_length=MAX_LENGTH))
+    lengths = [len(ids) for ids in found.tokenize("passage", texts)[0]]
+    flops = forward_flops(found.passage.transformer.config.to_dict(), lengths)
+    print_rates(f"{size}: {np.mean(lengths):.0f} tokens a passage", "tokens", sum(lengths), answers, OURS)
+    shares = {
+        name: flops / statistics.median(one.seconds for one in given) / 1e9 / bf16 for name, given in answers.items()
+    }
+    show(", ".join(f"{name}: {share:.1%}" for name, share in shares.items()) + " of the fastest bf16 product")
+    ours, exact = answers[OURS][-1].arrays["vectors"], answers[DEFAULT][-1].arrays["vectors"]
+    exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    return {
+        f"vs_st_default_{size}": ratio(answers, DEFAULT, OURS),
+        f"vs_st_bf16_{size}": ratio(answers, BF16, OURS),
+        f"share_of_peak_{size}": shares[OURS],
+        f"cosine_mean_{size}": float((ours * exact).sum(1).mean()),
+    }
 
 
 def _model(size: str, folder: Path) -> str:
