@@ -76,6 +76,8 @@ def main() -> NoReturn:
     # Trainer and refresher share the cores: threads that wait must sleep, not spin. OpenMP reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # bm25s computes by JAX where that is installed, which would fill the GPU that the models need.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         code = build_app()(prog_name="hone", standalone_mode=False)
         if code == CTRL_C:

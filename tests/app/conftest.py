@@ -41,7 +41,11 @@ def hone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_RANKER", "HONE_DATABASE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("OMP_WAIT_POLICY", "HF_HUB_DISABLE_PROGRESS_BARS"):  # set by main, so put back afterwards
+    for name in (
+        "OMP_WAIT_POLICY",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "JAX_PLATFORMS",
+    ):  # set by main, so put back afterwards
         monkeypatch.setenv(name, "1")
     return caller(monkeypatch, capsys)
 
