@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ Action = Callable[..., Mapping[str, Any]]
 
 
 def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
-    """Answer tasks until stdin ends; the first answer, unasked, is the versions of ``packages`` and of Python.
+    """Answer tasks until stdin ends; the first answer, unasked, is the versions of ``packages`` and Python.
 
     A task is ``{"do": action, …arguments}``. An answer is the action's facts with ``seconds`` (wall clock of the action
     alone) and ``peak_rss`` (bytes, of the process so far); arrays are saved in the folder ``sys.argv[1]`` and their
@@ -27,7 +27,7 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not end up between the answers
     scratch = Path(sys.argv[1])
-    versions = {"python": sys.version.split()[0], **{package: version(package) for package in packages}}
+    versions = {"python": sys.version.split()[0], **{package: _version(package) for package in packages}}
     print(json.dumps(versions), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
@@ -50,6 +50,13 @@ def built_once(index: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, 
         said.write_text(json.dumps({**facts, "bytes": path.stat().st_size}))
     kept: dict[str, Any] = json.loads(said.read_text())
     return kept
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _without_arrays(facts: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
