@@ -13,21 +13,22 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks import machine
-from benchmarks.alternation import Answer, Contestant, Entrant, started
+from benchmarks.alternation import Contestant, Entrant, alternate, started
 from benchmarks.machine import forward_flops
 from benchmarks.options import Options, options_of, parser_for
 from benchmarks.report import last_line, print_rates, ratio, show
 from benchmarks.texts import hand_over, sample_passages
 from retriever.encoder import ModelConfig, create_encoder, model_path
 
-SIZES = {"minilm": (0, 0, 0), "base": (768, 12, 12), "large": (1024, 24, 16)}
-"""Width, layers and heads of a model that is made here."""
+SHAPES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
+"""Width, layers and heads of the models that are made here."""
 PASSAGES = {"minilm": 10_000, "base": 4_000, "large": 2_000}
+SIZES = tuple(PASSAGES)
 QUICK = 10
 """A quick run takes a tenth of the passages."""
 MAX_LENGTH = 256
-BATCHES = (32, 256)
-"""Texts of a batch: sentence-transformers' default, and one that fills a GPU."""
+BATCH = 256
+"""Texts of a batch that fills a GPU; sentence-transformers' default is 32."""
 CLAIMS = ("vs_st_default", "vs_st_bf16", "share_of_peak", "cosine_mean")
 KEYS = tuple(f"{claim}_{size}" for size in SIZES for claim in CLAIMS)
 DEFAULT, BF16, OURS = "sentence-transformers", "sentence-transformers, bf16, batches of 256", "hone"
@@ -37,11 +38,11 @@ THREADS = 8
 def main() -> None:
     """Measure and print."""
     parser = parser_for("encode_gpu", "Passages encoded per second on a GPU against sentence-transformers.")
-    parser.add_argument("--size", choices=tuple(SIZES), help="measure this alone")
+    parser.add_argument("--size", choices=SIZES, help="measure this alone")
     given = parser.parse_args()
     options = options_of(given)
-    if not torch.cuda.is_available():
-        last_line(KEYS, dict.fromkeys(KEYS), dict.fromkeys(KEYS, "this machine has no GPU"))
+    if not torch.cuda.is_available() or not machine.has_bf16("cuda"):
+        last_line(KEYS, dict.fromkeys(KEYS), dict.fromkeys(KEYS, "this machine has no GPU with bf16 in hardware"))
         return
     host = machine.look("cuda")
     show(host.sentence)
@@ -68,8 +69,8 @@ def _measure(
     model = _model(size, scratch / size)
     for contestant, entrant in zip(contestants, _entrants(model), strict=True):
         contestant.ask("load", **entrant.settings)
-    _alternate(contestants, 1, passages)  # warm up
-    answers = _alternate(contestants, options.rounds, passages)
+    alternate(contestants, "work", 1, passages=passages)  # warm up
+    answers = alternate(contestants, "work", options.rounds, passages=passages)
     found = create_encoder(ModelConfig(model, passage_max_length=MAX_LENGTH))
     lengths = [len(ids) for ids in found.tokenize("passage", texts)[0]]
     flops = forward_flops(found.passage.transformer.config.to_dict(), lengths)
@@ -89,10 +90,10 @@ def _measure(
 
 
 def _model(size: str, folder: Path) -> str:
-    if size == "minilm":
+    if size not in SHAPES:
         return model_path("minilm")
     tokenizer = AutoTokenizer.from_pretrained(model_path("minilm"))
-    width, layers, heads = SIZES[size]
+    width, layers, heads = SHAPES[size]
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -107,24 +108,14 @@ def _model(size: str, folder: Path) -> str:
 
 
 def _entrants(model: str) -> list[Entrant]:
-    def peer(name: str, **settings: str) -> Entrant:
-        given = {"model": model, "backend": "torch", "settings": settings, "device": "cuda", "max_length": MAX_LENGTH}
+    def peer(name: str, settings: dict[str, str], batch_size: int) -> Entrant:
+        given = {**shared, "backend": "torch", "settings": settings, "batch_size": batch_size}
         return Entrant(name, "benchmarks.contestants.st_encode", "sentence-transformers", given)
 
-    ours = {"model": model, "precision": "auto", "gpu": {"max_length": MAX_LENGTH}}
+    shared = {"model": model, "device": "cuda", "max_length": MAX_LENGTH}
+    ours = {**shared, "engine": "auto", "precision": "auto", "calibration": ""}
     hone = Entrant(OURS, "benchmarks.contestants.hone_encode", settings=ours)
-    return [peer(DEFAULT), peer(BF16, dtype="bfloat16"), hone]
-
-
-def _alternate(contestants: list[Contestant], rounds: int, passages: str) -> dict[str, list[Answer]]:
-    """As ``benchmarks.alternation.alternate``, each peer with its own size of batch."""
-    sizes = {DEFAULT: {"batch_size": BATCHES[0]}, BF16: {"batch_size": BATCHES[1]}, OURS: {}}
-    answers: dict[str, list[Answer]] = {contestant.entrant.name: [] for contestant in contestants}
-    for _ in range(rounds):
-        for contestant in contestants:
-            name = contestant.entrant.name
-            answers[name].append(contestant.ask("work", passages=passages, **sizes[name]))
-    return answers
+    return [peer(DEFAULT, {}, 32), peer(BF16, {"dtype": "bfloat16"}, BATCH), hone]
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ Does not know training, nor what the vectors are for.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +115,7 @@ class ModelEncoder:
             vectors[piece] = self.encode_tokens(side, self._tokens(side, texts[piece]))
             return len(texts[piece])
 
-        done = 0
-        with streams(min(self.streams, len(pieces)), self._device) as run:
-            for finished in run(encode, pieces):
-                done += finished
-                progress(done, len(texts))
+        self._in_streams(encode, pieces, progress, len(texts))
         return vectors
 
     def _tokens(self, side: Side, texts: Sequence[str]) -> list[list[int]]:
@@ -144,9 +141,13 @@ class ModelEncoder:
             vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id), alone=len(batches) == 1)
             return len(batch)
 
-        done = 0
-        with streams(min(self.streams, len(batches)), self._device) as run:
-            for finished in run(encode, batches):
-                done += finished
-                progress(done, len(token_ids))
+        self._in_streams(encode, batches, progress, len(token_ids))
         return vectors
+
+    def _in_streams(self, encode: Callable[[Any], int], parts: Sequence[Any], progress: Progress, total: int) -> None:
+        """Have all ``parts`` encoded; ``encode`` returns how many texts a part held."""
+        done = 0
+        with streams(min(self.streams, len(parts)), self._device) as run:
+            for finished in run(encode, parts):
+                done += finished
+                progress(done, total)

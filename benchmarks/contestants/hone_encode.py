@@ -15,15 +15,15 @@ LOADED: dict[str, ModelEncoder] = {}
 
 
 def load(
-    model: str, precision: str, engine: str = "auto", calibration: str = "", gpu: dict[str, Any] | None = None
+    model: str, engine: str, precision: str, calibration: str, device: str = "cpu", max_length: int | None = None
 ) -> dict[str, Any]:
-    """Open the encoder; ``calibration`` is a JSON file of passages, "" for none; ``gpu`` has "max_length"."""
+    """Open the encoder; ``calibration`` is a JSON file of passages, "" for none."""
     began = time.perf_counter()
     texts = json.loads(Path(calibration).read_text()) if calibration else []
     LOADED["encoder"] = ModelEncoder(
-        create_encoder(ModelConfig(name=model, passage_max_length=None if gpu is None else gpu["max_length"])),
+        create_encoder(ModelConfig(name=model, passage_max_length=max_length)),
         precision,
-        "cpu" if gpu is None else "cuda",
+        device,
         engine=engine,
         calibration=texts,
     )

@@ -11,22 +11,29 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.contest import compete
 
 LOADED: dict[str, SentenceTransformer] = {}
+BATCH: dict[str, int] = {}
 
 
 def load(
-    model: str, backend: str, settings: dict[str, str], device: str = "cpu", max_length: int | None = None
+    model: str,
+    backend: str,
+    settings: dict[str, str],
+    device: str = "cpu",
+    max_length: int | None = None,
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """Open the encoder; ``settings`` go to the backend, {} is the default."""
     LOADED["model"] = SentenceTransformer(model, device=device, backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # a literal, but from a JSON line
     if max_length is not None:
         LOADED["model"].max_seq_length = max_length
+    BATCH["size"] = batch_size
     return {}
 
 
-def work(passages: str, batch_size: int = 32) -> dict[str, Any]:
+def work(passages: str) -> dict[str, Any]:
     """Encode the passages of a JSON file."""
     texts = json.loads(Path(passages).read_text())
-    vectors = LOADED["model"].encode(texts, show_progress_bar=False, batch_size=batch_size)
+    vectors = LOADED["model"].encode(texts, show_progress_bar=False, batch_size=BATCH["size"])
     return {"vectors": np.asarray(vectors, np.float32)}
 
 

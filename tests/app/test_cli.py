@@ -37,6 +37,12 @@ def test_help_lists_every_command_with_a_sentence(hone: Hone) -> None:
         assert len(listed[name].split()) > 4, name
 
 
+def test_jax_which_bm25s_takes_where_it_is_stays_off_the_gpu(hone: Hone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    hone("--help")
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
 @pytest.mark.parametrize("command", LEAVES, ids=" ".join)
 def test_each_command_has_a_help_that_a_person_can_follow(hone: Hone, command: list[str]) -> None:
     """A sentence on top, and beside each argument and option what it is."""

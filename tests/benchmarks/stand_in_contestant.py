@@ -40,4 +40,7 @@ def fail() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    compete({"load": load, "work": work, "variable": variable, "own_clock": own_clock, "fail": fail}, ["numpy"])
+    compete(
+        {"load": load, "work": work, "variable": variable, "own_clock": own_clock, "fail": fail},
+        ["numpy", "installed-nowhere"],
+    )

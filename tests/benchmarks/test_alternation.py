@@ -27,7 +27,8 @@ def test_an_action_may_count_its_own_seconds() -> None:
 
 def test_versions_are_those_of_the_contestants_environment() -> None:
     with started([QUICK]) as (quick,):
-        assert quick.versions == {"python": sys.version.split()[0], "numpy": np.__version__}
+        there = {"python": sys.version.split()[0], "numpy": np.__version__}
+        assert quick.versions == {**there, "installed-nowhere": "absent"}
 
 
 def test_the_reason_of_a_death_is_told() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import environments
-from benchmarks.environments import PEERS, peers, python_of
+from benchmarks.environments import HERE, PEERS, peers, python_of
 
 
 def test_our_own_environment_is_the_one_that_runs() -> None:
@@ -14,6 +14,13 @@ def test_our_own_environment_is_the_one_that_runs() -> None:
 
 def test_an_unknown_environment_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"'nobody': .*sentence-transformers"):
+        python_of("nobody")
+
+
+def test_peers_run_here_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HERE, "1")
+    assert python_of("infinity") == Path(sys.executable)
+    with pytest.raises(ValueError, match="'nobody'"):
         python_of("nobody")
 
 
