@@ -53,7 +53,7 @@ def main() -> None:
         with started(_entrants(store)) as contestants:
             for contestant in contestants:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
-            cosine = min(_cosines(contestants, texts[:20]))
+            cosine = float(_cosines(contestants, texts[:20]).min())
             show(f"least cosine of a vector to hone's: {cosine:.5f}")
             _measure(contestants, texts, options, {"cosine_min": round(cosine, 5), "machine": host.as_facts()})
 
