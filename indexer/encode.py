@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.shards import Vectors, is_intact, shard_path, write_shard
+from indexer.shards import Vectors, block_name, is_intact, shard_path, write_shard
+from indexer.tokens import encode_texts
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
 from retriever.errors import StoreError
-from retriever.protocols import Encoder, FloatArray, IntArray, Progress
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress, silent
 
 QueryEncoder = Callable[[Sequence[str]], FloatArray]
 """Texts of queries to their vectors float32 [n, dim]."""
@@ -24,9 +25,9 @@ def encode_corpus(
 ) -> Vectors:
     """Return the vectors of ``corpus``, encoding the blocks that ``cache`` does not hold intact.
 
-    ``cache`` is the folder of all passage fingerprints. Progress counts passages, re-used ones included; whatever it
-    raises leaves the finished blocks for the next attempt. Raises StoreError naming the passage for a vector that is
-    not finite or is zero.
+    ``cache`` is the folder of all fingerprints; token ids are kept there, too. Progress counts passages, re-used ones
+    included; whatever it raises leaves the finished blocks for the next attempt. Raises StoreError naming the passage
+    for a vector that is not finite or is zero.
     """
     folder = cache / encoder.fingerprints.passage
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,8 @@ def encode_corpus(
         block = first // BLOCK_ROWS
         if block not in missing:
             continue
-        vectors = encoder.encode_passages(texts, partial(advance, progress, done, total))
+        name, step = block_name(corpus.sha256, block), partial(advance, progress, done, total)
+        vectors = encode_texts(encoder, "passage", texts, cache, name, step, warn)
         write_shard(paths[block], check_encoded(vectors, encoder.dimensions, corpus, range(first, first + len(texts))))
         done += len(texts)
         progress(done, total)
@@ -84,9 +86,10 @@ def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], Non
 
     def encode(texts: Sequence[str]) -> FloatArray:
         folder.mkdir(parents=True, exist_ok=True)
-        path = shard_path(folder, sha256_json(list(texts)), 0)
+        name = sha256_json(list(texts))
+        path = shard_path(folder, name, 0)
         if not is_intact(path, (len(texts), encoder.dimensions), warn):
-            write_shard(path, encoder.encode_queries(texts))
+            write_shard(path, encode_texts(encoder, "query", texts, cache, block_name(name, 0), silent, warn))
         return Vectors([path]).gather(np.arange(len(texts)))
 
     return encode

@@ -15,6 +15,7 @@ import numpy as np
 from indexer.drift import fit_drift
 from indexer.encode import advance, check_encoded
 from indexer.shards import Vectors, is_intact, open_vectors, shard_path, write_shard
+from indexer.tokens import encode_rows
 from retriever.artifacts import Artifact
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
@@ -102,7 +103,8 @@ def _encode_rows(
         block = rows[first : first + BLOCK_ROWS]
         path = shard_path(folder, name, first // BLOCK_ROWS)
         if not is_intact(path, (len(block), encoder.dimensions), warn):
-            vectors = encoder.encode_passages(corpus.texts(block), bound(advance, progress, first, total))
+            step = bound(advance, progress, first, total)
+            vectors = encode_rows(encoder, corpus, block, folder.parent, step, warn)
             write_shard(path, check_encoded(vectors, encoder.dimensions, corpus, block))
         paths.append(path)
         progress(first + len(block), total)

@@ -22,31 +22,44 @@ from retriever.store import Store
 LEFTOVER_SECONDS = 3600.0
 """Age from which a temporary file in the cache belongs to a process that was killed."""
 
+NAMED = ("passage_fingerprint", "query_fingerprint", "passage_tokens_fingerprint", "query_tokens_fingerprint")
+"""Facts of a generation that name folders of the cache."""
+
+
+def block_name(corpus_sha256: str, block: int) -> str:
+    """Return what the cache calls a block of a corpus."""
+    return f"{corpus_sha256}-{block:05d}"
+
 
 def shard_path(folder: Path, corpus_sha256: str, block: int) -> Path:
     """Return where the cache folder of one fingerprint keeps a block's vectors."""
-    return folder / f"{corpus_sha256}-{block:05d}.npy"
+    return folder / f"{block_name(corpus_sha256, block)}.npy"
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar(path: Path) -> Path:
+    """Return where the checksum of the cached file ``path`` stands."""
     return path.with_suffix(".sha256")
 
 
+def write_checked(path: Path, data: bytes) -> None:
+    """Write ``data`` whole, then its checksum beside it: a file without one was never finished."""
+    write_atomic(path, data)
+    write_atomic(sidecar(path), hashlib.sha256(data).hexdigest().encode())
+
+
 def write_shard(path: Path, vectors: FloatArray) -> None:
-    """Write float32 [rows, dim] whole, then its checksum beside it: a shard without one was never finished."""
+    """Write float32 [rows, dim] as ``write_checked`` does."""
     buffer = io.BytesIO()
     np.save(buffer, vectors, allow_pickle=False)
-    data = buffer.getbuffer()
-    write_atomic(path, bytes(data))
-    write_atomic(_sidecar(path), hashlib.sha256(data).hexdigest().encode())
+    write_checked(path, buffer.getvalue())
 
 
 def is_intact(path: Path, shape: tuple[int, int], warn: Callable[[str], None]) -> bool:
     """Tell whether a shard of ``shape`` was finished and is unaltered; an altered one is said through ``warn``."""
-    sidecar = _sidecar(path)
-    if not sidecar.exists():
+    checksum = sidecar(path)
+    if not checksum.exists():
         return False
-    if not path.exists() or sha256_file(path) != sidecar.read_text().strip():
+    if not path.exists() or sha256_file(path) != checksum.read_text().strip():
         warn(f"{path}: missing or altered since it was written; its passages are encoded anew")
         return False
     if (found := _mapped(path).shape) != shape:
@@ -132,7 +145,7 @@ def open_vectors(folder: Path) -> Vectors:
 
 
 def drop_unused(store: Store) -> list[str]:
-    """Delete the cached shards of every fingerprint that no generation on disk names; return those.
+    """Delete the cached shards and tokens of every fingerprint that no generation on disk names; return those.
 
     Also removes what killed processes left half-written. Raises BusyError while another process builds.
     """
@@ -141,7 +154,7 @@ def drop_unused(store: Store) -> list[str]:
         for number in store.generations.numbers():
             try:
                 facts = store.generations.at(number).facts
-                used |= {facts.get("passage_fingerprint"), facts.get("query_fingerprint")}
+                used |= {facts.get(name) for name in NAMED}
             except StoreError:  # a broken generation protects nothing; its reader reports it
                 continue
         for leftover in [*store.embeddings.glob(".tmp-*"), *store.embeddings.glob("*/.tmp-*")]:

@@ -93,12 +93,11 @@ class DualEncoder(nn.Module):
             tower: Tower = getattr(self, side)
             load_adapter(tower.transformer, place)
 
-    def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Return token ids (prompt before each text, cut to the side's maximum length) and how many were cut."""
-        tower, prompt = getattr(self, side), getattr(self.config, f"{side}_prompt")
-        max_length: int = getattr(self.config, f"{side}_max_length")
-        ids, cut = tower.tokenize([prompt + text for text in texts], max_length)
-        return ids, cut
+    def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return token ids (prompt before each text, cut to the side's maximum length) and which texts were cut."""
+        tower: Tower = getattr(self, side)
+        prompt, max_length = getattr(self.config, f"{side}_prompt"), getattr(self.config, f"{side}_max_length")
+        return tower.tokenize([prompt + text for text in texts], max_length)
 
     def forward(self, queries: list[list[int]], passages: list[list[int]], budget: int) -> tuple[Tensor, Tensor]:
         """Return float32 vectors [n, dim] of both sides' token ids, forwarded in batches of about ``budget`` tokens."""
@@ -165,11 +164,15 @@ class DualEncoder(nn.Module):
         sides = {}
         for side in ("query", "passage"):
             tower: Tower = getattr(self, side)
-            how = {
-                "weights": weights[side],
+            tokens = {
                 "tokenizer": tower.tokenizer_sha256(),
                 "prompt": getattr(self.config, f"{side}_prompt"),
                 "max_length": getattr(self.config, f"{side}_max_length"),
+            }
+            sides[f"{side}_tokens"] = f"tokens-{sha256_json([tokens, tower.tokenized_by])}"
+            how = {
+                "weights": weights[side],
+                **tokens,
                 "pooling": tower.pooling,
                 "normalize": tower.normalize_output,
                 "dimensions": tower.dimensions,
@@ -177,7 +180,7 @@ class DualEncoder(nn.Module):
             }
             sides[side] = sha256_json(how)
         space = sha256_json([weights, self.passage.pooling, self.passage.normalize_output, self.dimensions])
-        return Fingerprints(passage=sides["passage"], query=sides["query"], space=space)
+        return Fingerprints(**sides, space=space)
 
     def weights_sha256(self) -> str:
         """Digest of the weights of both towers."""

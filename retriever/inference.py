@@ -18,6 +18,7 @@ from retriever.engines.choice import Choice, Engine, choose, open_engine
 from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
 from retriever.token_batches import mixed, pad, token_batches
+from retriever.tokens import TokenIds, Tokens, joined
 from retriever.tower import Tower
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
@@ -28,7 +29,7 @@ PIECES = {"cpu": sys.maxsize, "cuda": 512, "mps": 512}
 
 
 class ModelEncoder:
-    """Implements retriever.protocols.TokenEncoder over a DualEncoder.
+    """Implements retriever.protocols.TokenEncoder and TokenKeeper over a DualEncoder.
 
     ``cut_texts`` counts the texts of each side that were longer than the model reads.
     ``choice`` tells which engine computes passages, and why. Queries are never computed in int8: there are few of
@@ -98,38 +99,63 @@ class ModelEncoder:
 
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
-        return self._encode("query", texts, progress)
+        return self._encode("query", len(texts), lambda piece: self._tokens("query", texts[piece])[0], progress)
 
     def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the passage tower."""
-        return self._encode("passage", texts, progress)
+        return self._encode("passage", len(texts), lambda piece: self._tokens("passage", texts[piece])[0], progress)
 
-    def _encode(self, side: Side, texts: Sequence[str], progress: Progress) -> FloatArray:
-        size = PIECES[self._device.type]
-        if len(texts) <= size:
-            return self.encode_tokens(side, self._tokens(side, texts), progress)
-        vectors = np.empty((len(texts), self.dimensions), np.float32)
-        pieces = [slice(start, start + size) for start in range(0, len(texts), size)]
+    def encode_keeping(
+        self, side: Side, texts: Sequence[str], progress: Progress = silent
+    ) -> tuple[FloatArray, Tokens]:
+        """Return float32 [len(texts), dimensions], and the token ids of ``texts``, at least one."""
+        kept: dict[int, Tokens] = {}
 
-        def encode(piece: slice) -> int:
-            vectors[piece] = self.encode_tokens(side, self._tokens(side, texts[piece]))
-            return len(texts[piece])
+        def tokens(piece: slice) -> list[list[int]]:
+            token_ids, cut = self._tokens(side, texts[piece])
+            kept[piece.start] = Tokens.of(token_ids, cut)
+            return token_ids
 
-        self._in_streams(encode, pieces, progress, len(texts))
+        vectors = self._encode(side, len(texts), tokens, progress)
+        return vectors, joined([kept[start] for start in sorted(kept)])
+
+    def encode_kept(self, side: Side, tokens: Tokens, progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(tokens), dimensions]; texts that were cut count as if they were tokenized here."""
+        token_ids = tokens.split()
+        vectors = self._encode(side, len(tokens), token_ids.__getitem__, progress)
+        self.cut_texts[side] += int(tokens.cut.sum())
         return vectors
 
-    def _tokens(self, side: Side, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, and count those that were cut; one thread at a time."""
+    def _encode(
+        self, side: Side, count: int, tokens: Callable[[slice], Sequence[TokenIds]], progress: Progress
+    ) -> FloatArray:
+        """Encode ``count`` texts; ``tokens`` gives the ids of a slice of them, to several threads."""
+        size = PIECES[self._device.type]
+        if count <= size:
+            return self.encode_tokens(side, tokens(slice(0, count)), progress)
+        vectors = np.empty((count, self.dimensions), np.float32)
+
+        def encode(piece: slice) -> int:
+            vectors[piece] = self.encode_tokens(side, token_ids := tokens(piece))
+            return len(token_ids)
+
+        pieces = [slice(start, start + size) for start in range(0, count, size)]
+        self._in_streams(encode, pieces, progress, count)
+        return vectors
+
+    def _tokens(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text, and which were cut; these are counted. One thread at a time."""
         with self._tokenizing:  # the tokenizer has threads of its own, and refuses those of others
-            token_ids, cut = self.tokenize(side, texts)
-            self.cut_texts[side] += cut
-        return token_ids
+            token_ids, cut = self._model.tokenize(side, texts)
+            self.cut_texts[side] += sum(cut)
+        return token_ids, cut
 
     def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, cut to the maximum length, and how many texts were cut."""
-        return self._model.tokenize(side, texts)
+        token_ids, cut = self._model.tokenize(side, texts)
+        return token_ids, sum(cut)
 
-    def encode_tokens(self, side: Side, token_ids: Sequence[Sequence[int]], progress: Progress = silent) -> FloatArray:
+    def encode_tokens(self, side: Side, token_ids: Sequence[TokenIds], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(token_ids), dimensions]."""
         vectors = np.empty((len(token_ids), self.dimensions), np.float32)
         if not len(token_ids):

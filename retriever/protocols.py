@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from retriever.tokens import Tokens
+
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
@@ -26,15 +28,21 @@ def silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What identifies vectors: ``passage`` and ``query`` key one tower's, ``space`` tells which two may be compared."""
+    """What identifies vectors: ``passage`` and ``query`` key one tower's, ``space`` tells which two may be compared.
+
+    ``passage_tokens`` and ``query_tokens`` identify the token ids of a side, "" where they are not kept.
+    """
 
     passage: str
     query: str
     space: str
+    passage_tokens: str = ""
+    query_tokens: str = ""
 
     def as_facts(self) -> dict[str, str]:
         """Return them under the names that manifests use."""
-        return {f"{name}_fingerprint" if name != "space" else name: value for name, value in asdict(self).items()}
+        known = {name: value for name, value in asdict(self).items() if value}
+        return {f"{name}_fingerprint" if name != "space" else name: value for name, value in known.items()}
 
 
 class Encoder(Protocol):
@@ -96,6 +104,24 @@ class TokenEncoder(Encoder, Protocol):
 
     def encode_tokens(self, side: Side, token_ids: Sequence[Sequence[int]], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(token_ids), dimensions]."""
+        ...
+
+
+@runtime_checkable
+class TokenKeeper(Encoder, Protocol):
+    """An encoder whose token ids may be kept for the next one: its ``fingerprints`` tell which ids those are.
+
+    Vectors and counts of texts that were cut are the same either way.
+    """
+
+    def encode_keeping(
+        self, side: Side, texts: Sequence[str], progress: Progress = silent
+    ) -> tuple[FloatArray, Tokens]:
+        """Return float32 [len(texts), dimensions], and the token ids of ``texts``."""
+        ...
+
+    def encode_kept(self, side: Side, tokens: Tokens, progress: Progress = silent) -> FloatArray:
+        """Return float32 [len(tokens), dimensions] of texts whose ids ``encode_keeping`` returned."""
         ...
 
 

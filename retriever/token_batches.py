@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retriever.tokens import TokenIds
+
 
 def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
     """Split positions 0…n−1 into batches, longest texts first.
@@ -48,7 +50,7 @@ def _buckets(batch: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArr
     return np.split(batch, starts[1:])
 
 
-def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pad(token_ids: Sequence[TokenIds], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return token ids and mask, int64 [n, longest], padded on the right by ``pad_id`` and 0."""
     lengths = np.array([len(ids) for ids in token_ids])
     mask = np.arange(lengths.max()) < lengths[:, None]

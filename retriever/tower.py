@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from huggingface_hub import hf_hub_download, is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -76,14 +77,14 @@ class Tower(nn.Module):
         vectors = POOLINGS[self.pooling](tokens, attention_mask)
         return normalize(vectors.float(), dim=-1) if self.normalize_output else vectors.float()
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
-        """Return the token ids of each text, cut to ``max_length``, and how many texts were cut."""
+    def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of each text, cut to ``max_length``, and which texts were cut."""
         if not texts:  # which the tokenizer refuses
-            return [], 0
+            return [], []
         encoded = self.tokenizer(
             list(texts), truncation=True, max_length=max_length, padding=False, return_attention_mask=False
         )
-        cut = sum(bool(one.overflowing) for one in encoded.encodings or ())
+        cut = [bool(one.overflowing) for one in encoded.encodings]
         ids: list[list[int]] = encoded["input_ids"]
         return ids, cut
 
@@ -99,6 +100,11 @@ class Tower(nn.Module):
     def tokenizer_sha256(self) -> str:
         """Digest of the tokenizer's rules and vocabulary."""
         return tokenizer_sha256(self.tokenizer)
+
+    @property
+    def tokenized_by(self) -> list[str]:
+        """What else decides a text's ids: which end is cut, and the library."""
+        return [self.tokenizer.truncation_side, tokenizers.__version__]
 
 
 def weights_sha256(transformer: nn.Module) -> str:

@@ -58,12 +58,12 @@ def vectors(encoder: DualEncoder, queries: list[str], passages: list[str], budge
 
 def test_a_prompt_stands_before_each_text_and_counts_in_its_length(tied: DualEncoder) -> None:
     plain = tied.passage.tokenize(["boki baka", "boki bala beki boli"], 64)[0]
-    assert tied.tokenize("query", TEXTS[:2]) == (plain, 0)
+    assert tied.tokenize("query", TEXTS[:2]) == (plain, [False, False])
     assert tied.tokenize("passage", TEXTS[:1])[0] == tied.passage.tokenize(["baka"], 64)[0]
-    assert tied.tokenize("query", TEXTS)[1] == 1  # prompt, 6 words and 2 special tokens are 9
-    assert tied.tokenize("passage", TEXTS)[1] == 0
+    assert sum(tied.tokenize("query", TEXTS)[1]) == 1  # prompt, 6 words and 2 special tokens are 9
+    assert not any(tied.tokenize("passage", TEXTS)[1])
     ids, cut = tied.tokenize("passage", [LONG, *TEXTS, LONG])
-    assert (max(map(len, ids)), cut) == (12, 2)
+    assert (max(map(len, ids)), cut) == (12, [True, *[False] * len(TEXTS), True])
 
 
 @pytest.mark.parametrize("budget", [1, 10, 1000])
@@ -199,6 +199,31 @@ def test_fingerprints_name_all_that_makes_a_vector(tied: DualEncoder, tiny: Path
     assert changed(encoder, lambda it: setattr(it.passage, "normalize_output", False)) == {"query", "passage", "space"}
     assert changed(encoder, set_config(name="moved")) == set()
     assert changed(encoder, set_config(dropout=0.5)) == set()
+
+
+def tokens_changed(encoder: DualEncoder, change: Callable[[DualEncoder], object]) -> set[str]:
+    """Name the sides of whose token ids ``change`` changes the fingerprint."""
+    before = encoder.fingerprints(FP32, FP32)
+    change(encoder)
+    after = encoder.fingerprints(FP32, "torch bf16")
+    return {side for side in ("query", "passage") if vars(before)[f"{side}_tokens"] != vars(after)[f"{side}_tokens"]}
+
+
+def test_token_ids_are_keyed_by_all_that_makes_them_and_not_by_weights(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny)))
+    assert tokens_changed(encoder, lambda it: move(it.passage)) == set()
+    assert tokens_changed(encoder, lambda it: setattr(it.passage, "pooling", "last")) == set()
+    assert tokens_changed(encoder, set_config(query_prompt="q: ")) == {"query"}
+    assert tokens_changed(encoder, set_config(passage_prompt="p: ")) == {"passage"}
+    assert tokens_changed(encoder, set_config(passage_max_length=9)) == {"passage"}
+    both = {"query", "passage"}
+    tokenizer = encoder.passage.tokenizer
+    assert tokens_changed(encoder, lambda _: setattr(tokenizer, "truncation_side", "left")) == both
+    assert tokens_changed(encoder, lambda _: tokenizer.add_tokens(["newword"])) == both
+    assert tokens_changed(encoder, lambda _: setattr(tokenizer.backend_tokenizer, "normalizer", None)) == both
+    assert tokens_changed(encoder, lambda _: monkeypatch.setattr("tokenizers.__version__", "other")) == both
 
 
 def test_a_fingerprint_is_the_same_in_another_copy(tied: DualEncoder, tmp_path: Path) -> None:

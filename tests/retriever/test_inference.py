@@ -7,6 +7,7 @@ import torch
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.inference import PIECES, TOKEN_BUDGETS, ModelEncoder
+from retriever.protocols import Side
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
 
@@ -45,6 +46,25 @@ def test_pieces_of_texts_make_the_same_whole(encoder: ModelEncoder, monkeypatch:
     assert encoder.cut_texts["passage"] == 2 * cut > 0
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("size", [1000, 7])
+@pytest.mark.parametrize("side", ["query", "passage"])
+def test_kept_tokens_give_the_same_bits_and_the_same_count_of_cuts(
+    encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch, side: Side, size: int
+) -> None:
+    """All texts as one piece, and by 7, where two threads make them."""
+    monkeypatch.setitem(PIECES, "cpu", size)
+    encoder.streams = 2
+    expected = encoder.encode_passages(TEXTS) if side == "passage" else encoder.encode_queries(TEXTS)
+    cut = encoder.cut_texts[side]
+    vectors, tokens = encoder.encode_keeping(side, TEXTS)
+    np.testing.assert_array_equal(vectors, expected)
+    assert encoder.cut_texts[side] == 2 * cut > 0
+    assert [ids.tolist() for ids in tokens.split()] == encoder.tokenize(side, TEXTS)[0]
+    told: list[tuple[int, int]] = []
+    np.testing.assert_array_equal(encoder.encode_kept(side, tokens, lambda *now: told.append(now)), expected)
+    assert encoder.cut_texts[side] == 3 * cut and told[-1] == (len(TEXTS), len(TEXTS))
 
 
 def test_the_same_texts_give_the_same_bits(encoder: ModelEncoder) -> None:
