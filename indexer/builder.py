@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from indexer.dev_record import DevRecord
 from indexer.dev_reranking import RerankedDev, rerank_dev
 from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
-from indexer.exact import exact_search
 from indexer.factory import IndexConfig as IndexConfig
 from indexer.factory import check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
-from indexer.faiss_index import built_on, read_index, write_index
+from indexer.faiss_index import built_on, gpu_copy, is_exact, read_index, write_index
 from indexer.gate import METRIC
 from indexer.lexical import ANALYSIS, write_lexical
 from indexer.partial import Partial as Partial
@@ -29,20 +28,22 @@ from indexer.partial import encode_partially
 from indexer.promotion import judge_draft
 from indexer.promotion import promote_if_good as promote_if_good
 from indexer.quality import check_complete, check_self_retrieval, recall_at, recall_with_error
-from indexer.searcher import IndexSearcher
+from indexer.searcher import IndexSearcher, search_exactly
 from indexer.shards import Vectors, link_vectors
 from indexer.tuning import SERVED_DEPTH
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import link_tree
 from retriever.errors import CorruptError, StoreError
-from retriever.protocols import Encoder, FloatArray, Progress, Ranker
+from retriever.protocols import Encoder, FloatArray, IntArray, Progress, Ranker
 from retriever.store import Store
 
 RECALL_DEPTH = 100
 PASSAGES_AS_QUERIES = 256
 MINING_DEPTH = 200
 
+Ask = Callable[[int], tuple[IntArray, FloatArray]]
+"""Depth → what the index finds for the queries that check it, as ``Searcher.search`` returns it."""
 BuildProgress = Callable[[str, int, int], None]
 """Called with (phase, units done, units in all); raises to cancel.
 
@@ -115,15 +116,15 @@ def build_generation(
                 write_index(index, draft.path / "index.faiss")
                 draft.facts["built_on"] = built_on(index)
                 del index  # its memory is free again before the written file is mapped
-            searcher = IndexSearcher(read_index(draft.path / "index.faiss"), choice.parameters, choice.deep)
-            draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice))
-            draft.facts.update(made)
+            searcher = _opened(draft.path / "index.faiss", choice)
+            ask = cache(partial(searcher.search, queries))
+            draft.facts.update(_origin(checkpoint, encoder, inputs), **_description(vectors, choice), **made)
             with _timed(seconds, "check"):
                 progress("check", 0, 1)
-                draft.facts.update(_checked(searcher, vectors, queries, inputs))
+                draft.facts.update(_checked(searcher, ask, vectors, queries, inputs))
             with _timed(seconds, "evaluate"):
                 progress("evaluate", 0, 1)
-                evaluation = _evaluated(searcher, vectors, queries, inputs)
+                evaluation = _evaluated(ask, vectors, queries, inputs)
                 progress("evaluate", 1, 1)
             ranker = inputs.ranker or ranker_of(checkpoint)
             reranked = None
@@ -229,26 +230,34 @@ def _description(vectors: Vectors, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _checked(searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs) -> dict[str, Any]:
+def _opened(path: Path, choice: Choice) -> IndexSearcher:
+    """Open the written index; if it is exact, a GPU answers the queries that check it, where one is."""
+    index = read_index(path)
+    return IndexSearcher(index, choice.parameters, choice.deep, copy=gpu_copy(index) if is_exact(index) else None)
+
+
+def _checked(
+    searcher: IndexSearcher, ask: Ask, vectors: Vectors, queries: FloatArray, inputs: BuildInputs
+) -> dict[str, Any]:
     corpus, seed = inputs.corpus, inputs.config.seed
     check_complete(vectors, len(corpus), searcher.rows)
     check_self_retrieval(searcher.search, vectors, corpus, exact=searcher.exact, seed=seed)
-    exact, _ = exact_search(queries, vectors, RECALL_DEPTH)
-    recall, error = recall_with_error(searcher.search(queries, SERVED_DEPTH)[0], exact, SERVED_DEPTH)
+    exact, _ = search_exactly(queries, vectors, RECALL_DEPTH)
+    deep, _ = ask(RECALL_DEPTH)
+    served = deep if searcher.exact else ask(SERVED_DEPTH)[0]
+    recall, error = recall_with_error(served, exact, SERVED_DEPTH)
     return {
         "recall_at_10": recall,
         "recall_at_10_error": error,
-        "recall_at_100": recall_at(searcher.search(queries, RECALL_DEPTH)[0], exact, RECALL_DEPTH),
+        "recall_at_100": recall_at(deep, exact, RECALL_DEPTH),
         "recall_queries": {"from": "passages" if inputs.dev is None else "dev", "count": len(queries)},
     }
 
 
-def _evaluated(
-    searcher: IndexSearcher, vectors: Vectors, queries: FloatArray, inputs: BuildInputs
-) -> Evaluation | None:
+def _evaluated(ask: Ask, vectors: Vectors, queries: FloatArray, inputs: BuildInputs) -> Evaluation | None:
     # The vectors of a partial generation say too little of its model.
     dev = inputs.dev if inputs.partial is None else None
-    return None if dev is None else evaluate(dev, queries, vectors, searcher.search)
+    return None if dev is None else evaluate(dev, queries, vectors, lambda _, depth: ask(depth))
 
 
 def _reranked(

@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from indexer.exact import exact_search
 from indexer.faiss_index import build_index, bytes_in_memory, expected_bytes, least_rows, search_index, tunable
 from indexer.quality import recall_at
+from indexer.searcher import search_exactly
 from indexer.shards import Vectors
 from indexer.tuning import SERVED_DEPTH, Parameters, Point, corners, walk_edge
 from retriever.errors import InputError
@@ -54,15 +55,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Probe:
-    """What indexes of the same vectors are measured with: queries float32 [q, dim] and their exact rows [q, depth]."""
+    """What indexes of ``vectors`` are measured with: queries float32 [q, dim], and the depth of recall."""
 
     queries: FloatArray
-    exact: IntArray
+    vectors: Vectors
+    depth: int
 
-    @property
-    def depth(self) -> int:
-        """Depth of the exact rows, at which recall is measured."""
-        return int(self.exact.shape[1])
+    @cached_property
+    def exact(self) -> IntArray:
+        """Rows int32 [q, depth] by exact search, made when an index is measured: that of a generation before is not."""
+        return search_exactly(self.queries, self.vectors, self.depth)[0]
 
     def measure(self, index: "Index", parameters: Parameters) -> Point:
         """Search once, and return parameters, recall, queries and queries_per_second."""
@@ -82,10 +84,10 @@ Probes = tuple[Probe, Probe | None]
 
 
 def make_probe(vectors: Vectors, queries: FloatArray, depth: int = SERVED_DEPTH) -> Probe:
-    """Search ``queries`` exactly: evenly spread ones, at most 1,000 at depth 10 and 250 below; a point counts them."""
+    """Measure with evenly spread ``queries``, at most 1,000 at depth 10 and 250 below; a point counts them."""
     most = MEASURED_QUERIES if depth <= SERVED_DEPTH else DEEP_QUERIES
     queries = queries[:: max(1, math.ceil(len(queries) / most))]
-    return Probe(queries, exact_search(queries, vectors, depth)[0])
+    return Probe(queries, vectors, depth)
 
 
 def tune(index: "Index", probe: Probe, target_recall: float) -> list[Point]:

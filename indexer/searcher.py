@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.exact import exact_search
 from indexer.faiss_gpu import MOST_DEPTH
 from indexer.faiss_index import empty_index, fits_gpu, gpu_copy, is_exact, read_index, search_index
-from indexer.shards import open_vectors
+from indexer.shards import Vectors, open_vectors
 from indexer.tuning import SERVED_DEPTH, interpolate
 from retriever.artifacts import Artifact
 from retriever.errors import CorruptError
@@ -146,3 +147,14 @@ def exact_searcher(dimensions: int, blocks: Iterable[FloatArray]) -> IndexSearch
     for block in blocks:
         index.add(np.ascontiguousarray(block))
     return IndexSearcher(index, {}, copy=gpu_copy(index))
+
+
+def search_exactly(queries: FloatArray, vectors: Vectors, depth: int) -> tuple[IntArray, FloatArray]:
+    """Search all ``vectors`` like ``exact_search``, on a GPU where one is, they fit, and it goes so deep.
+
+    There, rows whose scores differ by rounding alone may change places. Raises StoreError if other processes have left
+    no room on it.
+    """
+    if min(depth, len(vectors)) > MOST_DEPTH or not fits_gpu(len(vectors), vectors.dimensions):
+        return exact_search(queries, vectors, depth)
+    return exact_searcher(vectors.dimensions, (block for _, block in vectors.blocks())).search(queries, depth)

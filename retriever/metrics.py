@@ -90,9 +90,11 @@ class PooledAuc:
         flat = _finite(scores)
         for start in range(0, flat.size, CHUNK_SCORES):
             chunk = flat[start : start + CHUNK_SCORES]
-            not_above = np.searchsorted(self._positives, chunk, side="right").sum(dtype=np.int64)
-            below = np.searchsorted(self._positives, chunk, side="left").sum(dtype=np.int64)
-            self._half_wins += 2 * self._positives.size * chunk.size - int(not_above) - int(below)
+            rivals = np.sort(chunk[chunk >= self._positives.min(initial=np.inf)])  # the others lose to every positive
+            # To look up each positive among the many is several times faster than each of the many among positives.
+            below = np.searchsorted(rivals, self._positives, side="left").sum(dtype=np.int64)
+            not_above = np.searchsorted(rivals, self._positives, side="right").sum(dtype=np.int64)
+            self._half_wins += 2 * self._positives.size * (chunk.size - rivals.size) + int(below) + int(not_above)
             self._add_moments(chunk.astype(np.float64))
 
     def _add_moments(self, chunk: Float64) -> None:

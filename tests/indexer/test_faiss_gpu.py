@@ -9,15 +9,19 @@ import pytest
 
 import indexer.searcher
 from indexer import faiss_gpu, faiss_index
+from indexer.builder import IndexConfig, build_generation
 from indexer.exact import exact_search
+from indexer.faiss_auto import make_probe
 from indexer.faiss_gpu import assigns_on_gpu, clusters_on_gpu, has_gpu, searches_on_gpu
 from indexer.faiss_index import build_index, built_on, empty_index, layers, search_index, write_index
 from indexer.quality import recall_at
-from indexer.searcher import exact_searcher, open_batch_searcher
+from indexer.searcher import exact_searcher, open_batch_searcher, search_exactly
 from indexer.shards import Vectors
 from retriever.artifacts import Artifact
+from retriever.data import Corpus
 from retriever.errors import StoreError
-from tests.indexer.planted import plant_vectors, unit_rows
+from retriever.store import Store
+from tests.indexer.planted import build_inputs, plant_checkpoint, plant_vectors, unit_rows
 
 QUERIES = unit_rows(40, 16, seed=1)
 WHERE = {
@@ -165,6 +169,45 @@ def test_many_passages_are_mined_exactly_where_a_gpu_holds_them(
     assert open_batch_searcher(generation).exact == (room > 10)
 
 
+def test_exact_checks_ask_a_gpu_that_holds_the_vectors_as_deep_as_it_goes(
+    vectors: Vectors, with_gpu: GpuFaiss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, scores = exact_search(QUERIES, vectors, 50)
+    found, of_found = search_exactly(QUERIES, vectors, 50)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(of_found, scores, atol=1e-6)
+    assert [copy.ntotal for copy in with_gpu.copies] == [2000]
+    np.testing.assert_array_equal(make_probe(vectors, QUERIES).exact, expected[:, :10])
+    assert len(with_gpu.copies) == 2, "so does the choice of search parameters"
+    monkeypatch.setattr(indexer.searcher, "MOST_DEPTH", 49)
+    np.testing.assert_array_equal(search_exactly(QUERIES, vectors, 50)[0], expected)
+    assert len(with_gpu.copies) == 2, "too deep for it"
+
+
+def test_without_room_or_a_gpu_exact_checks_stay_on_the_cpu(
+    vectors: Vectors, with_gpu: GpuFaiss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_gpu, "MOST_VECTOR_BYTES", 4 * 2000 * 16 - 1)
+    np.testing.assert_array_equal(search_exactly(QUERIES, vectors, 10)[0], exact_search(QUERIES, vectors, 10)[0])
+    assert with_gpu.copies == []
+
+
+@pytest.mark.parametrize(("factory", "copies"), [("Flat", [3, 2]), ("IVF4,SQ8", [3, 3])])
+def test_a_build_is_checked_and_measured_on_dev_on_the_gpu(
+    tiny: tuple[Store, Corpus], tiny_data: Path, with_gpu: GpuFaiss, factory: str, copies: list[int]
+) -> None:
+    """The vectors go there once for recall and once for each tuned depth (of Flat in the first build alone), and so
+    does an index that compares them all; one of lists answers dev from where it is served.
+    """
+    store, corpus = tiny
+    inputs = build_inputs(tiny_data, corpus, IndexConfig(factory=factory, target_recall=0.1))
+    for step, expected in enumerate(copies):
+        with_gpu.copies.clear()
+        made = build_generation(store, plant_checkpoint(store, step, step), inputs, lambda *_: None, lambda _: None)
+        assert [copy.ntotal for copy in with_gpu.copies].count(60) == expected
+        assert factory != "Flat" or (made.facts["recall_at_10"], made.facts["recall_at_100"]) == (1, 1)
+
+
 @pytest.fixture(scope="module")
 def real_gpu() -> None:
     """Skip where there is none."""
@@ -212,5 +255,7 @@ def test_a_real_gpu_finds_the_same_rows(many: Vectors) -> None:
     clear = apart[:, :200] & apart[:, 1:]
     np.testing.assert_array_equal(rows[clear], exact[:, :200][clear])
     assert recall_at(rows, exact, 200) > 0.999
+    checked, _ = search_exactly(queries, many, 200)
+    np.testing.assert_array_equal(checked[clear], exact[:, :200][clear])
     deep, _ = searcher.search(queries[:3], 3000)
     assert recall_at(deep, exact_search(queries[:3], many, 3000)[0], 3000) > 0.999
