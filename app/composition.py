@@ -16,6 +16,7 @@ from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
 from app.rankers import teaching_ranker
 from indexer.shards import open_vectors
+from indexer.slices import check_slices
 from miner.audit import plant
 from miner.batch_plans import ClusterPlan, RandomPlan, StoredPlan
 from miner.generations import check_pinned
@@ -83,6 +84,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         train, judged = with_verdicts(config, path.parent, corpus, train, warn)
         loaded.append((train, dev, judged))
         try:
+            check_slices(config.index.slices, dev)
             config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
             if config.ranker is not None:
                 RandomPlan(len(train), config.ranker.batch_size, config.seed, "ranker")

@@ -13,6 +13,7 @@ from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles
 from indexer.dev_record import read_record
 from indexer.factory import check_config
 from indexer.gate import is_partial
+from indexer.slices import check_slices
 from retriever.artifacts import CURRENT, SERVED, Artifact
 from retriever.beir import find_file
 from retriever.checkpoint import can_be_resumed, publish_model
@@ -47,7 +48,9 @@ def index_data(
 
     def load(corpus: Corpus) -> None:
         check_config(config, encoder.dimensions, len(corpus))
-        loaded.append(_dev_queries(data, corpus, report, skip_missing=skip_missing))
+        dev = _dev_queries(data, corpus, report, skip_missing=skip_missing)
+        check_slices(config.slices, dev)
+        loaded.append(dev)
 
     store = Store(store_root, create=True)
     with store.generations.writer():

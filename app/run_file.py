@@ -110,6 +110,7 @@ factory = "auto"            # or any FAISS factory string
 target_recall = 0.95
 # max_memory_mb = 500       # the most that the index may take; "auto" then compresses more
 # rerank_depth = 20         # hits of dev queries by which the gate judges a ranker; 0: it does not
+# slices = ["language"]     # fields of the dev queries' metadata: the gate looks at each value by itself
 engine = "auto"             # what encodes: torch or openvino; the run says which it took, and why
 lexical = true              # an index of the words too, so that a server can search by them
 precision = "auto"          # of encoding; "fp32" is exact everywhere, "int8" needs openvino

@@ -30,6 +30,7 @@ from indexer.promotion import promote_if_good as promote_if_good
 from indexer.quality import check_complete, check_self_retrieval, recall_at, recall_with_error
 from indexer.searcher import IndexSearcher, search_exactly
 from indexer.shards import Vectors, link_vectors
+from indexer.slices import check_slices
 from indexer.tuning import SERVED_DEPTH
 from retriever.artifacts import SERVED, Artifact
 from retriever.data import Corpus, QuerySet
@@ -103,6 +104,7 @@ def build_generation(
     with store.generations.writer():
         encoder = inputs.open_encoder(checkpoint)
         check_config(config, encoder.dimensions, len(corpus))
+        check_slices(config.slices, inputs.dev)
         with _timed(seconds, "encode"):
             vectors, made = _encode(store, encoder, inputs, partial(progress, "encode"), warn)
             check_complete(vectors, len(corpus))

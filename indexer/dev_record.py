@@ -24,7 +24,8 @@ class DevRecord:
     """The dev queries of one generation; ``figures`` float32 [Q] are their nDCG@10.
 
     ``judgements[i]`` maps a passage id to its relevance for query i: ids outlast a corpus, rows do not. ``reranked``
-    float32 [Q] are the figures after reranking, nan where that was not measured; None without a ranker.
+    float32 [Q] are the figures after reranking, nan where that was not measured; None without a ranker. ``metadata`` is
+    as a QuerySet has it.
     """
 
     split: str
@@ -33,6 +34,7 @@ class DevRecord:
     judgements: Sequence[Mapping[str, int]]
     figures: FloatArray
     reranked: FloatArray | None = None
+    metadata: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -41,12 +43,15 @@ class DevRecord:
         """Return the record of ``queries``, judged over ``corpus``."""
         judged = [{corpus.id(row): grade for row, grade in rows.items()} for rows in queries.judgements]
         of_queries = np.asarray(figures, np.float32)
-        return cls(queries.split, list(queries.ids), list(queries.texts), judged, of_queries, reranked)
+        texts = list(queries.texts)
+        return cls(queries.split, list(queries.ids), texts, judged, of_queries, reranked, list(queries.metadata))
 
     def write(self, folder: Path) -> None:
         """Write the record below ``folder``, that of a generation in the making."""
         (folder / "dev").mkdir()
         queries = {"split": self.split, "ids": self.ids, "texts": self.texts, "judgements": self.judgements}
+        if self.metadata:
+            queries["metadata"] = self.metadata
         (folder / QUERIES).write_text(json.dumps(queries, ensure_ascii=False), encoding="utf-8")
         np.save(folder / FIGURES, self.figures)
         if self.reranked is not None:
@@ -59,9 +64,11 @@ class DevRecord:
             queries = json.loads((folder / QUERIES).read_text(encoding="utf-8"))
             figures = np.load(folder / FIGURES)
             reranked = np.load(folder / RERANKED) if (folder / RERANKED).exists() else None
-            record = cls(queries["split"], queries["ids"], queries["texts"], queries["judgements"], figures, reranked)
-            lengths = {len(record.ids), len(record.texts), len(record.judgements), len(figures)}
-            if len(lengths | (set() if reranked is None else {len(reranked)})) > 1:
+            ids, texts, judgements = (queries[name] for name in ("ids", "texts", "judgements"))
+            metadata = queries.get("metadata", ())
+            record = cls(queries["split"], ids, texts, judgements, figures, reranked, metadata)
+            optional = [part for part in (reranked, metadata or None) if part is not None]
+            if len({len(part) for part in (ids, texts, judgements, figures, *optional)}) > 1:
                 raise ValueError("the parts differ in their number of queries")
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{folder / 'dev'}: unreadable ({error}); build it again") from error
@@ -75,7 +82,7 @@ class DevRecord:
             warn(f"{len(gone)} judged passages of the dev queries are not in corpus {corpus.number}: {gone[0]} …")
         judged = [{rows[name]: grade for name, grade in names.items()} for names in self.judgements]
         known = [{row: grade for row, grade in grades.items() if row is not None} for grades in judged]
-        return QuerySet(self.split, self.ids, self.texts, known)
+        return QuerySet(self.split, self.ids, self.texts, known, self.metadata)
 
 
 def read_record(generation: Artifact) -> DevRecord | None:

@@ -6,7 +6,7 @@ Does not know artifacts on disk, encoders or judgements.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.faiss_auto import Choice, Probes, choose_index, fitting, make_probe, pick, tune, tune_deep
@@ -34,8 +34,9 @@ class IndexConfig:
     that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
     what is fastest on this hardware among those that are as good as float32); ``lexical`` adds an index of the words,
     by which a server can search too; ``rerank_depth``: where a generation holds a ranker, the gate has that rerank so
-    many hits of dev queries and judges what it makes of them (0: the gate does not ask). Raises InputError naming the
-    key that is out of range.
+    many hits of dev queries and judges what it makes of them (0: the gate does not ask); ``slices``: fields of the dev
+    queries' metadata, and no queries of one value may fall by themselves. Raises InputError naming the key that is out
+    of range.
     """
 
     factory: str = "auto"
@@ -47,6 +48,7 @@ class IndexConfig:
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     lexical: bool = True
     rerank_depth: int = 20
+    slices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.factory.strip():
@@ -59,6 +61,8 @@ class IndexConfig:
             raise InputError('[index] search needs a factory; with "auto" the parameters are chosen too')
         if not 0 <= self.rerank_depth <= MOST_RERANKED:
             raise InputError(f"[index] rerank_depth = {self.rerank_depth}; write 0 to {MOST_RERANKED}")
+        if len({*self.slices}) < len(self.slices):
+            raise InputError(f"[index] slices = {[*self.slices]}: name each field once")
 
     @property
     def most_bytes(self) -> float:
@@ -86,7 +90,9 @@ def earlier_choice(facts: Mapping[str, Any], config: IndexConfig, corpus_sha256:
     Kept, a choice makes the next generations repeatable: measured speed is not.
     """
     made = facts.get("index_config")
-    if made is None or IndexConfig(**made) != config or facts.get("corpus_sha256") != corpus_sha256:
+    if made is None or facts.get("corpus_sha256") != corpus_sha256:
+        return None
+    if replace(IndexConfig(**made), slices=config.slices) != config:  # slices have no say in the index
         return None
     return Choice(facts["factory"], facts["search"], facts["front"], facts.get("search_deep"))
 

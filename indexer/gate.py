@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexer.flips import flipped
+from indexer.slices import Slice
 from retriever.protocols import FloatArray
 
 METRIC = "nDCG@10"
@@ -22,6 +23,8 @@ MOST_FLIPS = 0.1
 """Share of the dev queries that may go from answered to not answered."""
 LEAST_QUERIES_OF_A_SLICE = 20
 """A slice with fewer dev queries is not looked at by itself."""
+SHOWN_SMALL = 20
+"""So many of the slices that are not looked at are named; all are counted."""
 MOST_ROWS_LOST = 0.01
 """Share of the passages by which the corpus may shrink."""
 DRAWS, BLOCK_DRAWS = 10_000, 500
@@ -30,11 +33,11 @@ Facts = Mapping[str, Any]
 
 
 class Pairs(NamedTuple):
-    """nDCG@10 float32 [n] of the queries that two generations have in common; ``slices`` names each one's, or none."""
+    """nDCG@10 float32 [n] of the queries that two generations have in common, and the ``slices`` that they are in."""
 
     now: FloatArray
     before: FloatArray
-    slices: Sequence[str] = ()
+    slices: Sequence[Slice] = ()
 
 
 class Reranked(NamedTuple):
@@ -51,12 +54,34 @@ NOT_RERANKED = Reranked()
 
 
 @dataclass(frozen=True)
+class SliceFigures:
+    """Mean nDCG@10 of the ``queries`` of a slice, ``now`` and ``before``.
+
+    ``probability``: that of such a fall by chance, times the number of slices (Bonferroni); None for less than a fall
+    beyond the margin.
+    """
+
+    name: str
+    queries: int
+    now: float
+    before: float
+    probability: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Check:
     """One of the gate's questions: its ``name``, whether it ``passed``, and the figures that say why."""
 
     name: str
     passed: bool
     reason: str
+    slices: tuple[SliceFigures, ...] = ()
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return what a manifest keeps."""
+        facts = asdict(self)
+        return facts if self.slices else {name: facts[name] for name in ("name", "passed", "reason")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ class GateVerdict:
 
     def as_facts(self) -> dict[str, Any]:
         """Return what a manifest keeps."""
-        return {**asdict(self), "checks": [asdict(check) for check in self.checks]}
+        return {**asdict(self), "checks": [check.as_facts() for check in self.checks]}
 
 
 def is_partial(facts: Facts) -> bool:
@@ -174,19 +199,30 @@ def probability_of_fall(differences: FloatArray, seed: int = 0) -> float:
 
 def _slices(pairs: Pairs) -> Iterator[Check]:
     """No slice may fall as the whole may not; chance is multiplied by the number of slices (Bonferroni)."""
-    names, counts = np.unique(np.array(pairs.slices, str), return_counts=True)
-    looked_at = [str(name) for name, count in zip(names, counts, strict=True) if count >= LEAST_QUERIES_OF_A_SLICE]
-    if len(names) < 2 or not looked_at:
+    parts = [one for one in pairs.slices if len(one.places) < len(pairs.now)]  # the whole is what "dev" looks at
+    if not parts:
         return
-    differences = pairs.now - pairs.before
-    fallen = []
-    for name in looked_at:
-        own = np.array([one == name for one in pairs.slices])
-        fall = -float(differences[own].mean())
-        if fall > MARGIN and probability_of_fall(differences[own]) * len(looked_at) < CHANCE:
-            fallen.append(f"{name!r} by {fall:.4f} over {own.sum()} queries")
+    looked_at = [one for one in parts if len(one.places) >= LEAST_QUERIES_OF_A_SLICE]
+    small = [one.name for one in parts if len(one.places) < LEAST_QUERIES_OF_A_SLICE]
+    figures = tuple(_slice_figures(one, pairs, len(looked_at)) for one in looked_at)
+    fallen = [
+        f"{one.name!r} by {one.before - one.now:.4f} over {one.queries} queries" for one in figures if not one.passed
+    ]
     told = f"of {len(looked_at)} slices of the dev queries with at least {LEAST_QUERIES_OF_A_SLICE} "
-    yield Check("slices", not fallen, told + (f"fell: {', '.join(fallen)}" if fallen else "none fell"))
+    told += f"fell: {', '.join(fallen)}" if fallen else "none fell"
+    if small:
+        named = ", ".join(map(repr, small[:SHOWN_SMALL])) + (", …" if len(small) > SHOWN_SMALL else "")
+        told += f"; not looked at, since they have fewer: {len(small)} ({named})"
+    yield Check("slices", not fallen, told, figures)
+
+
+def _slice_figures(one: Slice, pairs: Pairs, slices: int) -> SliceFigures:
+    now, before = pairs.now[one.places], pairs.before[one.places]
+    differences, probability = now - before, None
+    if -float(differences.mean()) > MARGIN:
+        probability = min(1.0, probability_of_fall(differences) * slices)
+    passed = probability is None or probability >= CHANCE
+    return SliceFigures(one.name, len(now), float(now.mean()), float(before.mean()), probability, passed)
 
 
 def _flips(now: FloatArray, before: FloatArray) -> Check:

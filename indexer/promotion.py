@@ -4,6 +4,7 @@ Does not know how a generation is built or what the gate's rule is. Each move of
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from indexer.dev_record import (
     shared_queries,
 )
 from indexer.gate import NOT_RERANKED, Facts, GateVerdict, Pairs, Reranked, is_partial, judge
+from indexer.slices import slices_of
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact, Draft
 from retriever.durable import append_line, read_lines
 from retriever.errors import InputError, StoreError
-from retriever.joining import SEPARATOR
 from retriever.protocols import FloatArray, IntArray
 from retriever.store import Store
 
@@ -95,7 +96,8 @@ def _verdict(
     store: Store, facts: Facts, record: DevRecord | None, served: Artifact | None, old: DevRecord | None
 ) -> GateVerdict:
     """Judge a generation by its ``facts`` and dev ``record`` against the ``served`` one, whose record is ``old``."""
-    pairs = None if record is None or old is None else compare(record, old)
+    fields = facts.get("index_config", {}).get("slices", ())
+    pairs = None if record is None or old is None else compare(record, old, fields)
     alike = served is not None and _reranking(facts) == _reranking(served.facts)
     reranked = NOT_RERANKED if record is None else compare_reranked(record, old if alike else None)
     return judge(facts, None if served is None else served.facts, _facts(store, BEST), pairs, reranked)
@@ -175,15 +177,12 @@ def _differences(new: DevRecord, old: DevRecord, now: FloatArray, before: FloatA
     return found
 
 
-def compare(new: DevRecord, old: DevRecord) -> Pairs:
-    """Return the figures of the queries that both have; a query's slice is what its id has before the first "/".
-
-    That is the data set that it came from where several are joined. Where an id has none there are no slices.
-    """
+def compare(new: DevRecord, old: DevRecord, fields: Sequence[str] = ()) -> Pairs:
+    """Return the figures of the queries that both have, with slices by data set and by ``fields`` of their metadata."""
     here, there = shared_queries(new, old)
-    parts = [new.ids[place].partition(SEPARATOR) for place in here]
-    slices = [name for name, separator, _ in parts if separator]
-    return Pairs(new.figures[here], old.figures[there], slices if len(slices) == len(parts) else ())
+    metadata = [new.metadata[place] for place in here] if new.metadata else ()
+    slices = slices_of([new.ids[place] for place in here], metadata, fields)
+    return Pairs(new.figures[here], old.figures[there], slices)
 
 
 def compare_reranked(new: DevRecord, old: DevRecord | None) -> Reranked:

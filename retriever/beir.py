@@ -112,11 +112,30 @@ def _metadata(path: Path, number: int, record: Mapping[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True) if metadata else ""
 
 
+@dataclass(frozen=True)
+class QueryLine:
+    """One line of queries.jsonl; ``metadata`` is the JSON object that it has under that name, as text, or empty."""
+
+    number: int
+    id: str
+    text: str
+    metadata: str
+
+
 def read_queries(folder: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line number, id, text) of the queries. Raises InputError for a missing field or an empty text."""
+    """Yield (line number, id, text) of the queries. Raises InputError like ``read_query_lines``."""
+    for line in read_query_lines(folder):
+        yield line.number, line.id, line.text
+
+
+def read_query_lines(folder: Path) -> Iterator[QueryLine]:
+    """Yield the lines of the queries.
+
+    Raises InputError for a missing field, an empty text, and metadata that is no object.
+    """
     path = find_file(folder, "queries.jsonl")
     for number, record in read_json_lines(path):
         query_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
         if not text.strip():
             raise InputError(f"{path}:{number}: query {query_id!r} has an empty text; remove it or fill it")
-        yield number, query_id, text
+        yield QueryLine(number, query_id, text, _metadata(path, number, record))

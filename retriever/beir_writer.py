@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from retriever.durable import publish_folder
 from retriever.errors import InputError
@@ -31,9 +31,10 @@ class DatasetWriter:
         _write_line(self._corpus, {"_id": passage_id, "title": title, "text": text})
         self.passages += 1
 
-    def add_query(self, query_id: str, text: str) -> None:
-        """Append a line to queries.jsonl."""
-        _write_line(self._queries, {"_id": query_id, "text": text})
+    def add_query(self, query_id: str, text: str, metadata: str = "") -> None:
+        """Append a line to queries.jsonl; ``metadata`` is a JSON object as text, or empty."""
+        fields = {"metadata": json.loads(metadata)} if metadata else {}
+        _write_line(self._queries, {"_id": query_id, "text": text, **fields})
         self.queries += 1
 
     def write_qrels(self, split: str, judgements: Iterable[tuple[str, str, int]]) -> int:
@@ -47,7 +48,7 @@ class DatasetWriter:
         return count
 
 
-def _write_line(file: TextIO, record: dict[str, str]) -> None:
+def _write_line(file: TextIO, record: dict[str, Any]) -> None:
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -121,13 +121,15 @@ class Corpus:
 class QuerySet:
     """The judged queries of one split; a query row is a position in ``ids``.
 
-    ``judgements[i]`` maps a corpus row to its relevance for query i: above 0 is relevant.
+    ``judgements[i]`` maps a corpus row to its relevance for query i: above 0 is relevant. ``metadata[i]`` is the JSON
+    object of its line as text, empty where it has none; without any ``metadata`` is empty.
     """
 
     split: str
     ids: Sequence[str]
     texts: Sequence[str]
     judgements: Sequence[Mapping[int, int]]
+    metadata: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,7 +141,7 @@ class QuerySet:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the queries and their judgements."""
+        """Digest of the queries and their judgements; figures do not depend on metadata."""
         digest = hashlib.sha256()
         for name, text, judged in zip(self.ids, self.texts, self.judgements, strict=True):
             digest.update(repr((name, text, sorted(judged.items()))).encode())
@@ -153,4 +155,5 @@ class QuerySet:
             [self.ids[i] for i in picked],
             [self.texts[i] for i in picked],
             [self.judgements[i] for i in picked],
+            [self.metadata[i] for i in picked] if self.metadata else (),
         )

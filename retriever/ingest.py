@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retriever.artifacts import Artifact, Draft
-from retriever.beir import PassageLine, find_file, read_corpus, read_queries
+from retriever.beir import PassageLine, QueryLine, find_file, read_corpus, read_query_lines
 from retriever.carving import places
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
 from retriever.durable import sha256_file
@@ -120,19 +120,21 @@ def load_query_set(
     judged = _read_judgements(folder, name, corpus, skip_missing, warn)
     if carved:
         judged = _carve(judged, _fraction(split, carved))
-    ids, texts = [], []
+    kept: list[QueryLine] = []
     seen: set[str] = set()
-    for line, query_id, text in read_queries(folder):
-        if query_id in seen:
-            raise InputError(f"{find_file(folder, 'queries.jsonl')}:{line}: duplicate id {query_id!r}")
-        seen.add(query_id)
-        if query_id in judged:
-            ids.append(query_id)
-            texts.append(text)
+    for line in read_query_lines(folder):
+        if line.id in seen:
+            raise InputError(f"{find_file(folder, 'queries.jsonl')}:{line.number}: duplicate id {line.id!r}")
+        seen.add(line.id)
+        if line.id in judged:
+            kept.append(line)
     _report_unknown(folder, name, [q for q in judged if q not in seen], "query", skip_missing, warn)
-    if not any(grade > 0 for query_id in ids for grade in judged[query_id].values()):
+    judgements = [judged[line.id] for line in kept]
+    if not any(grade > 0 for of_query in judgements for grade in of_query.values()):
         raise InputError(f"{folder}/qrels/{name}.tsv: split {split!r} has no relevant (query, passage) pair")
-    return QuerySet(split, ids, texts, [judged[query_id] for query_id in ids])
+    metadata = [line.metadata for line in kept]
+    ids, texts = [line.id for line in kept], [line.text for line in kept]
+    return QuerySet(split, ids, texts, judgements, metadata if any(metadata) else ())
 
 
 def _read_judgements(

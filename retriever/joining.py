@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import find_qrels, read_passages, read_queries
+from retriever.beir import find_qrels, read_passages, read_query_lines
 from retriever.beir_writer import new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -40,8 +40,8 @@ def join_datasets(folders: Mapping[str, Path], out: Path) -> JoinSummary:
         for name, folder in folders.items():
             for _, passage, title, text in read_passages(folder):
                 writer.add_passage(f"{name}{SEPARATOR}{passage}", title, text)
-            for _, query, text in read_queries(folder):
-                writer.add_query(f"{name}{SEPARATOR}{query}", text)
+            for query in read_query_lines(folder):
+                writer.add_query(f"{name}{SEPARATOR}{query.id}", query.text, query.metadata)
         found = {name: find_qrels(folder) for name, folder in folders.items()}
         splits = sorted({split for paths in found.values() for split in paths})
         judgements = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import find_qrels, read_passages, read_queries
+from retriever.beir import find_qrels, read_passages, read_query_lines
 from retriever.beir_writer import new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -67,8 +67,8 @@ def split_documents(data: Path, out: Path, words: int = 120, overlap: int = 20) 
             for number, piece in enumerate(slices):
                 writer.add_passage(f"{name}#{number}", title, piece)
             pieces[name] = len(slices)
-        for _, name, text in read_queries(data):
-            writer.add_query(name, text)
+        for query in read_query_lines(data):
+            writer.add_query(query.id, query.text, query.metadata)
         judgements = {
             split: writer.write_qrels(split, _copied(path, pieces)) for split, path in find_qrels(data).items()
         }

@@ -70,6 +70,10 @@ def index(
     rerank_depth: Annotated[
         int, typer.Option("--rerank-depth", help="Hits of dev queries that the gate has its ranker rerank; 0: none.")
     ] = 20,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="A field of the dev queries' metadata: the gate looks at each value by itself."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Work on the rebuilds and promotions that others queue, until a signal.")
     ] = False,
@@ -88,7 +92,12 @@ def index(
         return
     with progress_view() as report, saved_ranker(ranker) as files:
         config = IndexConfig(
-            factory, target_recall, engine=engine.value, precision=precision.value, rerank_depth=rerank_depth
+            factory,
+            target_recall,
+            engine=engine.value,
+            precision=precision.value,
+            rerank_depth=rerank_depth,
+            slices=tuple(slices or ()),
         )
         if data is None:
             generation = rebuild(Store(root), config, report, ranker=files)

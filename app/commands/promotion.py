@@ -98,3 +98,9 @@ def _show(line: dict[str, Any], as_json: bool) -> None:
     print(f"serves generation {line['to']} after {before} ({line['by']})")
     for check in line.get("checks", ()):
         print(f"  {check['name']:8} {'passed' if check['passed'] else 'REFUSED'}: {check['reason']}")
+        for one in check.get("slices", ()):
+            chance = (
+                "" if one["probability"] is None else f", probability of such a fall by chance {one['probability']:.4f}"
+            )
+            figures = f"{METRIC} {one['now']:.4f}, served {one['before']:.4f} over {one['queries']} queries{chance}"
+            print(f"    {one['name']:18} {'passed' if one['passed'] else 'FELL'}: {figures}")

@@ -90,7 +90,7 @@ def test_a_generation_holds_everything_that_answers_from_it(tiny: tuple[Store, C
         "space": "hash-8-5",
         "computed_by": "hashing",
         "corpus_sha256": corpus.sha256,
-        "index_config": asdict(IndexConfig()),
+        "index_config": {**asdict(IndexConfig()), "slices": []},
         "rows": 60,
         "dim": 8,
         "metric": "ip",

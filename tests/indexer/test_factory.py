@@ -34,6 +34,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
         ({"target_recall": 0.0}, r"target_recall = 0\.0"),
         ({"target_recall": 1.1}, r"target_recall = 1\.1"),
         ({"search": {"nprobe": 3}}, "search needs a factory"),
+        ({"slices": ("a", "b", "a")}, r"slices = \['a', 'b', 'a'\]: name each field once"),
         ({"max_memory_mb": 0.0}, r"max_memory_mb = 0\.0; write megabytes above 0"),
     ],
 )
@@ -132,3 +133,6 @@ def test_only_the_same_configuration_and_corpus_take_a_choice_over() -> None:
     assert earlier_choice(facts, IndexConfig(), "c1") is None
     assert earlier_choice(facts, IndexConfig(target_recall=0.9), "c0") is None
     assert earlier_choice({}, IndexConfig(), "c0") is None
+    sliced = {**facts, "index_config": {**asdict(IndexConfig()), "slices": ["language"]}}
+    for config in (IndexConfig(), IndexConfig(slices=("language",)), IndexConfig(slices=("year",))):
+        assert earlier_choice(sliced, config, "c0") is not None, "the gate's questions have no say in the index"

@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.gate import Pairs, Reranked, is_partial, judge, probability_of_count, probability_of_fall
+from indexer.gate import Check, Pairs, Reranked, is_partial, judge, probability_of_count, probability_of_fall
+from indexer.slices import Slice
 
 
 def facts(ndcg: float | None, **others: Any) -> dict[str, Any]:
@@ -116,26 +117,47 @@ def test_the_probability_of_a_count_is_binomial() -> None:
     assert probability_of_count(10, 10, 0.1) == pytest.approx(1e-10)
 
 
-def judged_by_slice(fall: float, slices: list[str]) -> list[str]:
-    """Return the names of the failed checks where the first 60 of 1,000 queries fell, all others rose a little."""
+def judged_by_slice(fall: float, sizes: dict[str, int]) -> dict[str, Check]:
+    """Return the checks by name where the first 60 of 1,000 queries fell, all others rose a little.
+
+    Slices of ``sizes`` follow each other.
+    """
     generator = np.random.default_rng(0)
     before = generator.uniform(0.3, 0.9, 1000).astype(np.float32)
     now = before + np.float32(0.005)
     now[:60] = before[:60] - np.float32(fall) + generator.normal(0, 0.05, 60).astype(np.float32)
+    ends = np.cumsum([*sizes.values()]).tolist()
+    slices = [Slice(name, np.arange(end - sizes[name], end)) for name, end in zip(sizes, ends, strict=True)]
     verdict = judge(facts(None), facts(None), None, Pairs(now, before, slices))
-    return [check.name for check in verdict.checks if not check.passed]
+    return {check.name: check for check in verdict.checks}
 
 
 def test_a_slice_that_fell_is_refused_where_the_whole_hides_it() -> None:
-    slices = ["small"] * 60 + ["large"] * 940
-    assert judged_by_slice(0.1, slices) == ["slices"]
-    assert judged_by_slice(0.0, slices) == []
-    assert judged_by_slice(0.1, []) == []
+    checks = judged_by_slice(0.1, {"small": 60, "large": 940})
+    assert [name for name, check in checks.items() if not check.passed] == ["slices"]
+    small, large = checks["slices"].slices
+    assert (small.name, small.queries, small.passed) == ("small", 60, False)
+    assert small.before - small.now == pytest.approx(0.1, abs=0.02) and small.probability == pytest.approx(2 / 10_001)
+    assert (large.name, large.queries, large.passed, large.probability) == ("large", 940, True, None)
+    assert checks["slices"].as_facts()["slices"][1]["now"] == large.now and "slices" not in checks["dev"].as_facts()
+    assert judged_by_slice(0.0, {"small": 60, "large": 940})["slices"].passed
+    assert "slices" not in judged_by_slice(0.1, {}) and "slices" not in judged_by_slice(0.1, {"all": 1000})
 
 
-def test_a_slice_of_few_queries_is_not_looked_at() -> None:
-    slices = [f"tiny{number // 15}" for number in range(60)] + ["large"] * 940
-    assert judged_by_slice(0.1, slices) == []
+def test_a_fall_must_be_improbable_among_all_slices() -> None:
+    few = judged_by_slice(0.0145, {"fell": 60, "rest": 940})["slices"]
+    many = judged_by_slice(0.0145, {"fell": 60, **{f"more{number}": 20 for number in range(47)}})["slices"]
+    probable = few.slices[0].probability, many.slices[0].probability
+    assert probable[0] is not None and probable[1] == pytest.approx(min(1, probable[0] * 24))
+    assert not few.passed and many.passed
+
+
+def test_a_slice_of_few_queries_is_counted_and_named_and_not_looked_at() -> None:
+    check = judged_by_slice(0.1, {**{f"tiny{number}": 19 for number in range(3)}, "large": 943})["slices"]
+    assert check.passed and [one.name for one in check.slices] == ["large"]
+    assert check.reason.endswith("since they have fewer: 3 ('tiny0', 'tiny1', 'tiny2')")
+    each = judged_by_slice(0.1, {f"q{number}": 1 for number in range(1000)})["slices"]
+    assert each.reason.startswith("of 0 slices") and ": 1000 ('q0', " in each.reason and "'q19', …)" in each.reason
 
 
 def refused_ranker(own: float, served: float | None, nothing_served: bool = False) -> list[str]:

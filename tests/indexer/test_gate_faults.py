@@ -1,5 +1,6 @@
 """The promise of the gate over real small generations: planted faults are refused, equals are let through."""
 
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from retriever.ingest import ingest_corpus
 from retriever.protocols import Encoder, Fingerprints, FloatArray, Progress, silent
 from retriever.store import Store
 from tests.indexer.planted import QuickEncoder, build_inputs, plant_checkpoint, plant_ranker
-from tests.stand_ins import OverlapRanker, tiny_store, write_tiny_data
+from tests.stand_ins import OverlapRanker, tiny_store, write_json_lines, write_tiny_data
 
 DIMENSIONS = 24
 EQUALS = 20
@@ -191,6 +192,61 @@ def test_equals_are_promoted(served: tuple[Store, Corpus], data: Path) -> None:
     """Twenty encoders that differ by chance alone, each judged against the one that is served by then."""
     promoted = sum(build(*served, data, TrainedEncoder(seed)).facts["gate"]["served"] for seed in range(1, EQUALS + 1))
     assert promoted >= 19
+
+
+class Forgetful(TrainedEncoder):
+    """Trained better than others, but reads half of the prompt of the queries ``forgotten``."""
+
+    def __init__(self, forgotten: set[str]) -> None:
+        super().__init__(1, noise=0.1)
+        self.forgotten = forgotten
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+        """Return float32 [n, dimensions]."""
+        rows = np.array([text in self.forgotten for text in texts])[:, None]
+        vectors = super().encode_queries(texts)
+        return np.where(rows, 0.45 * vectors + 0.55 * self.pool(texts), vectors).astype(np.float32)
+
+
+def test_a_generation_that_is_better_but_for_one_language_is_refused(tmp_path: Path) -> None:
+    """24 of 200 dev queries are in Finnish, four in Greek, and half of all are of each year."""
+    data = write_tiny_data(tmp_path / "data", passages=800, queries=800)
+    lines = [json.loads(line) for line in (data / "queries.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        language = "el" if number % 50 == 0 else "fi" if number % 8 == 1 else "de"
+        line["metadata"] = {"language": language, "year": 2020 + number // 2 % 2}
+    write_json_lines(data / "queries.jsonl", lines)
+    finnish = {line["text"] for line in lines if line["metadata"]["language"] == "fi"}
+    store, corpus = tiny_store(tmp_path / "store", data)
+    config = IndexConfig(slices=("language", "year"))
+
+    def build_sliced(encoder: Encoder, config: IndexConfig = config) -> Artifact:
+        inputs = replace(build_inputs(data, corpus, config), open_encoder=lambda _: encoder)
+        return build_generation(store, plant_checkpoint(store, 100), inputs, lambda *_: None, print)
+
+    build_sliced(TrainedEncoder(0, noise=0.4))
+    made = build_sliced(Forgetful(finnish))
+    assert made.facts["dev"]["nDCG@10"] > store.generations.at(0).facts["dev"]["nDCG@10"] + 0.01
+    assert refused_by(made) == ["slices"] and store.generations.pointed(SERVED) == 0
+    (check,) = [one for one in made.facts["gate"]["checks"] if one["name"] == "slices"]
+    told = {one["name"]: one for one in check["slices"]}
+    assert {name: one["queries"] for name, one in told.items()} == {
+        "language=de": 171,
+        "language=fi": 25,
+        "year=2020": 100,
+        "year=2021": 100,
+    }
+    assert [name for name, one in told.items() if not one["passed"]] == ["language=fi"]
+    assert told["language=fi"]["now"] < told["language=fi"]["before"] - 0.01 and "4 of" not in check["reason"]
+    assert check["reason"].startswith("of 4 slices") and check["reason"].endswith("fewer: 1 ('language=el')")
+    assert "'language=fi' by 0." in made.facts["gate"]["reason"]
+    with pytest.raises(InputError, match=f"generation {made.number} is refused by the gate: of 4 slices"):
+        promote(store)
+    unsliced = build_sliced(Forgetful(finnish), IndexConfig())
+    assert refused_by(unsliced) == [] and store.generations.pointed(SERVED) == unsliced.number
+    assert unsliced.facts["factory"] == made.facts["factory"] == "Flat"
+    with pytest.raises(InputError, match="no dev query has 'lang' in its metadata; there are: language, year"):
+        build_sliced(TrainedEncoder(0), IndexConfig(slices=("lang",)))
 
 
 class TurnedRanker(OverlapRanker):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.dev_record import RERANKED, DevRecord
+from indexer.dev_record import QUERIES, RERANKED, DevRecord
 from indexer.promotion import (
     PREVIOUS,
     compare,
@@ -164,11 +164,21 @@ def record(*names: str) -> DevRecord:
     return DevRecord("dev", names, [f"text of {name}" for name in names], [{"p0": 1} for _ in names], figures)
 
 
-def test_slices_are_the_joined_data_sets_and_none_where_an_id_names_none() -> None:
-    joined = record("nq/1", "squad/7", "squad/8/b")
-    assert list(compare(joined, joined).slices) == ["nq", "squad", "squad"]
-    mixed = record("nq/1", "7")
-    assert list(compare(mixed, mixed).slices) == []
+def test_slices_are_of_the_queries_that_both_have_by_the_metadata_of_the_new_one() -> None:
+    new = replace(record("a", "b", "c"), metadata=['{"lang": "de"}', '{"lang": "fi"}', '{"lang": "de"}'])
+    pairs = compare(new, record("c", "b"), ["lang"])
+    assert [(one.name, one.places.tolist()) for one in pairs.slices] == [("lang=de", [1]), ("lang=fi", [0])]
+    assert list(compare(new, new).slices) == []
+
+
+def test_a_record_keeps_metadata_and_refuses_too_few(tmp_path: Path) -> None:
+    kept = replace(record("a", "b"), metadata=["", '{"lang": "de"}'])
+    kept.write(tmp_path)
+    assert DevRecord.read(tmp_path).metadata == kept.metadata
+    queries = json.loads((tmp_path / QUERIES).read_text())
+    (tmp_path / QUERIES).write_text(json.dumps({**queries, "metadata": [""]}))
+    with pytest.raises(CorruptError, match="differ in their number"):
+        DevRecord.read(tmp_path)
 
 
 def test_reranked_figures_are_compared_where_both_have_one() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from retriever.beir import find_file, read_corpus, read_json_lines, read_passages, read_queries
+from retriever.beir import (
+    QueryLine,
+    find_file,
+    read_corpus,
+    read_json_lines,
+    read_passages,
+    read_queries,
+    read_query_lines,
+)
 from retriever.errors import InputError
 from tests.stand_ins import write_json_lines
 
@@ -29,9 +37,15 @@ def test_passages_and_queries_come_with_their_line_numbers(tmp_path: Path) -> No
 def test_metadata_is_kept_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, "corpus.jsonl", {**GOOD, "metadata": {"b": [1, "ü"], "a": None}}, {"_id": "b", "text": "c"})
     assert [line.metadata for line in read_corpus(tmp_path)] == ['{"a": null, "b": [1, "\\u00fc"]}', ""]
-    write(tmp_path, "corpus.jsonl", {**GOOD, "metadata": "none"})
-    with pytest.raises(InputError, match=r'corpus\.jsonl:1: field "metadata" must be an object, not str'):
-        list(read_passages(tmp_path))
+    write(tmp_path, "queries.jsonl", {"_id": "q", "text": "why?", "metadata": {"lang": "de"}}, GOOD)
+    assert list(read_query_lines(tmp_path)) == [
+        QueryLine(1, "q", "why?", '{"lang": "de"}'),
+        QueryLine(2, "a", "first", ""),
+    ]
+    for name, read in (("corpus", read_passages), ("queries", read_queries)):
+        write(tmp_path, f"{name}.jsonl", {**GOOD, "metadata": "none"})
+        with pytest.raises(InputError, match=rf'{name}\.jsonl:1: field "metadata" must be an object, not str'):
+            list(read(tmp_path))
 
 
 def test_a_title_alone_is_a_text(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from retriever.beir import read_passages, read_queries
+from retriever.beir import QueryLine, read_passages, read_query_lines
 from retriever.beir_writer import DatasetWriter, new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -10,7 +11,7 @@ from retriever.trec import read_qrels
 
 def fill(writer: DatasetWriter) -> None:
     writer.add_passage("a", "Título", 'line one\nline "two"')
-    writer.add_query("q", "¿por qué?")
+    writer.add_query("q", "¿por qué?", '{"lang": "español"}')
     assert writer.write_qrels("dev", iter([("q", "a", 1)])) == 1
 
 
@@ -20,7 +21,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert not (tmp_path / "deep" / "out").exists()
     out = tmp_path / "deep" / "out"
     assert list(read_passages(out)) == [(1, "a", "Título", 'line one\nline "two"')]
-    assert list(read_queries(out)) == [(1, "q", "¿por qué?")]
+    assert list(read_query_lines(out)) == [QueryLine(1, "q", "¿por qué?", json.dumps({"lang": "español"}))]
     assert list(read_qrels(out / "qrels" / "dev.tsv")) == [(2, "q", "a", 1)]
     assert (writer.passages, writer.queries) == (1, 1)
     assert [path.name for path in out.parent.iterdir()] == ["out"]

@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,8 @@ def test_positives_are_judged_above_zero_and_ascending() -> None:
 
 def test_a_subset_keeps_the_order_asked_for() -> None:
     subset = QUERIES.subset(np.array([2, 0], np.int32))
+    assert list(subset.metadata) == []
+    assert list(replace(QUERIES, metadata=["x", "", "y"]).subset([2, 0]).metadata) == ["y", "x"]
     assert (subset.split, list(subset.ids), list(subset.texts)) == ("dev", ["c", "a"], ["three", "one"])
     assert list(subset.judgements) == [{}, {5: 1, 2: 3, 9: 0}]
     assert len(QUERIES.subset([])) == 0

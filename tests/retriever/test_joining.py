@@ -16,7 +16,7 @@ def dataset(folder: Path, text: str, splits: tuple[str, ...]) -> Path:
     """A passage and a query of the same ids as every other data set."""
     (folder / "qrels").mkdir(parents=True)
     write_json_lines(folder / "corpus.jsonl", [{"_id": "1", "title": "T", "text": text}])
-    write_json_lines(folder / "queries.jsonl", [{"_id": "q", "text": f"what is {text}?"}])
+    write_json_lines(folder / "queries.jsonl", [{"_id": "q", "text": f"what is {text}?", "metadata": {"of": text}}])
     for split in splits:
         (folder / f"qrels/{split}.tsv").write_text(f"{QRELS}q\t1\t2\n")
     return folder
@@ -37,6 +37,7 @@ def test_ids_and_splits_of_all_stand_in_one(tmp_path: Path) -> None:
         ("b/q", "what is oaks?", {1: 2}),
     ]
     assert [dataset_of(name) for name in train.ids] == ["a", "b"]
+    assert list(train.metadata) == ['{"of": "hens"}', '{"of": "oaks"}']
 
 
 def test_what_cannot_be_joined_is_refused(tmp_path: Path) -> None:

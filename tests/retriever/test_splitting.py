@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from retriever.beir import read_passages, read_queries
+from retriever.beir import read_passages, read_query_lines
 from retriever.data import Corpus
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus, load_query_set
@@ -72,7 +72,9 @@ def write_documents(folder: Path) -> Path:
         {"_id": "bare", "title": "Only a title", "text": ""},
     ]
     write_json_lines(folder / "corpus.jsonl", documents)
-    write_json_lines(folder / "queries.jsonl", [{"_id": "q1", "text": "what?"}, {"_id": "q2", "text": "who?"}])
+    write_json_lines(
+        folder / "queries.jsonl", [{"_id": "q1", "text": "what?"}, {"_id": "q2", "text": "who?", "metadata": {"n": 2}}]
+    )
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tlong\t2\nq2\tshort\t1\nq2\tlong\t0\n")
     (folder / "qrels" / "dev.tsv.gz").write_bytes(gzip.compress(b"q2 0 bare 1\n"))
     return folder
@@ -88,7 +90,7 @@ def test_documents_become_passages_with_their_judgements(tmp_path: Path) -> None
     for name in pieces:
         assert re.fullmatch(r"(Sentence \d+ has five words\. ?){3,6}", passages[name][1])
     assert passages["short#0"] == ("", "A short one.") and passages["bare#0"] == ("Only a title", "")
-    assert list(read_queries(out)) == list(read_queries(data))
+    assert list(read_query_lines(out)) == list(read_query_lines(data))
     assert (summary.documents, summary.passages, summary.queries) == (3, 6, 2)
     assert summary.judgements == {"dev": 1, "train": 9}
     corpus = Corpus(ingest_corpus(Store(tmp_path / "store", create=True), out))
