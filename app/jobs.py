@@ -104,7 +104,7 @@ class JobPart(Row):
     side: Mapped[str] = mapped_column(String(8), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
-    facts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    facts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
 
 
 Side = Literal["asked", "made"]
@@ -253,7 +253,7 @@ class Jobs:
         """Mark an active job as cancelled; False if it had already ended."""
         return self._change(job_id, ACTIVE, state=CANCELLED, eta_seconds=None)
 
-    def parts(self, job_id: str, side: Side) -> dict[int, dict[str, int]]:
+    def parts(self, job_id: str, side: Side) -> dict[int, dict[str, Any]]:
         """Return the facts of a job's parts by their numbers, ascending."""
         wanted = (JobPart.job_id == job_id, JobPart.side == side)
         with self._session() as session:
@@ -268,7 +268,7 @@ class Jobs:
             raise UnknownJobError(f"job {job_id}: part {number} was removed; {KEPT_RESULTS} results are kept")
         return found.data
 
-    def keep_part(self, job_id: str, number: int, data: bytes, facts: dict[str, int]) -> None:
+    def keep_part(self, job_id: str, number: int, data: bytes, facts: dict[str, Any]) -> None:
         """Keep a part of what a running job made. Raises Cancelled if it is to stop."""
         with self._session.begin() as session:
             self._held_job(session, job_id)

@@ -5,7 +5,7 @@ Does not know HTTP, nor how queries become vectors.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.searching import lexical_index
 from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
-from miner.filters import lowest_positive
+from miner.filters import lowest_positive, refused_by
 from miner.generations import named_generations
 from miner.mining import MiningConfig, MiningTask, mine_queries, most_positives
 from miner.quotas import draw_wanted
@@ -44,6 +44,21 @@ class Asked:
     id: str
     text: str
     positives: Sequence[str]
+
+
+class Mined(NamedTuple):
+    """What was mined: {"id", "negatives": [{"id", "score", "rank", "source", "verdict"}]} for each query.
+
+    ``filtered`` counts the candidates that were none, by the miner's reasons.
+    """
+
+    results: list[dict[str, Any]]
+    filtered: dict[str, int]
+
+    @property
+    def negatives(self) -> int:
+        """How many negatives there are."""
+        return sum(len(one["negatives"]) for one in self.results)
 
 
 def check_positives(snapshot: Snapshot, queries: Sequence[Asked]) -> None:
@@ -81,8 +96,8 @@ def mined(
     num_negatives: int,
     seed: int,
     others: Others = NO_OTHERS,
-) -> list[dict[str, Any]]:
-    """Return {"id", "negatives": [{"id", "score", "rank", "source", "verdict"}]} for each of ``queries``.
+) -> Mined:
+    """Return the negatives of ``queries``.
 
     ``vectors`` float32 [q, dim] are theirs; ``others`` find the candidates of each source that is another generation.
     A query's negatives depend on the generations, seed, id, text and positives alone, not on its neighbours. Raises
@@ -95,10 +110,13 @@ def mined(
     found = _pools(snapshot, task, vectors, others)
     bits = {**SOURCES, **bits_of(config.sources)}
     columns, mask = _drawn(found, queries, snapshot.generation.number, config, num_negatives, seed)
-    return [
+    limits = config.filters
+    filtered = refused_by(found.passages, found.scores, found.verdicts, found.positives, found.positive_scores, limits)
+    results = [
         {"id": query.id, "negatives": [_negative(snapshot, found, (line, column), bits) for column in drawn[kept]]}
         for line, (query, drawn, kept) in enumerate(zip(queries, columns, mask, strict=True))
     ]
+    return Mined(results, filtered)
 
 
 def fitted(config: MiningConfig, passages: int) -> MiningConfig:

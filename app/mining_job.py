@@ -19,6 +19,7 @@ from app.mine_schemas import Knobs
 from app.mining import Asked, fitted, mined, query_set
 from app.snapshot import Openers, Snapshot, load_snapshot
 from app.trainer_formats import FORMATS, Example, line
+from miner.filters import REASONS
 from miner.generations import Search, open_search
 from miner.mining import MiningConfig
 from retriever.errors import InputError
@@ -49,7 +50,8 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
     """Mine what ``job`` was asked for from its generation; parts that an earlier attempt has made are kept.
 
     Returns the job's result: generation, other generations by source, format, how many queries, lines and negatives,
-    and how many queries have no line. Raises StoreError if a generation was removed, CorruptError if it is torn.
+    how many queries have no line, and by reason how many candidates were filtered away. Raises StoreError if a
+    generation was removed, CorruptError if it is torn.
     """
     params = job.params
     progress("open", 0, 1)
@@ -83,7 +85,9 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
             progress("mine", done, total)
     sums = {name: sum(facts[name] for facts in made.values()) for name in ("queries", "lines", "negatives", "left_out")}
     named = {"others": others} if others else {}
-    return {"generation": generation.number, **named, "format": params["format"], **sums}
+    told = [facts.get("filtered", {}) for facts in made.values()]  # an earlier version's parts do not say
+    filtered = {reason: sum(one.get(reason, 0) for one in told) for reason in REASONS}
+    return {"generation": generation.number, **named, "format": params["format"], **sums, "filtered": filtered}
 
 
 def _opened(store: Store, openers: Openers, number: int, depth: int) -> Search:
@@ -107,18 +111,18 @@ def _mined_part(
     config: MiningConfig,
     params: dict[str, Any],
     candidates: Mapping[str, IntArray],
-) -> tuple[bytes, dict[str, int]]:
+) -> tuple[bytes, dict[str, Any]]:
     """Return the lines of ``queries`` and facts on them; ``candidates`` int32 [q, depth] are other generations'."""
     count = params["num_negatives"]
     vectors = snapshot.encoder.encode_queries([query.text for query in queries])
     others = {name: found.__getitem__ for name, found in candidates.items()}
     found = mined(snapshot, queries, vectors, config, count, params["seed"], others)
     if params["format"] == HONE:
-        lines = [[orjson.dumps(one, option=LINE)] for one in found]
+        lines = [[orjson.dumps(one, option=LINE)] for one in found.results]
     else:
         known, write = query_set(snapshot, queries), FORMATS[params["format"]]
         lines = []
-        for row, one in enumerate(found):
+        for row, one in enumerate(found.results):
             negatives = [snapshot.corpus.row_of(negative["id"]) for negative in one["negatives"]]
             example = Example(row, np.asarray(known.positives(row)).tolist(), [n for n in negatives if n is not None])
             records = write(snapshot.corpus, known, example, count) if negatives else []
@@ -127,7 +131,8 @@ def _mined_part(
     return data, {
         "queries": len(queries),
         "lines": sum(map(len, lines)),
-        "negatives": sum(len(one["negatives"]) for one in found),
+        "negatives": found.negatives,
+        "filtered": found.filtered,
         "left_out": sum(not of_query for of_query in lines),
         "bytes": len(data),
     }

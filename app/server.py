@@ -133,8 +133,8 @@ def _reap(service: Service, stop: Event) -> None:
 
 def _count_mined(service: Service) -> None:
     """Count what mining jobs made, wherever they ran: each job in one of all the processes that share the table."""
-    news = service.jobs.newly_done(MINE)
-    service.telemetry.mined.inc(sum(made.get("negatives", 0) for made in news))  # another version's may not say
+    for made in service.jobs.newly_done(MINE):  # another version's may not say
+        service.telemetry.count_mined(made.get("negatives", 0), made.get("filtered", {}))
 
 
 def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:

@@ -16,6 +16,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from structlog.typing import FilteringBoundLogger
 
+from miner.filters import REASONS
+
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable, read as prometheus_client is imported: the folder that processes behind one port share."""
 Over = Literal["mostrecent", "sum"]
@@ -66,6 +68,14 @@ class Telemetry:
         self.mined = Counter(
             "hone_mined_negatives", "Negatives that requests and jobs have mined.", registry=self.registry
         )
+        self.filtered = Counter(
+            "hone_filtered_negatives",
+            "Candidates that mining filtered away, by the first reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REASONS:
+            self.filtered.labels(reason)
         self.batch_tokens = Histogram(
             "hone_batch_tokens", "Tokens of a batch of the model.", buckets=TOKEN_BUCKETS, registry=self.registry
         )
@@ -87,6 +97,12 @@ class Telemetry:
     def count_swap(self, result: str) -> None:
         """Count an attempt to swap the snapshot that was "loaded" or "failed"."""
         self.swaps.labels(result).inc()
+
+    def count_mined(self, negatives: int, filtered: Mapping[str, int]) -> None:
+        """Count what was mined, and by the miner's REASONS what was filtered away."""
+        self.mined.inc(negatives)
+        for reason in REASONS:
+            self.filtered.labels(reason).inc(filtered.get(reason, 0))
 
     def count_batch(self, tokens: int, seconds: float) -> None:
         """Count a batch that the model computed."""

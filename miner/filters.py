@@ -4,6 +4,7 @@ Does not know where the candidates come from, nor how negatives are drawn from t
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,43 @@ def judge(
     verdicts[duplicate] = Verdict.DUPLICATE
     verdicts[known_positives(rows, positives)] = Verdict.POSITIVE
     return verdicts
+
+
+LIMITS: Mapping[str, tuple[str, ...]] = {
+    "range": ("range_min", "range_max"),
+    **{key: (key,) for key in ("absolute_margin", "relative_margin", "max_score", "adaptive", "iqr")},
+}
+"""The keys of each limit of FilterConfig, by its name."""
+REASONS = ("positive", "duplicate", *LIMITS)
+"""Why a candidate is no negative, the first that holds."""
+
+
+def refused_by(
+    rows: IntArray,
+    scores: FloatArray,
+    verdicts: NDArray[np.uint8],
+    positives: IntArray,
+    positive_scores: FloatArray,
+    config: FilterConfig,
+) -> dict[str, int]:
+    """Count the candidates ``rows`` int32 [q, D] that ``judge`` refused, by the first of REASONS; pads are not counted.
+
+    ``verdicts`` uint8 [q, D] are its verdicts; the other arguments are as they were for it.
+    """
+    known = Verdict.POSITIVE, Verdict.DUPLICATE
+    counted = (rows >= 0) & ~np.isin(verdicts, known)
+    left = (rows >= 0) & (verdicts == Verdict.FILTERED)
+    found = {verdict.name.lower(): int((verdicts == verdict).sum()) for verdict in known}
+    for name, keys in LIMITS.items():
+        alone = FilterConfig(**{"relative_margin": None, **{key: getattr(config, key) for key in keys}})
+        refused = left & (
+            too_close(scores, positives, positive_scores, alone)
+            | ~in_range(rows.shape[1], alone)
+            | outlying(scores, counted, alone)
+        )
+        found[name] = int(refused.sum())
+        left &= ~refused
+    return found
 
 
 def known_positives(rows: IntArray, positives: IntArray) -> BoolArray:

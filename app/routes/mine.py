@@ -91,8 +91,8 @@ async def _mined(
         vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values
         async with service.mining:
             found = await run_in_threadpool(mined, snapshot, chunk, vectors, config, body.num_negatives, body.seed)
-        service.telemetry.mined.inc(sum(len(one["negatives"]) for one in found))
-        yield found
+        service.telemetry.count_mined(found.negatives, found.filtered)
+        yield found.results
 
 
 async def _lines(chunks: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:

@@ -18,6 +18,7 @@ from app.mining_job import MINE, asked_parts, digest, mine_parts
 from app.priority import Priority
 from app.snapshot import Openers
 from indexer.searcher import open_batch_searcher
+from miner.filters import REASONS
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
 from retriever.errors import CorruptError, StoreError
@@ -72,10 +73,11 @@ def test_hone_s_own_lines_are_those_of_the_route(store: Store, jobs: Jobs, monke
     with serving(store) as server:
         queries = [{"id": one.id, "text": one.text, "positives": [*one.positives]} for one in QUERIES]
         whole = server.post("/v1/mine", {"queries": queries, "num_negatives": 3, "seed": 5, **KNOBS})
+        gone = {reason: server.metric("hone_filtered_negatives_total", reason=reason) for reason in REASONS}
     assert lines(jobs, job) == whole["results"]
     drawn = sum(len(one["negatives"]) for one in whole["results"])
-    counted = {"queries": 11, "lines": 11, "negatives": drawn, "left_out": 0}
-    assert result == {"generation": 0, "format": "hone", **counted}
+    counted = {"queries": 11, "lines": 11, "negatives": drawn, "left_out": 0, "filtered": gone}
+    assert result == {"generation": 0, "format": "hone", **counted} and sum(gone.values()) > 0
     for one in whole["results"]:
         sources = [negative["source"] for negative in one["negatives"]]
         assert "bm25" in sources[0] and all("ann" in source for source in sources[1:]), "by quota, in their order"

@@ -74,7 +74,7 @@ def test_a_job_of_one_of_several_workers_has_all_threads_and_is_counted_once(
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     port = free_port()
     queries = [{"id": f"q{number}", "text": "ba ka", "positives": []} for number in range(40)]
-    body = json.dumps({"queries": queries, "num_negatives": 2, "depth": 5, "job": "hone"})
+    body = json.dumps({"queries": queries, "num_negatives": 2, "depth": 5, "range_min": 1, "job": "hone"})
     with served(indexed, port, "--workers", "2", "--drain-seconds", "0"):
         place = f"/v1/jobs/{json.loads(ask(port, 'POST', '/v1/mine', body)[1])['id']}"
         with closing(Jobs(database_url(indexed))) as jobs:
@@ -86,11 +86,14 @@ def test_a_job_of_one_of_several_workers_has_all_threads_and_is_counted_once(
         done = json.loads(ask(port, "GET", place)[1])
         assert done["state"] == "done", done
         counted = f"hone_mined_negatives_total {float(done['result']['negatives'])}"
-        assert done["result"]["negatives"] == 80
+        assert done["result"]["negatives"] == 80 and done["result"]["filtered"]["range"] == 40
         wait_for(lambda: counted in ask(port, "GET", "/metrics")[1])
         time.sleep(3 * REAP_SECONDS)  # the other one has looked as well
         for _ in range(5):  # whichever worker answers
-            assert counted in ask(port, "GET", "/metrics")[1]
+            text = ask(port, "GET", "/metrics")[1]
+            assert counted in text
+            for reason, count in done["result"]["filtered"].items():
+                assert f'hone_filtered_negatives_total{{reason="{reason}"}} {float(count)}\n' in text
 
 
 class Balancer:

@@ -195,7 +195,7 @@ def test_equals_are_promoted(served: tuple[Store, Corpus], data: Path) -> None:
 
 
 class Forgetful(TrainedEncoder):
-    """Trained better than others, but reads half of the prompt of the queries ``forgotten``."""
+    """Trained better than others, but reads a third of the prompt of the queries ``forgotten``."""
 
     def __init__(self, forgotten: set[str]) -> None:
         super().__init__(1, noise=0.1)
@@ -205,15 +205,15 @@ class Forgetful(TrainedEncoder):
         """Return float32 [n, dimensions]."""
         rows = np.array([text in self.forgotten for text in texts])[:, None]
         vectors = super().encode_queries(texts)
-        return np.where(rows, 0.45 * vectors + 0.55 * self.pool(texts), vectors).astype(np.float32)
+        return np.where(rows, 0.35 * vectors + 0.65 * self.pool(texts), vectors).astype(np.float32)
 
 
 def test_a_generation_that_is_better_but_for_one_language_is_refused(tmp_path: Path) -> None:
-    """24 of 200 dev queries are in Finnish, four in Greek, and half of all are of each year."""
+    """33 of 200 dev queries are in Finnish, four in Greek, and half of all are of each year."""
     data = write_tiny_data(tmp_path / "data", passages=800, queries=800)
     lines = [json.loads(line) for line in (data / "queries.jsonl").read_text().splitlines()]
     for number, line in enumerate(lines):
-        language = "el" if number % 50 == 0 else "fi" if number % 8 == 1 else "de"
+        language = "el" if number % 50 == 0 else "fi" if number % 6 == 1 else "de"
         line["metadata"] = {"language": language, "year": 2020 + number // 2 % 2}
     write_json_lines(data / "queries.jsonl", lines)
     finnish = {line["text"] for line in lines if line["metadata"]["language"] == "fi"}
@@ -224,20 +224,21 @@ def test_a_generation_that_is_better_but_for_one_language_is_refused(tmp_path: P
         inputs = replace(build_inputs(data, corpus, config), open_encoder=lambda _: encoder)
         return build_generation(store, plant_checkpoint(store, 100), inputs, lambda *_: None, print)
 
-    build_sliced(TrainedEncoder(0, noise=0.4))
+    build_sliced(TrainedEncoder(0, noise=0.3))
     made = build_sliced(Forgetful(finnish))
     assert made.facts["dev"]["nDCG@10"] > store.generations.at(0).facts["dev"]["nDCG@10"] + 0.01
-    assert refused_by(made) == ["slices"] and store.generations.pointed(SERVED) == 0
+    assert refused_by(made) == ["slices"], made.facts["gate"]
+    assert store.generations.pointed(SERVED) == 0
     (check,) = [one for one in made.facts["gate"]["checks"] if one["name"] == "slices"]
     told = {one["name"]: one for one in check["slices"]}
     assert {name: one["queries"] for name, one in told.items()} == {
-        "language=de": 171,
-        "language=fi": 25,
+        "language=de": 163,
+        "language=fi": 33,
         "year=2020": 100,
         "year=2021": 100,
     }
     assert [name for name, one in told.items() if not one["passed"]] == ["language=fi"]
-    assert told["language=fi"]["now"] < told["language=fi"]["before"] - 0.01 and "4 of" not in check["reason"]
+    assert told["language=fi"]["now"] < told["language=fi"]["before"] - 0.1
     assert check["reason"].startswith("of 4 slices") and check["reason"].endswith("fewer: 1 ('language=el')")
     assert "'language=fi' by 0." in made.facts["gate"]["reason"]
     with pytest.raises(InputError, match=f"generation {made.number} is refused by the gate: of 4 slices"):

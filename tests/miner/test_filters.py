@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from miner.filters import FilterConfig, judge, lowest_positive, outlying, too_close
+from miner.filters import REASONS, FilterConfig, judge, lowest_positive, outlying, refused_by, too_close
 from retriever.errors import InputError
 from retriever.negatives import Verdict
 from retriever.protocols import FloatArray, IntArray
@@ -119,6 +119,21 @@ def test_verdicts_are_those_of_the_rules_taken_one_by_one(lists: Lists, config: 
     queries, depth = lists.rows.shape
     expected = [[verdict_by_hand(lists, q, r, config) for r in range(depth)] for q in range(queries)]
     np.testing.assert_array_equal(lists.judged(config), expected)
+
+
+@given(ranked_lists(), limits())
+def test_each_refused_candidate_has_the_first_reason_that_refuses_it(lists: Lists, config: FilterConfig) -> None:
+    verdicts, expected = lists.judged(config), dict.fromkeys(REASONS, 0)
+    for query, rank in zip(*np.nonzero((lists.rows >= 0) & (verdicts != Verdict.ELIGIBLE)), strict=True):
+        reasons = {Verdict.POSITIVE: "positive", Verdict.DUPLICATE: "duplicate"}
+        by_range = {"range_min": config.range_min, "range_max": config.range_max}
+        for name in REASONS[2:]:
+            values = by_range if name == "range" else {name: getattr(config, name)}
+            alone = FilterConfig(**{"relative_margin": None, **values})
+            reasons.setdefault(verdict_by_hand(lists, query, rank, alone), name)
+        expected[reasons[Verdict(verdicts[query, rank])]] += 1
+    found = refused_by(lists.rows, lists.scores, verdicts, lists.positives, lists.positive_scores, config)
+    assert found == expected and list(found) == list(REASONS)
 
 
 def refused(scores: list[float], positives: list[float], config: FilterConfig) -> list[bool]:

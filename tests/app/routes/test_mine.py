@@ -13,6 +13,7 @@ from app.jobs import Jobs
 from app.mine_schemas import MineQuery, MineReply, MineRequest
 from app.schemas import JobReply
 from app.server import REAP_SECONDS, ServerConfig
+from miner.filters import REASONS
 from miner.mining import MiningConfig
 from miner.samplers import SAMPLERS, SamplerConfig
 from retriever.data import Corpus
@@ -99,9 +100,20 @@ def test_invalid_requests_are_refused_by_name(
     assert named in server.post("/v1/mine", {"queries": [QUERY], **fields}, status)["error"]
 
 
-def test_negatives_are_counted(server: Server) -> None:
+def filtered_away(server: Server) -> dict[str, float]:
+    return {reason: server.metric("hone_filtered_negatives_total", reason=reason) for reason in REASONS}
+
+
+def test_negatives_and_what_is_filtered_away_are_counted(server: Server) -> None:
+    assert filtered_away(server) == dict.fromkeys(REASONS, 0), "there before anything is mined"
     mined(server, num_negatives=2)
     assert server.metric("hone_mined_negatives_total") == 2
+    before = filtered_away(server)
+    assert before == {**dict.fromkeys(REASONS, 0), "positive": 1, "duplicate": 1}, "p0, and p4 of the same text"
+    mined(server, range_min=4, max_score=0.0)
+    gone = {reason: count - before[reason] for reason, count in filtered_away(server).items()}
+    eligible = len(mined(server, range_min=4, max_score=0.0))
+    assert gone["range"] > 0 and sum(gone.values()) + eligible == 8
 
 
 def test_a_thousand_queries_come_in_one_reply_or_as_lines(server: Server) -> None:
@@ -193,10 +205,13 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
     assert [line["id"] for line in lines] == [query["id"] for query in queries] and lines[:40] == small["results"]
     negatives = sum(len(line["negatives"]) for line in lines)
     counted = {"queries": 3000, "lines": 3000, "negatives": negatives, "left_out": 0}
+    gone = done["result"].pop("filtered")
     assert done["result"] == {"generation": 0, "format": "hone", **counted}
+    assert list(gone) == list(REASONS) and gone["positive"] == 3000
     by_request = sum(len(one["negatives"]) for one in small["results"])
     wait_for(lambda: mining.metric("hone_mined_negatives_total") >= negatives + by_request)
     assert mining.metric("hone_mined_negatives_total") == negatives + by_request
+    assert filtered_away(mining)["positive"] == 3000 + 40
 
 
 def test_a_job_is_counted_by_one_of_the_servers_that_watch_it(tmp_path: Path) -> None:
@@ -205,7 +220,7 @@ def test_a_job_is_counted_by_one_of_the_servers_that_watch_it(tmp_path: Path) ->
     publish_generation(store, corpus)
     table = Jobs(f"sqlite:///{store.root / 'hone.db'}")
 
-    def mine(**result: int) -> None:
+    def mine(**result: Any) -> None:
         job, _ = table.create("mine")
         table.begin(job.id, 1)
         table.finish(job.id, result)
@@ -213,18 +228,22 @@ def test_a_job_is_counted_by_one_of_the_servers_that_watch_it(tmp_path: Path) ->
     def counted() -> list[float]:
         return [server.metric("hone_mined_negatives_total") for server in servers]
 
-    mine(negatives=100)
+    def gone() -> float:
+        return sum(sum(filtered_away(server).values()) for server in servers)
+
+    mine(negatives=100, filtered={"range": 3, "adaptive": 2, "whim": 9})
     mine(lines=1)  # as no version here says it: the watch over jobs must not end by it
     with serving(store) as first, serving(store) as second:
         servers = [first, second]
         for server in servers:
             server.app.state.service.processes.takes = False
         wait_for(lambda: sum(counted()) == 100)
+        assert gone() == 5, "and no reason that is not the miner's is a label"
         for _ in range(5):
             mine(negatives=7)
         wait_for(lambda: sum(counted()) == 135)
         time.sleep(3 * REAP_SECONDS)  # each has looked once more
-        assert sum(counted()) == 135
+        assert sum(counted()) == 135 and gone() == 5
     table.close()
 
 
