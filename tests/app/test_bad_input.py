@@ -98,6 +98,13 @@ def test_a_bad_query(hone: Hone, trained: Path, run: Path, data: Path, line: str
     assert complaint.startswith(f"{data / 'queries.jsonl'}:{number}: {wrong}")
 
 
+def test_slices_by_a_field_that_no_dev_query_has(hone: Hone, trained: Path, run: Path) -> None:
+    run.write_text(run.read_text() + 'slices = ["lang"]\n')
+    with unchanged(trained):
+        complaint = hone("cycle", run, "--resume", "--store", trained).complaint
+    assert complaint == f"{run}: [index] slices: no dev query has 'lang' in its metadata; there are: none"
+
+
 @pytest.mark.parametrize("also_a_new_corpus", [False, True])
 @pytest.mark.parametrize("flag", ["--resume", "--new"])
 def test_a_judgement_of_an_unknown_id_is_listed_and_counted(

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from retriever.artifacts import SERVED
 from retriever.store import Store
 from tests.app.command_line import Hone
+from tests.stand_ins import write_json_lines, write_tiny_data
 
 
 def test_a_generation_is_promoted_compared_and_rolled_back(trained: Path, hone: Hone) -> None:
@@ -42,3 +44,24 @@ def test_without_data_only_recorded_figures_compare(trained: Path, tiny: Path, h
 def test_a_first_rollback_has_nowhere_to_go(indexed: Path, hone: Hone) -> None:
     said = hone("rollback", "--store", indexed).complaint
     assert "no intact generation was served before" in said
+
+
+def test_a_verdict_shows_each_slice_that_was_asked_for(tiny: Path, tmp_path: Path, hone: Hone) -> None:
+    data = write_tiny_data(tmp_path / "data", passages=160, queries=160)
+    lines = [json.loads(line) for line in (data / "queries.jsonl").read_text().splitlines()]
+    asked = [{**line, "metadata": {"lang": ("de", "fi")[row % 2]}} for row, line in enumerate(lines)]
+    write_json_lines(data / "queries.jsonl", asked)
+    index = ["index", data, "--model", tiny / "model", "--precision", "fp32", "--store", "here", "--slice"]
+    said = "[index] slices: no dev query has 'lnag' in its metadata; there are: lang"
+    assert hone(*index, "lnag").complaint == said and not Store(Path("here")).generations.numbers()
+    hone(*index, "lang")
+    (check,) = [one for one in hone(*index, "lang", "--json").json["gate"]["checks"] if one["name"] == "slices"]
+    assert [(one["name"], one["queries"], one["passed"]) for one in check["slices"]] == [
+        ("lang=de", 20, True),
+        ("lang=fi", 20, True),
+    ]
+    shown = hone("promote", "1", "--store", "here").out
+    assert "  slices   passed: of 2 slices" in shown
+    for one in check["slices"]:
+        figures = f"nDCG@10 {one['now']:.4f}, served {one['now']:.4f} over 20 queries"
+        assert f"    {one['name']}            passed: {figures}" in shown
