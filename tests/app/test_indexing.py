@@ -1,16 +1,21 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.indexing import index_data, rebuild
+from app import indexing
+from app.indexing import index_data, rebuild, rebuild_or_wait
+from app.jobs import Cancelled
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.durable import exclusive
 from retriever.errors import BusyError, InputError
 from retriever.store import Store
 from tests.app.command_line import contents, silent
+from tests.app.served import wait_for
 from tests.stand_ins import write_tiny_data
 
 EXACT = IndexConfig(precision="fp32")
@@ -113,3 +118,42 @@ def test_rebuilding_keeps_the_choices_of_what_is_served(indexed: Path) -> None:
 def test_a_store_with_nothing_to_rebuild(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to rebuild; begin with `hone index DATA`"):
         rebuild(Store(tmp_path, create=True), None, silent)
+
+
+def test_a_rebuild_beside_a_refresher_takes_the_full_generation_that_it_publishes_next(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "POLL_SECONDS", 0.01)
+    refresher, heard = Store(indexed), list[tuple[str, int, int]]()
+
+    with ThreadPoolExecutor(1) as pool, refresher.generations.writer():
+        asked = pool.submit(rebuild_or_wait, Store(indexed), silent, lambda *place: heard.append(place))
+        wait_for(lambda: len(heard) > 2)
+        assert set(heard) == {("waiting for the refresher", 0, 1)}
+        with refresher.generations.stage({"checkpoint": 0, "corpus": 0}) as draft:
+            draft.facts.update(step=0, partial={"turn": 0})
+        heard.clear()
+        wait_for(lambda: len(heard) > 2)
+        assert not asked.done(), "to be mined from alone"
+        with refresher.generations.stage({"checkpoint": 0, "corpus": 0}) as draft:
+            draft.facts.update(step=0)
+        assert asked.result(30).number == draft.number == 2
+
+
+def test_a_rebuild_is_made_where_the_refresher_ends_without_one_and_stops_when_told(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "POLL_SECONDS", 0.01)
+    waits = threading.Event()
+
+    def cancelled(*_: object) -> None:
+        raise Cancelled
+
+    with Store(indexed).generations.writer(), pytest.raises(Cancelled):
+        rebuild_or_wait(Store(indexed), silent, cancelled)
+    with ThreadPoolExecutor(1) as pool:
+        with Store(indexed).generations.writer():
+            asked = pool.submit(rebuild_or_wait, Store(indexed), silent, lambda *_: waits.set())
+            assert waits.wait(30)
+        made = asked.result(60)
+    assert (made.number, made.facts["rows"]) == (1, Store(indexed).generations.at(0).facts["rows"])
