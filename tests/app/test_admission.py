@@ -98,6 +98,54 @@ def test_whatever_the_limits_and_inputs_all_is_answered(
             assert result == (ComputeError if 13 in items else [2 * item for item in items])
 
 
+DEADLY: st.SearchStrategy[Asked] = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.sampled_from([1, 2, 13, 666]), st.integers(0, 60)), max_size=6),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=12,
+)
+SECONDS = st.sampled_from([0.0, 1e-4, 2e-3, 30.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(-1, 64), st.integers(-1, 64), st.integers(-1, 400), SECONDS, SECONDS, DEADLY)
+def test_whatever_dies_or_comes_too_late_all_is_answered(
+    batch: int, patient_batch: int, queue: int, seconds: float, patient_seconds: float, asked: Asked
+) -> None:
+    """Limits are refused at once, or all ends under them: each answer is right, or says why there is none."""
+    names = ("batch_tokens", "patient_batch_tokens", "queue_tokens", "deadline_seconds", "patient_deadline_seconds")
+    limits = dict(zip(names, (batch, patient_batch, queue, seconds, patient_seconds), strict=True))
+    if min(batch, patient_batch) < 1 or queue < max(batch, patient_batch) or not seconds or not patient_seconds:
+        with pytest.raises(InputError):
+            AdmissionConfig(**limits)  # type: ignore[arg-type]  # ints and floats by name
+        return
+    models = [Model(), Model()]
+
+    async def ask(admission: Admission) -> list[object]:
+        calls = [
+            outcome(admission, models[other].lane, [i for i, _ in inputs], [n for _, n in inputs], patient)
+            for inputs, patient, other in asked
+        ]
+        return await asyncio.gather(*calls)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.admission.FIRST_PAUSE", 1e-3)
+        patch.setattr("app.admission.LONGEST_PAUSE", 1e-3)
+        with admitting(**limits) as (admission, _):
+            found = asyncio.run(asyncio.wait_for(ask(admission), 30))
+            assert admission.queued_tokens == 0
+    for (inputs, _, _), result in zip(asked, found, strict=True):
+        items = [item for item, _ in inputs]
+        if sum(max(1, tokens) for _, tokens in inputs) > queue:
+            assert result is TooManyTokensError
+        elif isinstance(result, list):
+            assert result == [2 * item for item in items] and not {13, 666} & {*items}
+        else:
+            assert result in (OverloadedError, NotComputedError) or (result is ComputeError and 13 in items)
+
+
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=80), st.integers(1, 2048))
 def test_a_batch_holds_the_first_and_stays_within_its_tokens(lengths: list[int], budget: int) -> None:
     chosen = choose(lengths, budget)
