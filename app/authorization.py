@@ -31,7 +31,6 @@ OPEN_FOLDERS = ("/static-offline-docs/",)
 SCOPE_OF = {
     "/": ENCODE,
     "/embed": ENCODE,
-    "/embed_all": ENCODE,
     "/rerank": SEARCH,
     "/v1/embeddings": ENCODE,
     "/v1/encode": ENCODE,
