@@ -31,7 +31,7 @@ from app.opening import openers
 from app.priority import Priority
 from app.server import ServerConfig, create_app, is_loopback
 from app.settings import database_url
-from app.telemetry import MULTIPROCESS, json_log, worker_is_gone
+from app.telemetry import MULTIPROCESS, json_log, log_libraries, worker_is_gone
 from retriever.errors import InputError
 from retriever.store import Store
 
@@ -140,6 +140,7 @@ def _run(
     job_environment: Mapping[str, str] | None = None,
 ) -> None:
     """Serve in this process."""
+    log_libraries(sys.stderr)
     jobs = Jobs(database_url(root))
     keys = Keys(database_url(root)) if _asks_for_keys(host, options) else None
     try:

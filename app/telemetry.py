@@ -4,6 +4,7 @@ Of several processes behind one port each can tell for all: they share a folder,
 Does not know routes, nor where its numbers come from.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,29 @@ def json_log(stream: TextIO) -> FilteringBoundLogger:
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     )
     return log
+
+
+def log_libraries(stream: TextIO) -> None:
+    """Let what libraries warn of leave as JSON lines on ``stream`` as well, from now on and in the whole process.
+
+    Those that were imported with a way of their own to print lose it.
+    """
+    logging.captureWarnings(True)
+    for name in logging.root.manager.loggerDict:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.root.handlers[:] = [_Lines(json_log(stream))]
+
+
+class _Lines(logging.Handler):
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = {"library": record.name, "said": record.getMessage(), "exc_info": record.exc_info}
+        self._log.log(record.levelno, "library_said", **{name: value for name, value in said.items() if value})
 
 
 class Telemetry:

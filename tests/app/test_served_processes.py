@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -159,8 +160,11 @@ def test_a_public_address_asks_for_keys(indexed: Path) -> None:
     with served(indexed, port, "--host", "0.0.0.0", "--drain-seconds", "0"):
         assert ask(port, "POST", "/v1/search", BODY)[0] == 401
         assert ask(port, "POST", "/v1/search", BODY, JSON | {"authorization": f"Bearer {secret}"})[0] == 200
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
+            raw.sendall(b"no HTTP at all\r\n\r\n")
+            raw.recv(100)
     log = (indexed.parent / f"serve-{port}.log").read_text()
-    assert secret not in log and '"status": 401' in log
+    assert secret not in log and '"status": 401' in log and "Invalid HTTP request" in log
     for line in log.splitlines()[1:]:
         json.loads(line)
 

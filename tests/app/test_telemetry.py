@@ -1,7 +1,52 @@
 import io
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 
-from app.telemetry import Telemetry, json_log
+import pytest
+
+from app.telemetry import Telemetry, json_log, log_libraries
+
+
+@pytest.fixture
+def chatty() -> Iterator[logging.Logger]:
+    """The logger of a library that prints by a handler of its own; how this process logs is as before afterwards."""
+    logger = logging.getLogger("chatty")
+    logger.propagate = False
+    logger.addHandler(logging.StreamHandler())
+    found = [(one, one.handlers[:], one.propagate) for one in map(logging.getLogger, logging.root.manager.loggerDict)]
+    at_root = logging.root.handlers[:]
+    yield logger
+    logging.captureWarnings(False)
+    logging.root.handlers[:] = at_root
+    for one, handlers, propagate in found:
+        one.handlers[:], one.propagate = handlers, propagate
+    logger.handlers.clear()
+
+
+def test_what_libraries_say_is_json_too(chatty: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    log_libraries(stream)
+    chatty.info("quiet")
+    chatty.warning("two\nlines of %s", "text")
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("deprecated", stacklevel=1)
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        chatty.exception("failed")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["library"], line["level"]) for line in lines] == [
+        ("chatty", "warning"),
+        ("uvicorn.error", "warning"),
+        ("py.warnings", "warning"),
+        ("chatty", "error"),
+    ]
+    assert lines[0]["said"] == "two\nlines of text" and "ValueError: no good" in lines[3]["exception"]
+    assert capsys.readouterr().err == ""
 
 
 def test_the_log_is_one_json_object_a_line() -> None:
