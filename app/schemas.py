@@ -71,8 +71,11 @@ class Range(Body):
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
-        if not self.bounds():
+        bounds = self.bounds()
+        if not bounds:
             raise ValueError("give at least one of gt, gte, lt, lte")
+        if len({isinstance(bound, str) for bound in bounds.values()}) > 1:
+            raise ValueError("no value can meet a number and a string as bounds; give them one type")
         return self
 
     def bounds(self) -> dict[str, str | int | float]:

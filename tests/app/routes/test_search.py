@@ -85,6 +85,7 @@ def test_vectors_of_another_space_are_a_conflict(server: Server) -> None:
         ),
         ({"queries": "a", "filter": {"year": {}}}, 422, "at least one of gt"),
         ({"queries": "a", "filter": {"year": {"above": 3}}}, 422, "above"),
+        ({"queries": "a", "filter": {"year": {"gte": 3, "lt": "b"}}}, 422, "no value can meet a number and a string"),
         ({"queries": "a", "filter": {"year": []}}, 422, "body.filter.year"),
         ({"queries": "a", "dense_weight": 1.5}, 422, "body.dense_weight"),
         ({"queries": "a", "top_k": 0}, 422, "body.top_k"),
