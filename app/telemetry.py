@@ -62,8 +62,9 @@ class _Lines(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
+        tell = self._log.error if record.levelno >= logging.ERROR else self._log.warning  # a library may have its own
         said = {"library": record.name, "said": record.getMessage(), "exc_info": record.exc_info}
-        self._log.log(record.levelno, "library_said", **{name: value for name, value in said.items() if value})
+        tell("library_said", **{name: value for name, value in said.items() if value})
 
 
 class Telemetry:

@@ -29,6 +29,7 @@ def test_what_libraries_say_is_json_too(chatty: logging.Logger, capsys: pytest.C
     stream = io.StringIO()
     log_libraries(stream)
     chatty.info("quiet")
+    chatty.log(35, "a level of its own")
     chatty.warning("two\nlines of %s", "text")
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
     with warnings.catch_warnings():
@@ -41,11 +42,12 @@ def test_what_libraries_say_is_json_too(chatty: logging.Logger, capsys: pytest.C
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [(line["library"], line["level"]) for line in lines] == [
         ("chatty", "warning"),
+        ("chatty", "warning"),
         ("uvicorn.error", "warning"),
         ("py.warnings", "warning"),
         ("chatty", "error"),
     ]
-    assert lines[0]["said"] == "two\nlines of text" and "ValueError: no good" in lines[3]["exception"]
+    assert lines[1]["said"] == "two\nlines of text" and "ValueError: no good" in lines[4]["exception"]
     assert capsys.readouterr().err == ""
 
 
