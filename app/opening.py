@@ -69,8 +69,8 @@ def calibration_texts(corpus: Corpus) -> list[str]:
 def openers(ranker: Path | None = None) -> Openers:
     """Return how a generation's models are opened: its own encoder, and its own ranker or else that of ``ranker``.
 
-    ``ranker`` is the folder of a sequence classifier, loaded now. A ranker that the next generation holds as well is
-    kept. Raises InputError if ``ranker`` cannot be loaded.
+    ``ranker`` is the folder of a sequence classifier, loaded now. A model that the next generation holds as well is
+    kept, as after a rebuild. Raises InputError if ``ranker`` cannot be loaded.
     """
     given = None if ranker is None else named_ranker(str(ranker))
     open_own = kept(own_ranker, "ranker")
@@ -78,7 +78,7 @@ def openers(ranker: Path | None = None) -> Openers:
     def open_ranker(generation: Artifact) -> TorchRanker | None:
         return open_own(generation) or given
 
-    return Openers(open_generation_encoder, open_ranker)
+    return Openers(kept(open_generation_encoder, "model", "index_config"), open_ranker)
 
 
 def open_generation_encoder(generation: Artifact) -> ModelEncoder:

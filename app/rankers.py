@@ -87,13 +87,14 @@ def required_ranker(name: str | None, artifact: Artifact | None) -> TorchRanker:
     return found
 
 
-def kept(opener: Callable[[Artifact], Opened], below: str) -> Callable[[Artifact], Opened]:
-    """Return ``opener`` so that it opens anew only where the files below the folder ``below`` have changed."""
+def kept(opener: Callable[[Artifact], Opened], below: str, fact: str | None = None) -> Callable[[Artifact], Opened]:
+    """Return ``opener`` so that it opens anew only where the files below the folder ``below``, or ``fact``, changed."""
     last: dict[str, Opened] = {}
 
     def open_or_keep(artifact: Artifact) -> Opened:
         names = [name for name in artifact.manifest["files"] if name.startswith(f"{below}/")]
-        key = sha256_json({name: artifact.sha256(name) for name in names})
+        held = {name: artifact.sha256(name) for name in names}
+        key = sha256_json([held, None if fact is None else artifact.facts[fact]])
         if key not in last:
             opened = opener(artifact)
             last.clear()

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import numpy as np
 
-from app.opening import CALIBRATION_PASSAGES, calibration_texts, encoder_opener, open_generation_encoder
+from app.indexing import rebuild
+from app.opening import CALIBRATION_PASSAGES, calibration_texts, encoder_opener, open_generation_encoder, openers
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
 from retriever.store import Store
+from tests.app.command_line import silent
 
 FP32 = IndexConfig(engine="torch", precision="fp32")
 TEXTS = ["baka beki", "duku"]
@@ -44,6 +46,15 @@ def test_a_generation_is_asked_in_the_precision_of_its_vectors(indexed: Path) ->
     coarse = open_generation_encoder(Artifact(made.kind, 0, made.path, {**made.manifest, "facts": facts}))
     expected = encoder_opener(IndexConfig(**facts["index_config"]))(made).fingerprints.query
     assert coarse.fingerprints.query == expected != made.facts["query_fingerprint"]
+
+
+def test_a_server_keeps_its_encoder_over_a_rebuild(indexed: Path) -> None:
+    """What it costs to open one again is memory for both, seconds, and the vectors of the queries asked lately."""
+    open_encoder = openers().encoder
+    first, made = open_encoder(generation(indexed, 0)), rebuild(Store(indexed), None, silent)
+    assert open_encoder(made) is first
+    facts = {**made.facts, "index_config": {**made.facts["index_config"], "precision": "bf16"}}
+    assert open_encoder(Artifact(made.kind, 1, made.path, {**made.manifest, "facts": facts})) is not first
 
 
 def test_int8_is_calibrated_on_the_corpus_and_asked_without_it(indexed: Path) -> None:
