@@ -227,5 +227,6 @@ def _run_workers(root: Path, host: str, options: ServeOptions, listener: socket.
                     workers[place] = start()
         for worker in workers:
             worker.terminate()
+        listener.close()  # theirs close as each ends; who comes then is refused at once, not left waiting for this one
         for worker in workers:
             worker.join()

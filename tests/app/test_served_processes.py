@@ -152,6 +152,31 @@ def test_a_rolling_restart_under_load_loses_no_request(indexed: Path) -> None:
     assert balancer.counts == {"sent": balancer.counts["sent"], "status 200": balancer.counts["sent"]}
 
 
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_while_workers_finish_what_they_have_begun_nobody_new_is_left_waiting(indexed: Path) -> None:
+    """What has begun is a request whose body is still to come."""
+    port = free_port()
+    with (
+        served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as slow,
+    ):
+        head = "POST /v1/search HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        slow.sendall(f"{head}content-length: {len(BODY)}\r\n\r\n{BODY[:5]}".encode())
+        time.sleep(0.5)  # a worker has it
+        server.send_signal(signal.SIGTERM)
+        wait_for(lambda: is_refused(port), seconds=15)
+        assert server.poll() is None
+        slow.sendall(BODY[5:].encode())
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_a_public_address_asks_for_keys(indexed: Path) -> None:
     keys = Keys(database_url(indexed))
     secret, _ = keys.create("ann", ["search"])
