@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -14,9 +15,10 @@ from miner.generations import BASELINE
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.durable import sha256_file
-from retriever.encoder import create_encoder
+from retriever.encoder import DualEncoder, create_encoder
 from retriever.errors import InputError
 from retriever.negatives import Verdict, open_negative_set
+from retriever.protocols import Side
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
 from tests.app.served import wait_for
@@ -49,6 +51,38 @@ def publish(store: Store, run: Run, step: int, **facts: bool) -> Artifact:
         model.save(draft.path / "model")
         draft.facts.update(step=step, weights_sha256=model.weights_sha256(), **facts)
     return store.checkpoints.at(draft.number)
+
+
+def test_a_later_checkpoint_reads_the_kept_tokens_and_says_the_same_of_cuts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ("dropout = 0.0", "dropout = 0.0\npassage_max_length = 8")
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", short), tmp_path / "store")
+    tokenized: list[str] = []
+    tokenize = DualEncoder.tokenize
+
+    def watched(model: DualEncoder, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        tokenized.extend([side] * len(texts))
+        return tokenize(model, side, texts)
+
+    monkeypatch.setattr(DualEncoder, "tokenize", watched)
+    said = []
+    for step in (0, 3):
+        heard = Heard()
+        model = create_encoder(run.config.model)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1 + step)
+        with run.store.checkpoints.stage({"corpus": run.corpus.number}) as draft:
+            model.save(draft.path / "model")
+            draft.facts.update(step=step, weights_sha256=model.weights_sha256())
+        steps = RefreshSteps(run, heard)
+        generation = steps.build(run.store.checkpoints.at(draft.number))
+        steps.mine(generation)
+        said.append([one["message"] for one in heard.of("warning") if "longer than" in one["message"]])
+        assert (run.store.embeddings / generation.facts["passage_tokens_fingerprint"]).is_dir()
+    assert said[0] == said[1] and any("60 passages" in one for one in said[0])
+    assert tokenized.count("passage") == 60, "those of the second were read from the store"
+    assert tokenized.count("query") == 20 + 10 + 10, "and so were the mined queries, but not dev's"
 
 
 def test_a_generation_then_its_negatives(run: Run) -> None:
