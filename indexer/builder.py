@@ -103,8 +103,7 @@ def build_generation(
     corpus, config = inputs.corpus, inputs.config
     with store.generations.writer():
         encoder = inputs.open_encoder(checkpoint)
-        check_config(config, encoder.dimensions, len(corpus))
-        check_slices(config.slices, inputs.dev)
+        _check_inputs(inputs, encoder)
         with _timed(seconds, "encode"):
             vectors, made = _encode(store, encoder, inputs, partial(progress, "encode"), warn)
             check_complete(vectors, len(corpus))
@@ -147,6 +146,11 @@ def build_generation(
         generation = store.generations.at(draft.number)
         promote_if_good(store, generation)
     return generation
+
+
+def _check_inputs(inputs: BuildInputs, encoder: Encoder) -> None:
+    check_config(inputs.config, encoder.dimensions, len(inputs.corpus))
+    check_slices(inputs.config.slices, inputs.dev)
 
 
 def _encode(
