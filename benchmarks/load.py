@@ -6,9 +6,8 @@ a connection counts.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
 
 
 @dataclass
@@ -36,18 +35,18 @@ def post(port: int, path: str, body: bytes) -> bytes:
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def closed(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
-    """Let ``clients`` ask one request after the other for ``seconds``."""
+def closed(port: int, requests: Iterator[bytes], clients: int, seconds: float) -> Load:
+    """Let ``clients`` ask one of ``requests``, which do not end, after the other for ``seconds``."""
     return asyncio.run(_run(port, requests, clients, seconds, None))
 
 
-def steady(port: int, requests: Sequence[bytes], clients: int, seconds: float, rate: float) -> Load:
-    """Ask ``rate`` requests a second over ``clients`` connections for ``seconds``."""
+def steady(port: int, requests: Iterator[bytes], clients: int, seconds: float, rate: float) -> Load:
+    """Ask ``rate`` of ``requests`` a second over ``clients`` connections for ``seconds``."""
     return asyncio.run(_run(port, requests, clients, seconds, rate))
 
 
-async def _run(port: int, requests: Sequence[bytes], clients: int, seconds: float, rate: float | None) -> Load:
-    load, source = Load(), cycle(requests)
+async def _run(port: int, requests: Iterator[bytes], clients: int, seconds: float, rate: float | None) -> Load:
+    load = Load()
     began = time.perf_counter()
     end, due = began + seconds, iter(_due(began, seconds, rate))
 
@@ -61,7 +60,7 @@ async def _run(port: int, requests: Sequence[bytes], clients: int, seconds: floa
                 await asyncio.sleep(max(0.0, at - time.perf_counter()))
             else:
                 at = time.perf_counter()
-            writer.write(next(source))
+            writer.write(next(requests))
             ok = await _answered(reader)
             load.milliseconds.append(1000 * (time.perf_counter() - at))
             load.failed += not ok

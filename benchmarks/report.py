@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +61,8 @@ def last_line(
 ) -> dict[str, Any]:
     """Print and return the JSON object that ends a benchmark: each of ``keys``, why one is null, and ``more``.
 
-    Raises ValueError if a key is missing or unknown, or null without a reason.
+    Scalars of numpy become numbers. Raises ValueError if a key is missing or unknown, or null without a reason, and
+    TypeError for what JSON does not know.
     """
     if {*figures} != {*keys}:
         raise ValueError(f"the figures {sorted(figures)} are not the claim's keys {sorted(keys)}")
@@ -69,7 +71,15 @@ def last_line(
         raise ValueError(f"{', '.join(silent)}: null without a reason")
     for key, reason in reasons.items():
         show(f"{key}: not measured, {reason}")
-    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in figures.items()}
-    line = {**rounded, "reasons": dict(reasons), **more}
-    print(json.dumps(line), flush=True)
-    return line
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in figures.items()}
+    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in plain.items()}
+    line = json.dumps({**rounded, "reasons": dict(reasons), **more}, default=_plain)
+    print(line, flush=True)
+    ended: dict[str, Any] = json.loads(line)
+    return ended
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r}: JSON does not know {type(value).__name__}")

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks.alternation import Answer
@@ -47,3 +48,16 @@ def test_the_last_line_holds_the_claims_keys_and_the_reasons(capsys: pytest.Capt
 def test_a_key_that_is_missing_unknown_or_null_without_a_reason_is_refused(figures: dict[str, float | None]) -> None:
     with pytest.raises(ValueError, match="vs_peer"):
         last_line(["vs_peer"], figures, {})
+
+
+def test_numbers_of_numpy_become_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"vs_peer": np.float32(2.1), "rows": np.int64(3), "same": np.True_}
+    returned = last_line(["vs_peer", "rows", "same"], figures, {}, share=np.float32(0.5), by_name={"a": [np.int32(1)]})
+    line = json.loads(capsys.readouterr().out)
+    assert line == {"vs_peer": 2.1, "rows": 3, "same": True, "reasons": {}, "share": 0.5, "by_name": {"a": [1]}}
+    assert returned == line
+
+
+def test_what_json_does_not_know_is_refused() -> None:
+    with pytest.raises(TypeError, match="JSON does not know ndarray"):
+        last_line([], {}, {}, vectors=np.zeros(2))

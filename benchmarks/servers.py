@@ -1,0 +1,165 @@
+"""The servers that are compared, how each is asked, and loads on all of them in turn.
+
+Does not know what is claimed of them, nor how any of them computes.
+"""
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.alternation import Contestant, Entrant
+from benchmarks.environments import ROOT
+from benchmarks.load import Load, closed, steady
+from benchmarks.report import show
+from benchmarks.texts import sample_passages
+from retriever.encoder import model_path
+
+CLIENTS = (1, 8, 32)
+OURS, DEF, ASYNC = "hone", "FastAPI + ST, def", "FastAPI + ST, async"
+INFINITY, INFINITY_BF16 = "infinity", "infinity, bf16"
+SHARE_OF_CAPACITY = 0.7
+"""Of the slowest contestant at so many clients: the arrival rate at which waiting is compared."""
+
+Loads = Mapping[tuple[str, int], Load]
+"""One round: by name of the contestant and number of clients or connections."""
+Requests = Callable[[Contestant], Iterator[bytes]]
+"""Gives requests to a contestant's server, without end."""
+
+
+def indexed(scratch: Path, data: Path, passages: int) -> Path:
+    """Index a sample of the passages of ``data`` and return the store."""
+    (scratch / "data").mkdir()
+    lines = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(sample_passages(data, passages))]
+    (scratch / "data" / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", str(scratch / "data")]
+    subprocess.run([*command, "--store", str(scratch / "store")], cwd=ROOT, check=True, capture_output=True)
+    return scratch / "store"
+
+
+def ours(store: Path) -> Entrant:
+    """Return hone's server over ``store``."""
+    return Entrant(OURS, "benchmarks.contestants.hone_serve", settings={"store": str(store)})
+
+
+def naive(passages: str = "") -> list[Entrant]:
+    """Return the two that encode once a request; with ``passages``, a folder, they search as well."""
+    servers, model = "sentence-transformers-server", model_path("minilm")
+    settings = {"model": model, "passages": passages}
+    return [
+        Entrant(name, "benchmarks.contestants.naive_serve", servers, {**settings, "form": form})
+        for name, form in ((DEF, "def"), (ASYNC, "async"))
+    ]
+
+
+def infinity() -> list[Entrant]:
+    """Return infinity as it comes, and in bf16."""
+    model = model_path("minilm")
+    return [
+        Entrant(name, "benchmarks.contestants.infinity_serve", "infinity", {"model": model, "dtype": dtype})
+        for name, dtype in ((INFINITY, "auto"), (INFINITY_BF16, "bfloat16"))
+    ]
+
+
+def port_of(contestant: Contestant) -> int:
+    """Return the port that a contestant serves."""
+    assert contestant.loaded is not None
+    port: int = contestant.loaded.facts["port"]
+    return port
+
+
+def ask(port: int, path: str, body: Any = None, method: str = "POST") -> dict[str, Any]:
+    """Return the JSON answer to one request. Raises HTTPError for any status but success."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers, method=method)
+    with urllib.request.urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def warm(contestants: Sequence[Contestant], requests: Requests, seconds: float) -> None:
+    """Load each once, uncounted, and freeze what this process holds: its garbage would count as a server's delay."""
+    gc.collect()
+    gc.freeze()
+    for contestant in contestants:
+        closed(port_of(contestant), requests(contestant), max(CLIENTS), seconds)
+
+
+def closed_rounds(contestants: Sequence[Contestant], requests: Requests, seconds: float, rounds: int) -> list[Loads]:
+    """Load each in turn by clients that ask as fast as they are answered, ``seconds`` each time."""
+    return [
+        {
+            (one.entrant.name, clients): closed(port_of(one), requests(one), clients, seconds)
+            for clients in CLIENTS
+            for one in contestants
+        }
+        for _ in range(rounds)
+    ]
+
+
+def shared_rates(rounds: Sequence[Loads]) -> dict[int, float]:
+    """Return by number of clients the requests a second that every contestant can answer."""
+    names = {name for name, _ in rounds[0]}
+    return {
+        clients: SHARE_OF_CAPACITY * min(statistics.median(one[name, clients].rate for one in rounds) for name in names)
+        for clients in CLIENTS
+    }
+
+
+def open_rounds(
+    contestants: Sequence[Contestant], requests: Requests, seconds: float, rounds: int, rates: Mapping[int, float]
+) -> list[Loads]:
+    """Load each in turn at a constant rate of arrival, ``rates`` by number of connections."""
+    return [
+        {
+            (one.entrant.name, clients): steady(port_of(one), requests(one), clients, seconds, rate)
+            for clients, rate in rates.items()
+            for one in contestants
+        }
+        for _ in range(rounds)
+    ]
+
+
+def faster(rounds: Sequence[Loads], peer: str, clients: int = max(CLIENTS)) -> float:
+    """Return how many times as many requests hone answers a second: the median of the rounds' ratios."""
+    return statistics.median(one[OURS, clients].rate / one[peer, clients].rate for one in rounds)
+
+
+def p99_share(rounds: Sequence[Loads], clients: int) -> float:
+    """Return hone's p99 as a share of the peer's against which it does worst: the median of the rounds' ratios."""
+    peers = {name for name, _ in rounds[0]} - {OURS}
+    return max(
+        statistics.median(one[OURS, clients].quantile(0.99) / one[peer, clients].quantile(0.99) for one in rounds)
+        for peer in peers
+    )
+
+
+def failures(rounds: Sequence[Loads]) -> int:
+    """Return how many requests failed."""
+    return sum(load.failed for one in rounds for load in one.values())
+
+
+def print_loads(title: str, rounds: Sequence[Loads]) -> dict[str, dict[int, list[float]]]:
+    """Print a row a contestant; return by name and clients the rate in 1/s, p50 and p99 in ms: medians of rounds."""
+    facts: dict[str, dict[int, list[float]]] = {}
+    for name, clients in rounds[0]:
+        loads = [one[name, clients] for one in rounds]
+        figures = [[load.rate, load.quantile(0.5), load.quantile(0.99)] for load in loads]
+        medians = [round(statistics.median(each), 1) for each in zip(*figures, strict=True)]
+        facts.setdefault(name, {})[clients] = medians
+    table = Table(title=f"{title}: requests/s (p50 / p99 ms); medians of {len(rounds)} rounds", title_justify="left")
+    table.add_column("server")
+    for clients in CLIENTS:
+        table.add_column(f"{clients} client{'s' if clients > 1 else ''}", justify="right")
+    for name, measured in facts.items():
+        table.add_row(name, *("{:,.0f} ({:.1f} / {:.1f})".format(*measured[clients]) for clients in CLIENTS))
+    show(table)
+    return facts
