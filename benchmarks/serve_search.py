@@ -70,7 +70,7 @@ SEARCH_RATE, SEARCH_CONNECTIONS = 40.0, 8
 """Searches a second beside other work, and without, and over how many connections."""
 MINED_QUERIES = 50
 """Queries of one request to mine."""
-JOB_QUERIES = 2000
+JOB_QUERIES = 4000
 """Queries of a mining job for each second of searches beside it: more than it gets through."""
 JOB_SECONDS = 120.0
 """Within so long a job begins, and ends once it is cancelled."""
