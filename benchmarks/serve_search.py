@@ -80,7 +80,7 @@ Work = Callable[[], AbstractContextManager[None]]
 
 def main() -> None:
     """Measure and print."""
-    options = parse("serve_search", "Searches answered per second against FastAPI + sentence-transformers + numpy.")
+    options = parse("serve_search", "Searches answered per second against FastAPI + sentence-transformers.")
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
