@@ -72,8 +72,8 @@ MINED_QUERIES = 50
 """Queries of one request to mine."""
 JOB_QUERIES = 4000
 """Queries of a mining job for each second of searches beside it: more than it gets through."""
-JOB_SECONDS = 120.0
-"""Within so long a job begins, and ends once it is cancelled."""
+JOB_SECONDS = 300.0
+"""Within so long a job begins, and ends once it is cancelled: idle cores alone are its."""
 
 Work = Callable[[], AbstractContextManager[None]]
 
