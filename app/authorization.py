@@ -39,15 +39,18 @@ SCOPE_OF = {
     "/v1/search": SEARCH,
     "/v2/rerank": SEARCH,
 }
-WRITTEN = ("/v1/index/", "/v1/judgements", "/v1/passages")
+JUDGEMENTS = "/v1/judgements"
+WRITTEN = ("/v1/index/", JUDGEMENTS, "/v1/passages")
 
 
 def scope_of(method: str, path: str) -> str | None:
     """Return the scope that a request needs, "any" for any valid key, None for a route that is open.
 
     What changes something and is not named here needs admin. Who may cancel a job depends on its kind, which only its
-    route knows: it asks by ``demand``.
+    route knows: it asks by ``demand``. To read what people judged takes what judging takes: they are named there.
     """
+    if path == JUDGEMENTS:
+        return WRITE
     if path.startswith("/v1/jobs/") and path.endswith(("/result", "/cancel")):
         return MINE if path.endswith("/result") else ANY
     if method in ("GET", "HEAD", "OPTIONS"):

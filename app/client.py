@@ -14,6 +14,7 @@ import httpx2
 import numpy as np
 from pydantic import BaseModel
 
+from app.judgement_schemas import JudgementsReply, JudgeReply
 from app.mine_schemas import JobFormat, Mined, MineReply
 from app.routes.rerank import RerankReply
 from app.schemas import CancelReply, EncodeReply, JobReply, ReadyReply, SearchReply
@@ -107,6 +108,15 @@ def _mine_job(queries: Sequence[MiningQuery], file_format: JobFormat, knobs: Map
 def _rerank(query: str, documents: Sequence[str], top_n: int | None) -> _Call[RerankReply]:
     body = {"query": query, "documents": list(documents), "top_n": top_n}
     return _Call("POST", "/v2/rerank", body, RerankReply)
+
+
+def _judge(judgements: Sequence[Mapping[str, Any]]) -> _Call[JudgeReply]:
+    return _Call("POST", "/v1/judgements", {"judgements": list(judgements)}, JudgeReply)
+
+
+def _judgements(limit: int, before: int | None) -> _Call[JudgementsReply]:
+    place = f"/v1/judgements?limit={limit}" + (f"&before={before}" if before else "")
+    return _Call("GET", place, None, JudgementsReply)
 
 
 def _error(response: httpx2.Response) -> ApiError:
@@ -218,6 +228,14 @@ class Client:
         """Put texts in order of relevance."""
         return self._send(_rerank(query, documents, top_n))
 
+    def judge(self, judgements: Sequence[Mapping[str, Any]]) -> JudgeReply:
+        """Store verdicts of people: {"query": {"id", "text"}, "passage", "relevant", "by", "note"}."""
+        return self._send(_judge(judgements))
+
+    def judgements(self, limit: int = 100, before: int | None = None) -> JudgementsReply:
+        """List stored verdicts, newest first; ``before`` is the ``next`` of the page before."""
+        return self._send(_judgements(limit, before))
+
     def rebuild(self) -> JobReply:
         """Ask for a new generation, or return the job that makes one already."""
         return self._send(_Call("POST", "/v1/index/rebuild", None, JobReply))
@@ -312,6 +330,14 @@ class AsyncClient:
     async def rerank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> RerankReply:
         """Put texts in order of relevance."""
         return await self._send(_rerank(query, documents, top_n))
+
+    async def judge(self, judgements: Sequence[Mapping[str, Any]]) -> JudgeReply:
+        """Store verdicts of people: {"query": {"id", "text"}, "passage", "relevant", "by", "note"}."""
+        return await self._send(_judge(judgements))
+
+    async def judgements(self, limit: int = 100, before: int | None = None) -> JudgementsReply:
+        """List stored verdicts, newest first; ``before`` is the ``next`` of the page before."""
+        return await self._send(_judgements(limit, before))
 
     async def rebuild(self) -> JobReply:
         """Ask for a new generation, or return the job that makes one already."""

@@ -17,7 +17,7 @@ from retriever.errors import InputError
 LOCK_WAIT_MS = 30_000
 LOCK_TRY_SECONDS = 0.02
 ONE_AT_A_TIME = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(1752133221)"}
-"""Holds up whoever else makes tables until the end of the transaction: replicas of a server start at once."""
+"""What holds up whoever else says it until the end of the transaction."""
 
 
 class Row(DeclarativeBase):
@@ -34,7 +34,7 @@ def open_database(url: str) -> Engine:
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
         with engine.begin() as connection:
-            connection.exec_driver_sql(ONE_AT_A_TIME[engine.dialect.name])
+            one_at_a_time(connection)  # replicas of a server start at once
             Row.metadata.create_all(connection)
             for table in Row.metadata.tables.values():
                 _add_missing_columns(connection, table)
@@ -45,6 +45,11 @@ def open_database(url: str) -> Engine:
             "for example sqlite:////var/lib/hone/jobs.db or postgresql://user@host/name (extra postgres)"
         ) from error
     return engine
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Wait for whoever else said so, as the first word of a transaction, and hold up the others until its end."""
+    connection.exec_driver_sql(ONE_AT_A_TIME[connection.dialect.name])
 
 
 def _add_missing_columns(connection: Connection, table: Table) -> None:

@@ -4,12 +4,13 @@ Does not know HTTP, nor how queries become vectors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.judgements import Judgements
 from app.searching import lexical_index
 from app.snapshot import Snapshot
 from miner.counter_hash import gumbel
@@ -19,10 +20,11 @@ from miner.mining import MiningConfig, MiningTask, mine_queries, most_positives
 from miner.quotas import draw_wanted
 from miner.samplers import Pool, log_weights
 from miner.sources import SOURCES, OpenGeneration, bits_of, generation_of
+from miner.verdicts import as_judged
 from retriever.artifacts import Artifact
-from retriever.data import QuerySet, hash64
+from retriever.data import Corpus, QuerySet, hash64
 from retriever.errors import CorruptError, HoneError, InputError, StoreError
-from retriever.negatives import NegativeSet, Verdict
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
 from retriever.store import Store
 
@@ -39,11 +41,15 @@ class NoSourceError(HoneError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A query to mine for: ``positives`` are ids of passages."""
+    """A query to mine for: ``positives`` are ids of passages.
+
+    ``grades``: what people say of passages, by the hash of a passage's text; above 0 is relevant.
+    """
 
     id: str
     text: str
     positives: Sequence[str]
+    grades: Mapping[int, int] = field(default_factory=dict)
 
 
 class Mined(NamedTuple):
@@ -68,6 +74,12 @@ def check_positives(snapshot: Snapshot, queries: Sequence[Asked]) -> None:
         shown = ", ".join(map(repr, unknown[:SHOWN_UNKNOWN])) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
         corpus = f"the corpus of generation {snapshot.generation.number}"
         raise InputError(f"queries.positives: {len(unknown)} ids are not in {corpus}: {shown}")
+
+
+def with_judgements(queries: Sequence[Asked], judgements: Judgements, position: int) -> list[Asked]:
+    """Return ``queries`` with the grades that were stored up to ``position``."""
+    grades = judgements.on([(query.id, query.text) for query in queries], position)
+    return [replace(query, grades=known) for query, known in zip(queries, grades, strict=True)]
 
 
 def source_generations(store: Store, generation: Artifact, sources: Sequence[str]) -> dict[str, int]:
@@ -100,14 +112,15 @@ def mined(
     """Return the negatives of ``queries``.
 
     ``vectors`` float32 [q, dim] are theirs; ``others`` find the candidates of each source that is another generation.
-    A query's negatives depend on the generations, seed, id, text and positives alone, not on its neighbours. Raises
-    InputError for a configuration that this corpus does not allow, NoLexicalIndexError for the source bm25 where the
-    generation has no index of words.
+    A query's negatives depend on the generations, seed, id, text, positives and grades alone, not on its neighbours.
+    Raises InputError for a configuration that this corpus does not allow, NoLexicalIndexError for the source bm25 where
+    the generation has no index of words.
     """
     if "bm25" in config.sources:
         lexical_index(snapshot)
     task = MiningTask(snapshot.corpus, query_set(snapshot, queries), config, seed)
     found = _pools(snapshot, task, vectors, others)
+    found = replace(found, verdicts=_respected(found, queries, snapshot.corpus))
     bits = {**SOURCES, **bits_of(config.sources)}
     columns, mask = _drawn(found, queries, snapshot.generation.number, config, num_negatives, seed)
     limits = config.filters
@@ -151,6 +164,20 @@ def _pools(snapshot: Snapshot, task: MiningTask, vectors: FloatArray, others: Ot
     return mine_queries(rows, vectors, generation, task, most_positives(asked))
 
 
+def _respected(found: NegativeSet, queries: Sequence[Asked], corpus: Corpus) -> NDArray[np.uint8]:
+    """Return the verdicts of ``found`` as people judged; a judgement holds for each copy of its passage's text."""
+    verdicts = found.verdicts.copy()
+    for line, query in enumerate(queries):
+        if not query.grades:
+            continue
+        rows = found.passages[line]
+        grades = [query.grades.get(one) for one in corpus.text_hash[np.maximum(rows, 0)].tolist()]
+        judged = np.array([grade is not None for grade in grades]) & (rows >= 0)
+        relevant = np.array([grade is not None and grade > 0 for grade in grades])
+        verdicts[line] = as_judged(verdicts[line], judged, relevant)
+    return verdicts
+
+
 def _by_words(snapshot: Snapshot, asked: QuerySet, rows: IntArray, depth: int) -> IntArray:
     assert snapshot.lexical is not None
     return snapshot.lexical.search([asked.texts[row] for row in rows], depth)[0]
@@ -169,7 +196,7 @@ def _drawn(
     if config.sampler.random:
         query_keys = np.array([hash64(query.id) for query in queries], np.uint64)
         noise = gumbel("mine", seed, generation, query_keys[:, None], found.passages)
-    eligible = found.verdicts == Verdict.ELIGIBLE
+    eligible = np.isin(found.verdicts, MAY_BE_DRAWN)
     pool = Pool(found.scores, eligible, lowest_positive(found.positives, found.positive_scores))
     return draw_wanted(log_weights(pool, config.sampler), found.sources, config.wanted(num_negatives), noise)
 

@@ -6,6 +6,7 @@ Does not know HTTP, nor who started the process.
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import orjson
 from app.config_bodies import config_of
 from app.job_work import JobProgress
 from app.jobs import Job, Jobs
+from app.judgements import Judgements
 from app.mine_schemas import Knobs
-from app.mining import Asked, fitted, mined, query_set
+from app.mining import Asked, fitted, mined, query_set, with_judgements
 from app.snapshot import Openers, Snapshot, load_snapshot
 from app.trainer_formats import FORMATS, Example, line
 from miner.filters import REASONS
@@ -65,7 +67,8 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
     def queries_of(part: int) -> list[Asked]:
         return [Asked(*orjson.loads(one)) for one in jobs.part(job.id, "asked", part).splitlines()]
 
-    with tempfile.TemporaryDirectory(prefix="hone-candidates-") as folder:
+    position = params.get("judgements", 0)  # those that were there when it was queued: each attempt gives the same
+    with closing(Judgements(jobs.url)) as judgements, tempfile.TemporaryDirectory(prefix="hone-candidates-") as folder:
         numbers, searched = sorted({*others.values()}) if waiting else [], 0
         for number in numbers:
             search = _opened(store, openers, number, config.depth)
@@ -77,7 +80,7 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
         snapshot = load_snapshot(store, openers, _refuse, number=generation.number)
         progress("mine", done, total)
         for part in waiting:
-            queries = queries_of(part)
+            queries = with_judgements(queries_of(part), judgements, position)
             found = {name: np.load(_place(folder, number, part), allow_pickle=False) for name, number in others.items()}
             data, made[part] = _mined_part(snapshot, queries, config, params, found)
             jobs.keep_part(job.id, part, data, made[part])

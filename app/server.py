@@ -22,6 +22,7 @@ from app.admission import Admission, AdmissionConfig
 from app.authorization import Authorize, document_keys
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
+from app.judgements import Judgements
 from app.keys import Keys
 from app.middleware import BodyLimit, Observe
 from app.mining_job import MINE
@@ -29,6 +30,7 @@ from app.recall_meter import RecallMeter
 from app.replies import register_errors
 from app.routes import encode, generations, health, mine, openai, rerank, search, text_embeddings
 from app.routes import jobs as jobs_routes
+from app.routes import judgements as judgements_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
 from app.telemetry import Telemetry
@@ -74,7 +76,7 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
     processes = JobProcesses(
         jobs, command, telemetry.log, takes=store.is_writable(), environment=config.job_environment
     )
-    service = Service(serving, jobs, processes, telemetry, admission, RecallMeter(telemetry))
+    service = Service(serving, jobs, processes, telemetry, admission, RecallMeter(telemetry), Judgements(jobs.url))
     _watch(telemetry, store, service)
 
     @asynccontextmanager
@@ -94,13 +96,15 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         serving.stop()
         admission.stop()
         processes.release()
+        service.judgements.close()
 
     # /docs as FastAPI makes it, but with its scripts and styles from this server: it may see no other.
     about = {"title": "hone", "version": code_version(), "description": DESCRIPTION}
     app = FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
     app.state.service, app.state.store = service, store
     draining.set_up(app)
-    for routes in (search, encode, mine, openai, rerank, text_embeddings, generations, jobs_routes, health):
+    own = (search, encode, mine, judgements_routes, generations, jobs_routes)
+    for routes in (*own, openai, rerank, text_embeddings, health):
         app.include_router(routes.router)
     register_errors(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes)

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from app.admission import Admission
 from app.job_processes import JobProcesses
 from app.jobs import Jobs
+from app.judgements import Judgements
 from app.models import Computed
 from app.recall_meter import RecallMeter
 from app.replies import not_ready
@@ -31,6 +32,7 @@ class Service:
     telemetry: Telemetry
     admission: Admission
     recall: RecallMeter
+    judgements: Judgements
     mining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Held while a chunk of queries is mined."""
 

@@ -79,7 +79,7 @@ LIMITS: Mapping[str, tuple[str, ...]] = {
     **{key: (key,) for key in ("absolute_margin", "relative_margin", "max_score", "adaptive", "iqr")},
 }
 """The keys of each limit of FilterConfig, by its name."""
-REASONS = ("positive", "duplicate", *LIMITS)
+REASONS = ("positive", "duplicate", "judged_relevant", *LIMITS)
 """Why a candidate is no negative, the first that holds."""
 
 
@@ -91,14 +91,15 @@ def refused_by(
     positive_scores: FloatArray,
     config: FilterConfig,
 ) -> dict[str, int]:
-    """Count the candidates ``rows`` int32 [q, D] that ``judge`` refused, by the first of REASONS; pads are not counted.
+    """Count the candidates ``rows`` int32 [q, D] that may be no negatives, by the first of REASONS, without pads.
 
-    ``verdicts`` uint8 [q, D] are its verdicts; the other arguments are as they were for it.
+    ``verdicts`` uint8 [q, D] are those of ``judge``, or what stored judgements made of them; the other arguments are as
+    they were for it.
     """
     known = Verdict.POSITIVE, Verdict.DUPLICATE
     counted = (rows >= 0) & ~np.isin(verdicts, known)
     left = (rows >= 0) & (verdicts == Verdict.FILTERED)
-    found = {verdict.name.lower(): int((verdicts == verdict).sum()) for verdict in known}
+    found = {verdict.name.lower(): int((verdicts == verdict).sum()) for verdict in (*known, Verdict.JUDGED_RELEVANT)}
     for name, keys in LIMITS.items():
         alone = FilterConfig(**{"relative_margin": None, **{key: getattr(config, key) for key in keys}})
         refused = left & (

@@ -40,17 +40,14 @@ class StoredVerdicts:
     def respected(self, verdicts: NDArray[np.uint8], query_rows: IntArray, rows: IntArray) -> NDArray[np.uint8]:
         """Return ``verdicts`` uint8 [q, D] of the candidates ``rows`` int32 [q, D] of ``query_rows``, as judged.
 
-        A judged candidate becomes JUDGED_RELEVANT or JUDGED_IRRELEVANT, whether or not a filter refused it. Known
-        positives and duplicates stay what they are: no judge makes a negative of them.
+        See ``as_judged``.
         """
         if not len(self.keys):
             return verdicts
         wanted = query_rows.astype(np.int64)[:, None] * self.passages + rows
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         judged = (self.keys[places] == wanted) & (rows >= 0)
-        judged &= np.isin(verdicts, (Verdict.ELIGIBLE, Verdict.FILTERED))
-        by_judge = np.where(self.relevant[places], Verdict.JUDGED_RELEVANT, Verdict.JUDGED_IRRELEVANT)
-        return np.where(judged, by_judge.astype(np.uint8), verdicts)
+        return as_judged(verdicts, judged, self.relevant[places])
 
     def relevant_to(self, query_row: int) -> IntArray:
         """Return the passage rows int32 [n], ascending, judged relevant for a query: in a batch, too, no negatives."""
@@ -63,6 +60,17 @@ class StoredVerdicts:
             return self.keys[self.relevant & (action == DROP_NEGATIVE)]
         found: NDArray[np.int64] = self.keys[self.relevant & (self.actions == ACTIONS.index(action))]
         return found
+
+
+def as_judged(verdicts: NDArray[np.uint8], judged: BoolArray, relevant: BoolArray) -> NDArray[np.uint8]:
+    """Return ``verdicts`` uint8, changed where ``judged``: to what ``relevant`` says; all of one shape.
+
+    A judged candidate becomes JUDGED_RELEVANT or JUDGED_IRRELEVANT, whether or not a filter refused it. Known positives
+    and duplicates stay what they are: no judge makes a negative of them.
+    """
+    judged = judged & np.isin(verdicts, (Verdict.ELIGIBLE, Verdict.FILTERED))
+    by_judge = np.where(relevant, Verdict.JUDGED_RELEVANT, Verdict.JUDGED_IRRELEVANT)
+    return np.where(judged, by_judge.astype(np.uint8), verdicts)
 
 
 def read_verdicts(

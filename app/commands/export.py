@@ -1,8 +1,10 @@
-"""hone export: the model or the mined negatives for other tools.
+"""hone export: the model or the mined negatives for other tools, people's judgements for training.
 
 Does not know their formats.
 """
 
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,17 @@ import typer
 
 from app.composition import open_run
 from app.exporting import export_model, export_negatives
+from app.judgement_export import VERDICTS, export_judgements
+from app.judgements import Judgements
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
+from app.settings import database_url
 from app.whitened_export import export_whitened
+from miner.verdicts import ACTIONS, RELABEL
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.errors import InputError
 from retriever.store import Store
 
-app = typer.Typer(help="Write the best model, or mined negatives, for other tools.", no_args_is_help=True)
+app = typer.Typer(help="Write the best model, mined negatives or people's judgements.", no_args_is_help=True)
 
 OutArgument = Annotated[Path, typer.Argument(help="Where to write.", show_default=False)]
 
@@ -89,3 +95,28 @@ def negatives(
         print_json({"out": str(out), "negatives": newest.number, "lines": lines})
         return
     print(f"{out}: {lines} lines from negative set {newest.number}; {len(run.train)} training queries in all")
+
+
+@app.command()
+def judgements(
+    data: Annotated[Path, typer.Argument(help="The data set, a folder in BEIR layout.", show_default=False)],
+    out: OutArgument,
+    store: StoreOption = None,
+    form: Annotated[str, typer.Option("--format", help="verdicts, for [negatives] of a run, or qrels.")] = VERDICTS,
+    action: Annotated[
+        str, typer.Option("--action", help=f"What a relevant passage becomes in training: {', '.join(ACTIONS)}.")
+    ] = RELABEL,
+    json_output: JsonOption = False,
+) -> None:
+    """Write what people judged over HTTP, for training: verdicts that a run respects, or qrels."""
+    with closing(Judgements(database_url(Store(store_path(store)).root))) as stored:
+        done = export_judgements(stored.all(), data, out, form, action)
+    if json_output:
+        print_json({"out": str(out), **asdict(done)})
+        return
+    print(f"{out}: {done.lines} lines from {done.pairs} judged pairs")
+    for count, what in ((done.unknown_queries, "query"), (done.unknown_passages, "passage's text")):
+        if count:
+            warn(f"{count} pairs are left out: {data} has not their {what}")
+    if form == VERDICTS and done.lines:
+        print(f'Next: write verdicts = "{out}" (relative to the run.toml) under [negatives]')

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
 from app.mine_schemas import Knobs, MineReply, MineRequest
-from app.mining import Asked, check_positives, fitted, mined, source_generations
+from app.mining import Asked, check_positives, fitted, mined, source_generations, with_judgements
 from app.mining_job import MINE, asked_parts, digest
 from app.replies import BODY, MODEL, Refusal, errors, reply, told
 from app.schemas import JobReply
@@ -43,6 +43,8 @@ router = APIRouter(tags=["mining"])
 async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
     """Mine negatives for each query: the same (generation, seed) always gives the same ones, byte for byte.
 
+    What POST /v1/judgements has stored is part of that as well: a passage judged relevant to a query never comes back
+    for it, one judged irrelevant may though a limit refuses it, and says so.
     Sources that are other generations are part of that, too: the job's result names them. 409 where one is not there.
     With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
     """
@@ -53,11 +55,16 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, requ
     await run_in_threadpool(check_positives, snapshot, queries)
     if body.job is not None:
         return await run_in_threadpool(_queued, body, queries, snapshot, request)
+    queries = await run_in_threadpool(_judged, queries, service)
     chunks = _mined(body, config, queries, snapshot, service)
     if body.stream:
         return StreamingResponse(_lines(chunks), media_type=LINES)
     results = [one async for chunk in chunks for one in chunk]
     return reply({"generation": snapshot.generation.number, "results": results})
+
+
+def _judged(queries: list[Asked], service: Service) -> list[Asked]:
+    return with_judgements(queries, service.judgements, service.judgements.position())
 
 
 def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request: Request) -> Response:
@@ -76,8 +83,10 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request
         "knobs": body.model_dump(include={*Knobs.model_fields}),
         "queries": len(queries),
         "sha256": digest(parts),
+        "judgements": service.judgements.position(),
     }
     job, new = service.processes.start(MINE, params, parts)
+    params["judgements"] = job.params.get("judgements", 0)  # what was judged since is no other request
     if not new and json.dumps(job.params) != json.dumps(params):  # quotas draw in the order in which they are written
         raise Refusal(409, f"job {job.id} mines for another request; wait for it or cancel it")
     return reply(JobReply.of(job).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})

@@ -47,6 +47,10 @@ def test_every_call_is_answered(url: str) -> None:
         with pytest.raises(ApiError, match=r"409 conflict: .* is (queued|running|failed)"):
             [*client.result_lines(mining.id)]
         assert client.rerank("alpha", ["nu", "alpha"], top_n=1).results[0].index == 1
+        said = [{"query": {"text": "theta"}, "passage": f"p{n}", "relevant": n == 3, "by": "ann"} for n in (3, 5)]
+        assert client.judge(said).stored == 2
+        page = client.judgements(1)
+        assert [one.passage for one in client.judgements(before=page.next).judgements] == ["p3"]
         job = client.rebuild()
         assert client.job(job.id).id == job.id
         assert client.cancel(job.id).outcome in ("CANCELLED", "CANCELLING", "NO_OP")
@@ -67,6 +71,9 @@ def test_every_call_may_be_awaited(url: str) -> None:
             with pytest.raises(ApiError, match="409 conflict"):
                 [one async for one in client.result_lines(mining.id)]
             assert (await client.rerank("alpha", ["nu", "alpha"])).results[0].index == 1
+            said = [{"query": {"text": "theta"}, "passage": "p0", "relevant": 0}]
+            assert (await client.judge(said)).stored == 1 and (await client.judge(said)).unchanged == 1
+            assert (await client.judgements(1)).judgements[0].passage == "p0"
             job = await client.rebuild()
             assert (await client.job(job.id)).id == job.id
             await client.cancel(job.id)

@@ -12,6 +12,7 @@ import pytest
 from app import mining_job
 from app.job_kinds import run_job
 from app.jobs import Cancelled, Job, Jobs
+from app.judgements import Judgements, Said
 from app.mine_schemas import Knobs, MineRequest
 from app.mining import Asked, source_generations
 from app.mining_job import MINE, asked_parts, digest, mine_parts
@@ -97,6 +98,23 @@ def test_each_trainer_gets_its_form(store: Store, jobs: Jobs) -> None:
         assert len(found) == result["lines"] and all(list(line) == names for line in found)
         left_out = 3 if file_format == "sentence-transformers" else 0  # those without a positive have no pair
         assert result["left_out"] == left_out and result["lines"] == 11 - left_out
+
+
+def test_a_job_respects_what_was_judged_before_it_was_queued(store: Store, jobs: Jobs) -> None:
+    corpus, judged = Corpus(store.corpora.at(0)), Judgements(jobs.url)
+    row = corpus.row_of("p6")
+    assert row is not None
+    judged.add([Said(None, "alpha 1", "p6", int(corpus.text_hash[row]), 1, "ann", None)], 0)
+    made = []
+    for position in (0, judged.position()):
+        job = queued(jobs, "hone", judgements=position, num_negatives=8, knobs=Knobs.model_validate({}).model_dump())
+        jobs.finish(job.id, mine_parts(store, OPENERS, jobs, job, quiet))
+        made.append({line["id"]: {one["id"] for one in line["negatives"]} for line in lines(jobs, job)})
+        judged.add([Said(None, "alpha 1", "p6", int(corpus.text_hash[row]), 1, "bob", None)], 0)
+    judged.close()
+    before, after = made
+    lost = {query: before[query] - after[query] for query in before if before[query] != after[query]}
+    assert lost == {query.id: {"p6"} for query in QUERIES if query.text == "alpha 1"}
 
 
 def test_a_job_goes_on_where_it_was_and_gives_the_same_bytes(

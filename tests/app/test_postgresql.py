@@ -1,4 +1,4 @@
-"""The tables of jobs and keys in a real PostgreSQL server, started for these tests."""
+"""The tables of jobs, keys and judgements in a real PostgreSQL server, started for these tests."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from app.database import open_database
 from app.jobs import KEPT_RESULTS, Cancelled, Jobs, UnknownJobError
+from app.judgements import Judgements, Said
 from app.keys import Keys
 from app.server import ServerConfig
 from tests.app.served import end_children, new_store, publish_generation, serving, wait_for
@@ -243,3 +244,20 @@ def test_keys_are_kept_there_too(url: str) -> None:
     assert other.find(secret) is None
     for table in (keys, other):
         table.close()
+
+
+def test_what_many_judge_at_once_is_stored_once(url: str) -> None:
+    tables, together = [Judgements(url) for _ in range(4)], threading.Barrier(4)
+    said = [Said("q", "alpha", "p0", 2**64 - 1 - n, n % 3, f"judge {n % 2}", None) for n in range(10)]
+
+    def say(table: Judgements) -> int:
+        together.wait()
+        return sum(table.add([one], generation=0) for one in said)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(say, tables)) == len(said)
+    table = tables[0]
+    assert table.on([("r", "Alpha")], table.position()) == [{2**64 - 1 - n: n % 3 for n in range(10)}]
+    assert [row.text_hash for row in table.newest(1)] == [row.text_hash for row in table.all()[-1:]]
+    for one in tables:
+        one.close()

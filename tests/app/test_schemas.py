@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app import mine_schemas, schemas
+from app import judgement_schemas, mine_schemas, schemas
 from app.mine_schemas import MineRequest
 from app.routes import openai, rerank, text_embeddings
 from app.schemas import Body, EncodeRequest, SearchRequest
@@ -12,13 +12,14 @@ REQUESTS: list[type[BaseModel]] = [
     EncodeRequest,
     SearchRequest,
     MineRequest,
+    judgement_schemas.JudgeRequest,
     openai.EmbeddingsRequest,
     rerank.RerankRequest,
     rerank.RerankRequestV1,
     text_embeddings.EmbedRequest,
     text_embeddings.RankRequest,
 ]
-MODULES = [schemas, mine_schemas, openai, rerank, text_embeddings]
+MODULES = [schemas, mine_schemas, judgement_schemas, openai, rerank, text_embeddings]
 
 
 @pytest.mark.parametrize("request_model", REQUESTS)
@@ -48,7 +49,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 def test_requests_are_all_of_the_strict_kind() -> None:
     named = {model for module in MODULES for name, model in vars(module).items() if "Request" in name}
     assert named == {*REQUESTS}
-    for model in [*named, mine_schemas.MineQuery, schemas.Range, rerank.TextObject]:
+    for model in [*named, mine_schemas.MineQuery, schemas.Range, rerank.TextObject, judgement_schemas.Judgement]:
         assert issubclass(model, Body)
         assert (model.model_config["extra"], model.model_config["strict"]) == ("forbid", True)
 

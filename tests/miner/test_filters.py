@@ -127,7 +127,7 @@ def test_each_refused_candidate_has_the_first_reason_that_refuses_it(lists: List
     for query, rank in zip(*np.nonzero((lists.rows >= 0) & (verdicts != Verdict.ELIGIBLE)), strict=True):
         reasons = {Verdict.POSITIVE: "positive", Verdict.DUPLICATE: "duplicate"}
         by_range = {"range_min": config.range_min, "range_max": config.range_max}
-        for name in REASONS[2:]:
+        for name in REASONS[3:]:
             values = by_range if name == "range" else {name: getattr(config, name)}
             alone = FilterConfig(**{"relative_margin": None, **values})
             reasons.setdefault(verdict_by_hand(lists, query, rank, alone), name)
