@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from app.judgements import Judgements, Said
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.store import Store
 from tests.app.command_line import Hone
@@ -51,3 +52,27 @@ def test_negatives_that_cannot_be_had(hone: Hone, tiny: Path, trained: Path, tmp
     Path("there").touch()
     assert "there: exists already" in hone("export", "negatives", run, "there").complaint
     assert "no negatives yet" in hone("export", "negatives", run, "out", "--store", tmp_path / "new").complaint
+
+
+def test_judgements_that_cannot_be_had_or_are_not_there(hone: Hone, tiny: Path, indexed: Path, tmp_path: Path) -> None:
+    said = hone("export", "judgements", tiny / "data", "none.jsonl")
+    assert (said.code, said.out) == (0, "none.jsonl: 0 lines from 0 judged pairs\n")
+    assert "none.jsonl: exists already" in hone("export", "judgements", tiny / "data", "none.jsonl").complaint
+    assert "--format csv" in hone("export", "judgements", tiny / "data", "out", "--format", "csv").complaint
+    assert "corpus.jsonl" in hone("export", "judgements", tmp_path, "out").complaint
+    assert (
+        str(tmp_path / "new")
+        in hone("export", "judgements", tiny / "data", "out", "--store", tmp_path / "new").complaint
+    )
+    assert not Path("out").exists()
+
+
+def test_judgements_on_other_data_are_said_to_be_left_out(hone: Hone, tiny: Path, indexed: Path) -> None:
+    table = Judgements(f"sqlite:///{indexed / 'hone.db'}")
+    query = json.loads((tiny / "data/queries.jsonl").read_text().splitlines()[0])["text"]
+    table.add([Said(None, query, "p0", 1, 1, "ann", None), Said(None, "never asked", "p0", 1, 1, "ann", None)], 0)
+    table.close()
+    said = hone("export", "judgements", tiny / "data", "out.jsonl")
+    assert "0 lines from 2 judged pairs" in said.out
+    assert "1 pairs are left out" in said.err and "has not their query" in said.err
+    assert "has not their passage's text" in said.err

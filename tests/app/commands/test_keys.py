@@ -23,6 +23,6 @@ def test_keys_are_made_listed_and_revoked(hone: Hone, indexed: Path) -> None:
     assert hone("keys", "revoke", made["id"], *store).code == 0
     shown = hone("keys", "list", *store).out
     assert f"{made['id']}  revoked  ann: mine, search, 60 a minute, 5000 tokens a minute" in shown
-    assert secret not in shown and made["key"].rpartition("_")[2] not in shown
+    assert secret not in shown and made["key"].split("_", 2)[2] not in shown
     assert "no valid key" in hone("keys", "revoke", made["id"], *store).complaint
     assert "one or more of search, encode" in hone("keys", "create", "eve", "--scope", "all", *store).complaint

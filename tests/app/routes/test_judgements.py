@@ -132,6 +132,19 @@ def test_the_lines_of_a_stream_respect_judgements_too(server: Server) -> None:
     assert '"p6"' not in server.client.post("/v1/mine", json=body).text
 
 
+def test_a_job_takes_what_was_judged_before_it_was_queued(server: Server) -> None:
+    service = server.app.state.service
+    service.processes.takes = False
+    body = {"queries": [{**QUERY, "positives": []}], "job": "hone"}
+    first = server.post("/v1/mine", body, 202)["id"]
+    judged(server, judgement("p6"))
+    assert server.post("/v1/mine", body, 202)["id"] == first, "what was judged since is no other request"
+    server.post(f"/v1/jobs/{first}/cancel", None)
+    second = server.post("/v1/mine", body, 202)["id"]
+    positions = [service.jobs.get(job).params["judgements"] for job in (first, second)]
+    assert positions == [0, service.judgements.position()] and positions[1] > 0
+
+
 def test_a_judgement_is_about_the_text_that_it_met(tmp_path: Path) -> None:
     store, corpus = new_store(tmp_path)
     publish_generation(store, corpus)
