@@ -85,7 +85,7 @@ class MineRequest(Knobs):
     num_negatives: int = Field(
         default=8, ge=1, le=MAX_TOP_K, description="Negatives for each query; fewer if fewer remain."
     )
-    seed: int = Field(default=13, description="The same seed and generation give the same negatives.")
+    seed: int = Field(default=13, description="The same seed, generation and judgements give the same negatives.")
     stream: bool = Field(
         default=False,
         description="Send a JSON line for each query as soon as it is mined; the header names the generation.",

@@ -41,11 +41,11 @@ router = APIRouter(tags=["mining"])
     },
 )
 async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
-    """Mine negatives for each query: the same (generation, seed) always gives the same ones, byte for byte.
+    """Mine negatives for each query: the same generation, seed and judgements give the same ones, byte for byte.
 
-    What POST /v1/judgements has stored is part of that as well: a passage judged relevant to a query never comes back
-    for it, one judged irrelevant may though a limit refuses it, and says so.
-    Sources that are other generations are part of that, too: the job's result names them. 409 where one is not there.
+    What POST /v1/judgements has stored counts at once: a passage judged relevant to a query never comes back for it,
+    one judged irrelevant may though a limit refuses it, and says so.
+    Sources that are other generations count as well: the job's result names them. 409 where one is not there.
     With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
     """
     config = fitted(body.config(), len(snapshot.corpus))

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.full_disk import is_full
 from app.jobs import Jobs
+from app.judgements import Judgements
 from app.replies import ErrorBody
 from app.settings import database_url
 from retriever.data import Corpus
@@ -27,6 +28,7 @@ from tests.app.served import Server, publish_generation
 ENOSPC = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "promotions.jsonl")
 SQLITE_FULL = sqlite3.OperationalError("database or disk is full")
 MINED = {"queries": [{"id": "q", "text": "alpha", "positives": ["p0"]}], "job": "hone"}
+JUDGED = {"judgements": {"query": {"text": "alpha"}, "passage": "p0", "relevant": True}}
 
 
 class DiskFull(Exception):
@@ -56,14 +58,14 @@ def test_no_room_is_told_from_other_errors(error: Exception, full: bool) -> None
     assert is_full(error) == full
 
 
-def fill_database(jobs: Jobs) -> None:
+def fill_database(table: Jobs | Judgements) -> None:
     """Let every statement that writes fail as it does in a full database."""
 
     def execute(_cursor: object, statement: str, *_: object) -> None:
         if statement.startswith(("INSERT", "UPDATE", "DELETE")):
             raise SQLITE_FULL
 
-    event.listen(jobs._engine, "do_execute", execute)
+    event.listen(table._engine, "do_execute", execute)
 
 
 def refused(server: Server, path: str, body: object = None) -> str:
@@ -76,13 +78,20 @@ def refused(server: Server, path: str, body: object = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/index/rebuild", None), ("/v1/jobs/JOB/cancel", None), ("/v1/mine", MINED)]
+    ("path", "body"),
+    [
+        ("/v1/index/rebuild", None),
+        ("/v1/jobs/JOB/cancel", None),
+        ("/v1/mine", MINED),
+        ("/v1/judgements", JUDGED),
+    ],
 )
 def test_a_full_database_is_told_and_not_worth_another_try(server: Server, path: str, body: object) -> None:
     service = server.app.state.service
     service.processes.takes = False
     job, _ = service.jobs.create("rebuild")
-    fill_database(service.jobs)
+    for table in (service.jobs, service.judgements):
+        fill_database(table)
     assert "the database of jobs is full" in refused(server, path.replace("JOB", job.id), body)
     assert server.get(f"/v1/jobs/{job.id}")["state"] == "queued", "what is there can be read"
     assert server.post("/v1/search", {"queries": "alpha"})["generation"] == 0
@@ -140,7 +149,7 @@ def test_every_route_that_writes_tells_of_it(server: Server) -> None:
         if "507" in route["responses"] and "Retry-After" not in route["responses"]["507"].get("headers", {})
     }
     moves = {"/v1/generations/{number}/promote", "/v1/generations/rollback"}
-    assert found == {"/v1/index/rebuild", "/v1/jobs/{job_id}/cancel", "/v1/mine", *moves}
+    assert found == {"/v1/index/rebuild", "/v1/jobs/{job_id}/cancel", "/v1/judgements", "/v1/mine", *moves}
 
 
 SMALL = 'mount -t tmpfs -o size=24m hone "$2" && cp -a "$1" "$2" || exit 77; shift 2; exec "$@"'
