@@ -11,6 +11,7 @@ import pytest
 from app.admission import NotComputedError
 from app.jobs import Jobs
 from app.mine_schemas import MineQuery, MineReply, MineRequest
+from app.routes.mine import CHUNK_QUERIES
 from app.schemas import JobReply
 from app.server import REAP_SECONDS, ServerConfig
 from miner.filters import REASONS
@@ -147,7 +148,7 @@ def test_an_error_midway_is_the_last_line(server: Server, monkeypatch: pytest.Mo
     queries = [{**QUERY, "id": str(i)} for i in range(40)]
     answer = server.client.post("/v1/mine", json={"queries": queries, "stream": True})
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    assert len(lines) == 33 and lines[-1] == {"error": "the worker died", "error_type": "unavailable"}
+    assert len(lines) == CHUNK_QUERIES + 1 and lines[-1] == {"error": "the worker died", "error_type": "unavailable"}
 
 
 def test_everything_that_the_miner_knows_may_be_asked_for() -> None:
