@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.allowance import SpentError
 from app.full_disk import is_full
+from app.hidden_paths import hide_paths
 from app.jobs import TooLateError, UnknownJobError
 from app.mining import NoSourceError
 from app.models import NoRankerError
@@ -143,7 +144,11 @@ def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 def error_reply(
     request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return the one error body, or on OpenAI's route that of its clients."""
+    """Return the one error body, or on OpenAI's route that of its clients; where files lie is for the log alone."""
+    shown = hide_paths(message)
+    if shown != message:
+        request.app.state.service.telemetry.log.warning("path_hidden", status=status, reason=message)
+    message = shown
     kind = ERROR_TYPES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
     if request.scope["path"] == OPENAI_ROUTE:
         field = message.partition(":")[0].removeprefix("body.").partition(".")[0]
@@ -187,7 +192,7 @@ def _status(error: HoneError) -> int | None:
 
 def told(error: HoneError) -> dict[str, Any]:
     """Return the body of ``error`` for where no status can be sent any more."""
-    return {"error": str(error), "error_type": ERROR_TYPES[_status(error) or 500]}
+    return {"error": hide_paths(str(error)), "error_type": ERROR_TYPES[_status(error) or 500]}
 
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
@@ -219,7 +224,8 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     if not _is_json(request) and any(problem["loc"] == ("body",) for problem in problems):
         return error_reply(request, 415, "send the body as JSON with the header content-type: application/json")
     shown = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems[:SHOWN_PROBLEMS]]
-    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    others = len(problems) - 1
+    more = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
     status = 413 if kinds & {"too_long", "string_too_long"} else 422
     return error_reply(request, status, f"{shown[0]['field']}: {shown[0]['message']}{more}", shown)
 

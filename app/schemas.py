@@ -15,10 +15,14 @@ from pydantic import (
     FiniteFloat,
     StringConstraints,
     Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from app.hidden_paths import hide_paths
 from app.jobs import Job
 
 MAX_INPUTS = 2048
@@ -57,8 +61,30 @@ class Body(BaseModel):
 
 
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Scalar = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | bool | int | FiniteFloat
-Bound = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | int | FiniteFloat
+
+
+def _said_once(expected: str) -> WrapValidator:
+    """Return what makes one message of those that each type of a union has."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if isinstance(value, str):
+                raise PydanticCustomError("string_too_long", f"give at most {MAX_CHARACTERS} characters") from error
+            raise PydanticCustomError("filter_value", f"give {expected}") from error
+
+    return WrapValidator(check)
+
+
+Scalar = Annotated[
+    Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | bool | int | FiniteFloat,
+    _said_once("a string, a finite number, true, false or null"),
+]
+Bound = Annotated[
+    Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)] | int | FiniteFloat,
+    _said_once("a string or a finite number"),
+]
 
 
 class Range(Body):
@@ -239,7 +265,8 @@ class JobReply(BaseModel):
         times = {name: getattr(job, name) for name in ("created", "started", "updated")}
         dated = {name: None if t is None else datetime.fromtimestamp(t, UTC) for name, t in times.items()}
         plain = {name: getattr(job, name) for name in cls.model_fields if name not in dated}
-        return cls.model_validate({**plain, **dated})
+        error = None if job.error is None else hide_paths(job.error)
+        return cls.model_validate({**plain, **dated, "error": error})
 
 
 class JobsReply(BaseModel):

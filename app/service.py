@@ -11,6 +11,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from app.admission import Admission
+from app.draining import is_draining
 from app.job_processes import JobProcesses
 from app.jobs import Jobs
 from app.judgements import Judgements
@@ -67,3 +68,15 @@ async def _snapshot(request: Request, service: ServiceOf) -> Snapshot:
 
 
 SnapshotOf = Annotated[Snapshot, Depends(_snapshot)]
+
+
+async def _ready(request: Request, service: ServiceOf, snapshot: SnapshotOf) -> Snapshot:
+    """Refuse where requests are not answered, or will not be for long."""
+    if is_draining(request.app):
+        raise not_ready("the server is about to end; ask another one")
+    if service.admission.health:
+        raise not_ready(service.admission.health)
+    return snapshot
+
+
+ReadyOf = Annotated[Snapshot, Depends(_ready)]

@@ -11,6 +11,7 @@ from threading import Event, Thread
 import numpy as np
 from structlog.typing import FilteringBoundLogger
 
+from app.hidden_paths import hide_paths
 from app.models import Models
 from indexer.gate import is_partial
 from indexer.lexical import LexicalIndex, open_lexical
@@ -155,8 +156,8 @@ def _warm_up(snapshot: Snapshot, before: Models | None) -> None:
 class Serving:
     """Holds the snapshot that is served, and follows SERVED, also backwards, in a thread of its own.
 
-    ``snapshot`` is None before the first is loaded, ``problem`` says why the last attempt failed. A generation that
-    cannot be loaded is logged and counted, the snapshot before it stays, and the generation is tried again later.
+    ``snapshot`` is None before the first is loaded, ``problem`` tells clients why the last attempt failed. A generation
+    that cannot be loaded is logged and counted, the snapshot before it stays, and the generation is tried again later.
     """
 
     def __init__(
@@ -211,7 +212,8 @@ class Serving:
             self.snapshot = loaded
         except Exception as error:
             if not self._is_settled(wanted):
-                self._failed, self._retry_at, self.problem = wanted, time.monotonic() + RETRY_SECONDS, str(error)
+                self._failed, self._retry_at = wanted, time.monotonic() + RETRY_SECONDS
+                self.problem = hide_paths(str(error))
                 self._swapped("failed")
                 self._logger.exception("swap_failed", wanted=wanted, serving=self.number)
         else:

@@ -5,14 +5,13 @@ Does not know how a snapshot is loaded.
 
 from html import escape
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from app.draining import is_draining
-from app.replies import errors, not_ready, reply
+from app.replies import errors, reply
 from app.schemas import LiveReply, ReadyReply
-from app.service import ServiceOf, SnapshotOf
+from app.service import ReadyOf, ServiceOf
 from app.snapshot import Serving
 
 router = APIRouter(tags=["health"])
@@ -31,19 +30,17 @@ color-scheme: light dark }} th {{ text-align: left; padding-right: 2rem; font-we
 """
 
 
+@router.head("/livez", include_in_schema=False)  # as HTTP has it, HEAD is GET without the body: /docs names GET alone
 @router.get("/livez", response_model=LiveReply, responses=errors())
 async def live() -> Response:
     """Tell that the process is alive, whatever it can answer."""
     return reply({"status": "live"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=ReadyReply, responses=errors(503))
-async def ready(snapshot: SnapshotOf, service: ServiceOf, request: Request) -> Response:
+async def ready(snapshot: ReadyOf) -> Response:
     """Tell that a snapshot is loaded and the model computes, so that requests are answered, and will be for a while."""
-    if is_draining(request.app):
-        raise not_ready("the server is about to end; ask another one")
-    if service.admission.health:
-        raise not_ready(service.admission.health)
     return reply({"status": "ready", "generation": snapshot.generation.number})
 
 

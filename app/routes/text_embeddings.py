@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.admission import ComputeError
 from app.models import Computed
-from app.replies import BODY, MODEL, Refusal, errors, not_ready, reply
+from app.replies import BODY, MODEL, Refusal, errors, reply
 from app.routes.encode import check_dimensions, first_of
 from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
-from app.service import Service, ServiceOf, SnapshotOf
+from app.service import ReadyOf, Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from retriever.protocols import FloatArray
 from retriever.store import code_version
@@ -77,7 +77,10 @@ class InfoReply(BaseModel):
     model_sha: str | None
     model_dtype: str
     model_type: dict[str, dict[str, str]]
-    max_concurrent_requests: int
+    max_concurrent_requests: int = Field(
+        description="Requests of one text that are admitted at once however long their texts are: the tokens that may "
+        "wait, by those that the model reads of a text. Of shorter ones more are."
+    )
     max_input_length: int
     max_batch_tokens: int
     max_batch_requests: int | None
@@ -125,11 +128,10 @@ async def info(snapshot: SnapshotOf, service: ServiceOf) -> Response:
     return reply(_info(snapshot, service))
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_class=Response, responses=errors(503))
-async def health(snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Answer nothing, with 200, if requests are answered."""
-    if service.admission.health:
-        raise not_ready(service.admission.health)
+async def health(snapshot: ReadyOf) -> Response:
+    """Answer nothing, with 200, if requests are answered, and will be for a while."""
     return Response()
 
 
@@ -171,7 +173,7 @@ def _info(snapshot: Snapshot, service: Service) -> dict[str, Any]:
         "model_sha": snapshot.generation.facts.get("weights_sha256"),
         "model_dtype": encoder.computed_by.rpartition(" ")[2],
         "model_type": {"embedding": {"pooling": encoder.pooling}},
-        "max_concurrent_requests": limits.queue_tokens,
+        "max_concurrent_requests": limits.queue_tokens // snapshot.models.longest,
         "max_input_length": snapshot.models.longest,
         "max_batch_tokens": limits.batch_tokens,
         "max_batch_requests": None,

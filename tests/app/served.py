@@ -20,11 +20,12 @@ from app.job_processes import JobProcesses
 from app.jobs import Jobs
 from app.server import ServerConfig, create_app
 from app.snapshot import Openers
+from indexer.dev_record import DevRecord
 from indexer.faiss_index import build_index, write_index
 from indexer.lexical import write_lexical
 from indexer.shards import open_vectors
 from retriever.artifacts import SERVED, Artifact
-from retriever.data import Corpus
+from retriever.data import Corpus, QuerySet
 from retriever.ingest import ingest_corpus
 from retriever.store import Store
 from tests.stand_ins import HashEncoder, OverlapRanker, write_json_lines
@@ -77,6 +78,20 @@ def publish_generation(
         draft.facts.update(rows=len(corpus), dim=encoder.dimensions, dev={"nDCG@10": 0.5})
     if serve:
         store.generations.point(SERVED, draft.number)
+    return store.generations.at(draft.number)
+
+
+def publish_measured(store: Store, corpus: Corpus, figures: list[float], seed: int) -> Artifact:
+    """Publish a generation that answers three dev queries as well as ``figures`` say."""
+    made = publish_generation(store, corpus, seed=seed, serve=False)
+    queries = QuerySet("dev", ["a", "b", "c"], ["one", "two", "three"], [{0: 1}, {1: 1}, {2: 1}])
+    with store.generations.stage(made.parents) as draft:
+        for name in ("vectors", "index.faiss"):
+            (made.path / name).rename(draft.path / name)
+        DevRecord.of(queries, corpus, np.array(figures, np.float32)).write(draft.path)
+        mean = float(np.mean(figures))
+        draft.facts.update(made.facts, dev={"nDCG@10": mean}, dev_sha256="d", corpus_sha256=corpus.sha256)
+    store.generations.remove(made.number)
     return store.generations.at(draft.number)
 
 

@@ -187,6 +187,7 @@ def test_text_embeddings_inference_s_routes(url: str) -> None:
         assert client.get("/health").content == b""
         told = client.get("/info").json()
         assert (told["max_input_length"], told["max_client_batch_size"], told["auto_truncate"]) == (512, 2048, True)
+        assert told["max_concurrent_requests"] == (1 << 20) // 512
         assert told["model_type"] == {"embedding": {"pooling": "mean"}}
 
 

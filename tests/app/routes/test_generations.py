@@ -1,29 +1,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from app.routes.generations import DiffReply, GenerationReply, GenerationsReply, PromotionReply
-from indexer.dev_record import DevRecord
-from retriever.artifacts import SERVED, Artifact
-from retriever.data import Corpus, QuerySet
+from retriever.artifacts import SERVED
+from retriever.data import Corpus
 from retriever.store import Store
-from tests.app.served import Server, new_store, publish_generation, serving, wait_for
-
-
-def publish(store: Store, corpus: Corpus, figures: list[float], seed: int) -> Artifact:
-    """Publish a generation that answers three dev queries as well as ``figures`` say."""
-    made = publish_generation(store, corpus, seed=seed, serve=False)
-    queries = QuerySet("dev", ["a", "b", "c"], ["one", "two", "three"], [{0: 1}, {1: 1}, {2: 1}])
-    with store.generations.stage(made.parents) as draft:
-        for name in ("vectors", "index.faiss"):
-            (made.path / name).rename(draft.path / name)
-        DevRecord.of(queries, corpus, np.array(figures, np.float32)).write(draft.path)
-        mean = float(np.mean(figures))
-        draft.facts.update(made.facts, dev={"nDCG@10": mean}, dev_sha256="d", corpus_sha256=corpus.sha256)
-    store.generations.remove(made.number)
-    return store.generations.at(draft.number)
+from tests.app.served import Server, new_store, publish_generation, publish_measured, serving, wait_for
 
 
 @pytest.fixture
@@ -31,7 +15,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     """A server that answers from generation 1; generation 3 is worse on dev, 5 is of an older checkpoint."""
     store, corpus = new_store(tmp_path)
     for figures, seed in (([0.5, 0.5, 0.5], 2), ([0.4, 0.7, 0.5], 3), ([0.9, 0.9, 0.9], 1)):
-        publish(store, corpus, figures, seed)
+        publish_measured(store, corpus, figures, seed)
     store.generations.point(SERVED, 1)
     with serving(store) as server:
         yield server
@@ -63,8 +47,17 @@ def test_a_promotion_swaps_and_a_rollback_swaps_back(server: Server) -> None:
     assert server.post("/v1/search", {"queries": "alpha"})["generation"] == 3
     assert server.post("/v1/generations/rollback", None)["to"] == 1
     server.wait_for(1)
-    assert server.post("/v1/generations/rollback", None, 409)["error_type"] == "conflict"
+    refused = server.post("/v1/generations/rollback", None, 409)
+    assert refused["error"].startswith("generations: no intact generation was served before")
+    assert [line["status"] for line in server.log_lines("path_hidden")] == [409]
+    assert str(server.store.root) in server.log_lines("path_hidden")[0]["reason"]
     assert [move["by"] for move in server.get("/v1/generations")["promotions"]] == ["rollback", "promote"]
+
+
+def test_served_moves_while_another_process_builds(server: Server) -> None:
+    with Store(server.store.root).generations.writer():
+        assert server.post("/v1/generations/3/promote", None)["to"] == 3
+        assert server.post("/v1/generations/rollback", None)["to"] == 1
 
 
 def test_what_the_gate_refuses_needs_force(server: Server) -> None:

@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import pytest
+
 from app.admission import AdmissionConfig
+from app.draining import start_draining
 from app.server import ServerConfig
 from retriever.artifacts import SERVED
 from retriever.data import Corpus
@@ -10,6 +13,21 @@ from tests.app.served import Server, damage, new_store, publish_generation, serv
 def test_alive_and_ready(server: Server) -> None:
     assert server.get("/livez") == {"status": "live"}
     assert server.get("/readyz") == {"status": "ready", "generation": 0}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_probes_may_ask_by_head(server: Server, path: str) -> None:
+    answer = server.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/health"])
+def test_a_server_that_drains_is_not_ready(server: Server, path: str) -> None:
+    start_draining(server.app)
+    assert server.client.head(path).status_code == 503
+    answer = server.client.get(path)
+    assert (answer.status_code, answer.json()["error"]) == (503, "the server is about to end; ask another one")
+    assert int(answer.headers["retry-after"]) > 0 and server.client.get("/livez").status_code == 200
 
 
 def test_alive_but_not_ready_without_a_generation(empty_server: Server) -> None:
@@ -33,7 +51,11 @@ def test_not_ready_says_why_the_snapshot_cannot_be_loaded(tmp_path: Path) -> Non
     with serving(store) as server:
         store.generations.point(SERVED, 0)
         wait_for(lambda: bool(server.log_lines("swap_failed")))
-        assert "no intact artifact" in server.get("/readyz", 503)["error"]
+        said = server.get("/readyz", 503)["error"]
+        assert "generations: no intact artifact" in said
+        assert str(tmp_path) not in said + server.client.get("/").text + server.get("/health", 503)["error"]
+        (line,) = server.log_lines("swap_failed")
+        assert str(tmp_path) in line["exception"]
 
 
 def test_metrics_are_in_prometheus_text_format(server: Server) -> None:

@@ -87,6 +87,7 @@ def test_vectors_of_another_space_are_a_conflict(server: Server) -> None:
         ({"queries": "a", "filter": {"year": {"above": 3}}}, 422, "above"),
         ({"queries": "a", "filter": {"year": {"gte": 3, "lt": "b"}}}, 422, "no value can meet a number and a string"),
         ({"queries": "a", "filter": {"year": []}}, 422, "body.filter.year"),
+        ({"queries": "a", "filter": "new"}, 422, "body.filter: Input should be a valid dictionary"),
         ({"queries": "a", "dense_weight": 1.5}, 422, "body.dense_weight"),
         ({"queries": "a", "top_k": 0}, 422, "body.top_k"),
         ({"queries": "a", "top_k": 1001}, 422, "body.top_k"),
@@ -97,6 +98,21 @@ def test_vectors_of_another_space_are_a_conflict(server: Server) -> None:
 )
 def test_invalid_requests_are_refused_by_name(server: Server, body: object, status: int, named: str) -> None:
     assert named in server.post("/v1/search", body, status)["error"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "said"),
+    [
+        ([2020, {"gte": 3}], 422, "values.1: give a string, a finite number, true, false or null"),
+        ([[2020]], 422, "values.0: give a string, a finite number, true, false or null"),
+        ({"gte": True}, 422, "bounds.gte: give a string or a finite number"),
+        ({"gte": [2020]}, 422, "bounds.gte: give a string or a finite number"),
+        ("a" * 65_537, 413, "value: give at most 65536 characters"),
+    ],
+)
+def test_a_wrong_type_in_a_filter_is_one_problem(server: Server, condition: object, status: int, said: str) -> None:
+    answer = server.post("/v1/search", {"queries": "a", "filter": {"year": condition}}, status)
+    assert answer["error"] == f"body.filter.year.{said}" and len(answer["detail"]) == 1
 
 
 def test_not_a_number_is_no_number(server: Server) -> None:

@@ -1,0 +1,28 @@
+"""Messages for those outside: where the server keeps its files is left out of them.
+
+Does not know who is told, nor what the log keeps.
+"""
+
+import re
+from pathlib import Path
+
+from retriever.store import KINDS
+
+ABSOLUTE = re.compile(r"(?<![\w./:~-])/[\w.@+~-]+(?:/[\w.@+~-]+)+")
+
+
+def hide_paths(message: str) -> str:
+    """Return ``message`` with each absolute path of this machine cut to its last name.
+
+    Of a path into an artifact, kind and number stay: generations/000003/index.faiss. A route of HTTP is no path of the
+    machine and stays whole.
+    """
+    return ABSOLUTE.sub(_shown, message)
+
+
+def _shown(found: re.Match[str]) -> str:
+    _, *parts = Path(found[0]).parts
+    if not Path("/", parts[0]).exists():
+        return found[0]
+    kinds = [place for place, part in enumerate(parts) if part in KINDS]
+    return "/".join(parts[kinds[-1] if kinds else -1 :])

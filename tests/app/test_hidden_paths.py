@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from app.hidden_paths import hide_paths
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("store/generations/000003/index.faiss", "generations/000003/index.faiss"),
+        ("store/generations", "generations"),
+        ("elsewhere/ranker", "ranker"),
+    ],
+)
+@pytest.mark.parametrize("text", ["{}: checksum differs", "[Errno 2] No such file: '{}'", "see {} and {}; mend it"])
+def test_where_files_lie_is_left_out(tmp_path: Path, place: str, shown: str, text: str) -> None:
+    assert hide_paths(text.replace("{}", f"{tmp_path}/{place}")) == text.replace("{}", shown)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "there is no generation 4; GET /v1/generations lists them",
+        "vectors need their space, as /v1/encode gave it",
+        "http://127.0.0.1:8000/tmp/x answers",
+        "queries × top_k is 3, the limit is 2",
+        "either/or, 1/2",
+    ],
+)
+def test_routes_and_other_words_stay(message: str) -> None:
+    assert hide_paths(message) == message
