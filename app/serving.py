@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -32,7 +32,10 @@ from app.priority import Priority
 from app.server import ServerConfig, create_app, is_loopback
 from app.settings import database_url
 from app.telemetry import MULTIPROCESS, json_log, log_libraries, worker_is_gone
-from retriever.errors import InputError
+from retriever.artifacts import SERVED
+from retriever.checkpoint import model_folder
+from retriever.encoder import saved_settings
+from retriever.errors import InputError, StoreError
 from retriever.store import Store
 
 FINISH_SECONDS = 30
@@ -60,20 +63,39 @@ class ServeOptions:
     job_priority: Priority = Priority.IDLE
 
 
-def serve_store(root: Path, host: str, port: int, options: ServeOptions | None = None) -> None:
+def serve_store(
+    root: Path,
+    host: str,
+    port: int,
+    options: ServeOptions | None = None,
+    listening: Callable[[int], None] = lambda port: None,
+) -> None:
     """Serve the store at ``root`` until a signal; requests in flight are finished first.
 
-    Raises InputError for a folder that is no store, for an address that others can reach where there are no keys to
-    ask for, and for one that cannot be listened on.
+    ``listening`` is told the port, which the system chooses where ``port`` is 0. Raises InputError for a folder that is
+    no store, for limits that the served model cannot live with, for an address that others can reach where there are
+    no keys to ask for, and for one that cannot be listened on.
     """
     options = options or ServeOptions()
-    Store(root)
+    _check_limits(Store(root), options.admission)
     with closing(_listen(host, port)) as listener:
         _check_keys(root, host, options)
+        listening(listener.getsockname()[1])
         if options.workers == 1:
             _run(root, host, options, listener)
         else:
             _run_workers(root, host, options, listener)
+
+
+def _check_limits(store: Store, limits: AdmissionConfig) -> None:
+    """Raise InputError where the model that is served now reads longer texts than may wait; later ones are refused."""
+    try:
+        generation = store.generations.get(SERVED)
+        model = None if generation is None else saved_settings(model_folder(generation))
+    except StoreError:
+        return  # what is damaged is reported by what loads it, which may find one before it that is not
+    if model is not None:
+        limits.check_longest(max(model.query_max_length or 0, model.passage_max_length or 0))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -209,7 +209,6 @@ def serve(
     root = store_path(store)
     address = host or settings.host
     port = settings.port if port is None else port
-    print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
     limits = AdmissionConfig(
         batch_tokens=batch_tokens,
         patient_batch_tokens=min(batch_tokens, AdmissionConfig.patient_batch_tokens),
@@ -219,4 +218,8 @@ def serve(
     options = ServeOptions(
         insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits, job_priority
     )
-    serve_store(root, address, port, options)
+
+    def tell(port: int) -> None:
+        print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
+
+    serve_store(root, address, port, options, tell)

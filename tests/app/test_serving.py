@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from app import serving
+from app.admission import AdmissionConfig
 from app.job_processes import rebuild_command
 from app.keys import Keys
 from app.priority import Priority
@@ -12,6 +13,7 @@ from app.server import ServerConfig
 from app.serving import ServeOptions, serve_store
 from app.settings import database_url
 from retriever.errors import InputError
+from retriever.store import Store
 
 
 @pytest.mark.parametrize(("host", "options"), [("0.0.0.0", None), ("127.0.0.1", ServeOptions(require_keys=True))])
@@ -26,6 +28,35 @@ def test_where_keys_are_asked_for_there_must_be_one(indexed: Path, host: str, op
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a hone store"):
         serve_store(tmp_path, "127.0.0.1", 0)
+
+
+def test_limits_that_the_served_model_cannot_live_with_are_refused_at_once(indexed: Path) -> None:
+    narrow = ServeOptions(admission=AdmissionConfig(batch_tokens=5, patient_batch_tokens=5, queue_tokens=5))
+    with pytest.raises(InputError, match=r"queue_tokens = 5: the model reads \d+ tokens of a text; raise it"):
+        serve_store(indexed, "127.0.0.1", 0, narrow)
+    assert not (indexed / "hone.db").exists(), "nothing was begun"
+    with pytest.raises(InputError, match="make one with `hone keys create`"):
+        serve_store(indexed, "0.0.0.0", 0, ServeOptions())
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_what_is_not_there_to_be_asked_for_its_limits_is_left_to_the_server(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    if broken:
+        (Store(indexed).generations.path(0) / "model" / "hone.json").unlink()
+    else:
+        (indexed / "generations" / "SERVED").unlink()
+    monkeypatch.setattr(serving, "_run", lambda *_: None)
+    serve_store(indexed, "127.0.0.1", 0)
+
+
+def test_the_port_that_the_system_chose_is_told(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    told: list[int] = []
+    monkeypatch.setattr(serving, "_run", lambda *given: taken.append(given[3].getsockname()[1]))
+    serve_store(indexed, "127.0.0.1", 0, None, told.append)
+    assert told == taken and told[0] > 0
 
 
 def test_a_port_in_use_is_named(indexed: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,8 @@ def test_evaluate_without_a_ranker_says_so_first(hone: Hone, tiny: Path, indexed
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Path, str, int, ServeOptions]] = []
 
-    def serve_store(root: Path, host: str, port: int, options: ServeOptions) -> None:
+    def serve_store(root: Path, host: str, port: int, options: ServeOptions, listening: Callable[[int], None]) -> None:
+        listening(port)
         served.append((root, host, port, options))
 
     monkeypatch.setattr(ask, "serve_store", serve_store)
