@@ -57,6 +57,7 @@ def build_app() -> typer.Typer:
         build.mine,
         relabel.relabel,
         build.pin,
+        promotion.generations,
         promotion.promote,
         promotion.rollback,
         promotion.diff,

@@ -1,4 +1,4 @@
-"""hone promote, rollback, diff: which generation is served, and what a query gains or loses by it.
+"""hone generations, promote, rollback, diff: what there is, what is served, and what a query gains or loses by it.
 
 Does not know the gate's rule, nor who serves.
 """
@@ -10,8 +10,9 @@ import typer
 
 from app.found_model import FoundModel, find_model
 from app.generation_diff import generation_diff, measured_diff
+from app.generation_list import generations_table, newest_generations
 from app.live import progress_view
-from app.options import JsonOption, StoreOption, print_json, store_path
+from app.options import JsonOption, StoreOption, print_json, store_path, warn
 from indexer.gate import METRIC
 from indexer.promotion import promote as promote_generation
 from indexer.promotion import rollback as roll_back
@@ -19,6 +20,21 @@ from retriever.errors import InputError
 from retriever.store import Store
 
 SHOWN_QUERIES = 10
+
+
+def generations(
+    store: StoreOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, the newest first.")] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """List the generations: where each comes from, its dev figure, the gate's verdict, and what names it."""
+    opened = Store(store_path(store))
+    shown = newest_generations(opened, limit, lambda number, reason: warn(f"generation {number} left out: {reason}"))
+    if json_output:
+        print_json({"generations": shown})
+        return
+    for line in generations_table(shown):
+        print(line)
 
 
 def promote(
@@ -95,7 +111,8 @@ def _show(line: dict[str, Any], as_json: bool) -> None:
         print_json(line)
         return
     before = "nothing" if line["from"] is None else f"generation {line['from']}"
-    print(f"serves generation {line['to']} after {before} ({line['by']})")
+    moved = f"serves generation {line['to']} after {before} ({line['by']})"
+    print(f"generation {line['to']} is served already" if line["from"] == line["to"] else moved)
     for check in line.get("checks", ()):
         print(f"  {check['name']:8} {'passed' if check['passed'] else 'REFUSED'}: {check['reason']}")
         for one in check.get("slices", ()):

@@ -11,21 +11,17 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from app.generation_diff import generation_diff
+from app.generation_list import known_of, newest_generations
 from app.job_kinds import PROMOTE, ROLLBACK
 from app.replies import Refusal, errors, reply
 from app.schemas import JobReply
 from app.service import Service, ServiceOf
-from indexer.gate import is_partial
 from indexer.promotion import ledger, promote, rollback
-from retriever.artifacts import BEST, SERVED, Artifact
-from retriever.errors import CorruptError, InputError, StoreError
+from retriever.artifacts import SERVED, Artifact
+from retriever.errors import CorruptError, InputError
 from retriever.store import Store
 
 MAX_SHOWN = 1000
-FACTS = (
-    *("step", "rows", "dim", "factory", "recall_at_10", "recall_at_100"),
-    *("dev", "dev_queries", "reranked", "seconds", "space"),
-)
 
 Number = Annotated[int, Path(ge=0, le=999_999_999)]
 
@@ -38,6 +34,7 @@ class GenerationReply(BaseModel):
     number: int
     created: str
     parents: dict[str, int] = Field(description="Numbers of the checkpoint and the corpus that it was made from.")
+    names: list[str] = Field(description="Pointers that name it: SERVED, BEST, CURRENT, those of `hone pin` …")
     served: bool
     best: bool
     partial: bool = Field(description="Most vectors are mapped from an earlier generation's: to be mined from alone.")
@@ -100,12 +97,11 @@ def generations(
 ) -> Response:
     """List the newest generations and the last moves of SERVED."""
     store = _store(request)
-    shown = []
-    for number in sorted(store.generations.numbers(), reverse=True)[:limit]:
-        try:
-            shown.append(_shown(store, store.generations.at(number)))
-        except StoreError as error:  # removed meanwhile, or damaged: the others are shown
-            service.telemetry.log.warning("generation_unreadable", number=number, reason=str(error))
+
+    def unreadable(number: int, reason: str) -> None:
+        service.telemetry.log.warning("generation_unreadable", number=number, reason=reason)
+
+    shown = newest_generations(store, limit, unreadable)
     moves = ledger(store)[: -limit - 1 : -1]
     return reply({"generations": shown, "served": store.generations.pointed(SERVED), "promotions": moves})
 
@@ -114,7 +110,7 @@ def generations(
 def generation(number: Number, request: Request) -> Response:
     """Show one generation: lineage, measured recall, dev metrics, the gate's verdict."""
     store = _store(request)
-    return reply(_shown(store, _at(store, number)))
+    return reply(known_of(store, _at(store, number)))
 
 
 @router.post(
@@ -180,17 +176,3 @@ def _at(store: Store, number: int) -> Artifact:
     if not store.generations.path(number).exists():
         raise Refusal(404, f"there is no generation {number}; GET /v1/generations lists them")
     return store.generations.at(number)
-
-
-def _shown(store: Store, generation: Artifact) -> dict[str, Any]:
-    facts = generation.facts
-    return {
-        "number": generation.number,
-        "created": generation.manifest["created"],
-        "parents": dict(generation.parents),
-        "served": store.generations.pointed(SERVED) == generation.number,
-        "best": store.generations.pointed(BEST) == generation.number,
-        "partial": is_partial(facts),
-        "facts": {name: facts[name] for name in FACTS if name in facts},
-        "gate": facts.get("gate"),
-    }

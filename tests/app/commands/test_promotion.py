@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from app.generation_list import generations_table
 from retriever.artifacts import SERVED
 from retriever.store import Store
 from tests.app.command_line import Hone
@@ -13,6 +14,7 @@ def test_a_generation_is_promoted_compared_and_rolled_back(trained: Path, hone: 
     """Of the steps 0, 3 and 6 the newest is asked for, by force if the gate does not want it."""
     generations = Store(trained).generations
     generations.point(SERVED, 0)
+    assert hone("promote", "0", "--store", trained).out.startswith("generation 0 is served already\n")
     line = hone("promote", "2", "--force", "--store", trained, "--json").json
     assert (line["from"], line["to"]) == (0, 2) and line["by"] in ("force", "promote")
     assert {"recall", "rows", "step", "dev", "flips"} == {check["name"] for check in line["checks"]}
@@ -25,6 +27,33 @@ def test_a_generation_is_promoted_compared_and_rolled_back(trained: Path, hone: 
     assert changes == sorted(changes) and sum(changes) / 10 == pytest.approx(compared["mean"], abs=1e-5)
     assert f"{compared['gained']} gained, {compared['lost']} lost" in hone("diff", "2", "0", "--store", trained).out
     assert compared["flips"] == sum(line["flipped"] for line in compared["results"])
+
+
+def test_generations_are_listed_with_figure_verdict_and_names(trained: Path, hone: Hone) -> None:
+    hone("pin", "generations", "0", "WARMUP", "--store", trained)
+    series = Store(trained).generations
+    series.point(SERVED, 1)
+    listed = hone("generations", "--store", trained, "--json").json["generations"]
+    assert [one["number"] for one in listed] == [2, 1, 0]
+    assert [one["facts"]["step"] for one in listed] == [6, 3, 0]
+    assert "WARMUP" in listed[2]["names"] and "SERVED" in listed[1]["names"] and listed[1]["served"]
+    head, *_, oldest = hone("generations", "--store", trained).out.splitlines()
+    assert head.split() == ["number", "created", "checkpoint", "step", "passages", "nDCG@10", "verdict", "names"]
+    assert oldest.split()[:1] == ["0"] and f"{listed[2]['facts']['dev']['nDCG@10']:.4f}  passed" in oldest
+    assert len(hone("generations", "--store", trained, "--limit", 1).out.splitlines()) == 2
+    (series.path(1) / "manifest.json").write_text("{")
+    left = hone("generations", "--store", trained)
+    assert len(left.out.splitlines()) == 3 and "generation 1 left out" in left.err
+
+
+def test_a_refusal_names_the_checks_that_failed() -> None:
+    checks = [{"name": "step", "passed": False}, {"name": "rows", "passed": True}, {"name": "dev", "passed": False}]
+    one = {"number": 3, "created": "then", "parents": {}, "names": [], "partial": False, "facts": {}}
+    gate = {"served": False, "checks": checks}
+    _, refused, partial, unjudged = generations_table(
+        [{**one, "gate": gate}, {**one, "partial": True, "gate": gate}, {**one, "gate": None}]
+    )
+    assert refused.endswith("refused: step, dev") and partial.endswith("partial") and unjudged.endswith("–")
 
 
 def test_any_two_models_are_compared_where_data_are_given(trained: Path, tiny: Path, hone: Hone) -> None:
