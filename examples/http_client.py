@@ -41,6 +41,12 @@ def main(question: str, url: str = "http://127.0.0.1:8000") -> None:
             for negative in mined.negatives:
                 print(f"{negative.rank:3} {negative.score:.4f} {negative.id}")
 
+        # Which generations there are, and what became of the newest jobs; job_events follows one until it has ended.
+        for known in client.generations(limit=3).generations:
+            print(f"\ngeneration {known.number} of step {known.facts['step']}: {', '.join(known.names)}")
+        for job in client.jobs(limit=3).jobs:
+            print(f"job {job.id}: {job.kind}, {job.state}")
+
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from app.client import ApiError, AsyncClient, Client, MiningQuery
+from app.routes.generations import PromotionReply
+from app.schemas import JobReply
 from app.server import REAP_SECONDS, ServerConfig
-from tests.app.served import WITH_RANKER, listening, new_store, publish_generation, wait_for
+from retriever.artifacts import SERVED
+from retriever.store import Store
+from tests.app.served import WITH_RANKER, listening, new_store, publish_generation, publish_measured, wait_for
 from tests.stand_ins import HashEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +58,9 @@ def test_every_call_is_answered(url: str) -> None:
         job = client.rebuild()
         assert client.job(job.id).id == job.id
         assert client.cancel(job.id).outcome in ("CANCELLED", "CANCELLING", "NO_OP")
+        *_, last = client.job_events(job.id)
+        assert last.id == job.id and last.state in ("cancelled", "failed")
+        assert job.id in [one.id for one in client.jobs().jobs] and len(client.jobs(limit=1).jobs) == 1
 
 
 def test_every_call_may_be_awaited(url: str) -> None:
@@ -77,8 +84,45 @@ def test_every_call_may_be_awaited(url: str) -> None:
             job = await client.rebuild()
             assert (await client.job(job.id)).id == job.id
             await client.cancel(job.id)
+            assert [one.state async for one in client.job_events(job.id)][-1] in ("cancelled", "failed")
+            assert (await client.jobs()).total >= 2
 
     asyncio.run(ask())
+
+
+def test_generations_are_listed_compared_and_served(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    for seed, figures in enumerate(([0.5, 0.5, 0.5], [0.4, 0.7, 0.5])):
+        publish_measured(store, corpus, figures, seed)
+    store.generations.point(SERVED, 1)
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url) as client:
+            assert [one.number for one in (await client.generations()).generations] == [3, 1]
+            assert (await client.generation(3)).parents["checkpoint"] == 1
+            assert (await client.diff(3, 1)).gained == 1
+            assert isinstance(moved := await client.promote(3), PromotionReply) and moved.to == 3
+            assert isinstance(moved := await client.rollback(), PromotionReply) and moved.to == 1
+
+    with listening(store) as port, Client(f"http://127.0.0.1:{port}") as client:
+        assert [one.number for one in client.generations(limit=1).generations] == [3]
+        assert client.generation(1).served
+        assert (client.diff(3, 1).gained, client.diff(3, 1).lost) == (1, 1)
+        assert isinstance(moved := client.promote(3), PromotionReply) and (moved.from_, moved.by) == (1, "promote")
+        assert isinstance(moved := client.rollback(), PromotionReply) and moved.to == 1
+        with pytest.raises(ApiError, match="404 not_found: there is no generation 2"):
+            client.promote(2)
+        asyncio.run(ask(f"http://127.0.0.1:{port}"))
+
+
+def test_a_server_that_may_only_read_answers_a_promotion_with_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_measured(store, corpus, [0.5, 0.5, 0.5], 0)
+    monkeypatch.setattr(Store, "is_writable", lambda self: False)
+    with listening(store) as port, Client(f"http://127.0.0.1:{port}") as client:
+        assert isinstance(job := client.promote(1, force=True), JobReply) and job.kind == "promote"
 
 
 def test_a_refusal_says_what_the_server_said(url: str) -> None:
