@@ -237,6 +237,16 @@ def test_the_run_of_the_configmap_is_one_that_hone_reads(tmp_path: Path) -> None
     assert "/etc/hone/run.toml" in CONTAINERS["hone-trainer"]["args"]
 
 
+def test_what_computes_gets_a_gpu_where_one_is_asked_for() -> None:
+    wishes = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())["services"]
+    of_gpu = {name for name, service in COMPOSE["services"].items() if service["image"].startswith("hone-worker")}
+    assert wishes.keys() == of_gpu == {"worker", "trainer"}
+    for wish in wishes.values():
+        (device,) = wish["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]} and wish.keys() == {"deploy"}
+        assert not any("deploy" in service for service in COMPOSE["services"].values()), "a machine without one"
+
+
 def test_no_password_stands_in_a_file() -> None:
     (secret,) = of_kind("Secret")
     assert "REPLACE-ME" in secret["stringData"]["DATABASE_URL"]
