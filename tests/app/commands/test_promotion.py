@@ -39,7 +39,8 @@ def test_generations_are_listed_with_figure_verdict_and_names(trained: Path, hon
     assert "WARMUP" in listed[2]["names"] and "SERVED" in listed[1]["names"] and listed[1]["served"]
     head, *_, oldest = hone("generations", "--store", trained).out.splitlines()
     assert head.split() == ["number", "created", "checkpoint", "step", "passages", "nDCG@10", "verdict", "names"]
-    assert oldest.split()[:1] == ["0"] and f"{listed[2]['facts']['dev']['nDCG@10']:.4f}  passed" in oldest
+    created, dev = listed[2]["created"], listed[2]["facts"]["dev"]["nDCG@10"]
+    assert oldest.split() == ["0", created, "0", "0", "60", f"{dev:.4f}", "passed", "BASELINE,", "WARMUP"]
     assert len(hone("generations", "--store", trained, "--limit", 1).out.splitlines()) == 2
     (series.path(1) / "manifest.json").write_text("{")
     left = hone("generations", "--store", trained)
