@@ -9,15 +9,17 @@ from pathlib import Path
 from retriever.store import KINDS
 
 ABSOLUTE = re.compile(r"(?<![\w./:~-])/[\w.@+~-]+(?:/[\w.@+~-]+)+")
+BEFORE_A_KIND = re.compile(rf"(?<![\w./:~-])(?:[\w.@+~-]+/)+(?=(?:{'|'.join(KINDS)})\b)")
+"""Where a store lies, as a relative path."""
 
 
 def hide_paths(message: str) -> str:
     """Return ``message`` with each absolute path of this machine cut to its last name.
 
-    Of a path into an artifact, kind and number stay: generations/000003/index.faiss. A route of HTTP is no path of the
-    machine and stays whole.
+    Of a path into an artifact, absolute or not, kind and number stay: generations/000003/index.faiss. A route of HTTP
+    is no path of the machine and stays whole.
     """
-    return ABSOLUTE.sub(_shown, message)
+    return BEFORE_A_KIND.sub("", ABSOLUTE.sub(_shown, message))
 
 
 def _shown(found: re.Match[str]) -> str:

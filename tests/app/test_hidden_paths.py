@@ -16,6 +16,9 @@ from app.hidden_paths import hide_paths
 @pytest.mark.parametrize("text", ["{}: checksum differs", "[Errno 2] No such file: '{}'", "see {} and {}; mend it"])
 def test_where_files_lie_is_left_out(tmp_path: Path, place: str, shown: str, text: str) -> None:
     assert hide_paths(text.replace("{}", f"{tmp_path}/{place}")) == text.replace("{}", shown)
+    if shown.startswith("generations"):
+        for relative in (place, f"../here/{place}"):
+            assert hide_paths(text.replace("{}", relative)) == text.replace("{}", shown)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ def test_where_files_lie_is_left_out(tmp_path: Path, place: str, shown: str, tex
         "vectors need their space, as /v1/encode gave it",
         "http://127.0.0.1:8000/tmp/x answers",
         "queries × top_k is 3, the limit is 2",
-        "either/or, 1/2",
+        "either/or, 1/2, checkpoints/12 or generations/BEST",
     ],
 )
 def test_routes_and_other_words_stay(message: str) -> None:
