@@ -141,6 +141,7 @@ def test_how_a_process_ended_is_said_by_the_worker_that_started_it(
     """Of two workers on one host the other one only sees that it has ended."""
     parent, other = server("silent"), server("hang")
     job, _ = parent.start("rebuild")
+    running(jobs, job.id)  # before it has begun /proc shows no command either, for a moment
     wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
     other.tend()
     assert (jobs.get(job.id).state, jobs.get(job.id).attempts) == ("running", 1)
@@ -153,6 +154,7 @@ def test_a_process_that_nobody_reaps_is_given_up_in_time(
 ) -> None:
     parent, other = server("silent"), server("hang")
     job, _ = parent.start("rebuild")
+    running(jobs, job.id)  # before it has begun /proc shows no command either, for a moment
     wait_for(lambda: Path(f"/proc/{job.pid}/cmdline").read_bytes() == b"")
     later = time.time() + job_processes.LEASE_SECONDS + 1
     monkeypatch.setattr(time, "time", lambda: later)
