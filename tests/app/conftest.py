@@ -1,3 +1,4 @@
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,18 @@ from tests.tiny_model import write_tiny_model
 @pytest.fixture(autouse=True)
 def _own_precision(own_precision: None) -> None:
     """Let each test choose its precision."""
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """How this process logs is afterwards as it was: a server that runs in it takes its libraries' loggers."""
+    found = [(one, one.handlers[:], one.propagate) for one in map(logging.getLogger, logging.root.manager.loggerDict)]
+    at_root = logging.root.handlers[:]
+    yield
+    logging.captureWarnings(False)
+    logging.root.handlers[:] = at_root
+    for one, handlers, propagate in found:
+        one.handlers[:], one.propagate = handlers, propagate
 
 
 @pytest.fixture

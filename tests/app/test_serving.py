@@ -15,6 +15,8 @@ from app.settings import database_url
 from retriever.errors import InputError
 from retriever.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 
 @pytest.mark.parametrize(("host", "options"), [("0.0.0.0", None), ("127.0.0.1", ServeOptions(require_keys=True))])
 def test_where_keys_are_asked_for_there_must_be_one(indexed: Path, host: str, options: ServeOptions | None) -> None:

@@ -10,18 +10,12 @@ from app.telemetry import Telemetry, json_log, log_libraries
 
 
 @pytest.fixture
-def chatty() -> Iterator[logging.Logger]:
-    """The logger of a library that prints by a handler of its own; how this process logs is as before afterwards."""
+def chatty(own_logging: None) -> Iterator[logging.Logger]:
+    """The logger of a library that prints by a handler of its own."""
     logger = logging.getLogger("chatty")
     logger.propagate = False
     logger.addHandler(logging.StreamHandler())
-    found = [(one, one.handlers[:], one.propagate) for one in map(logging.getLogger, logging.root.manager.loggerDict)]
-    at_root = logging.root.handlers[:]
     yield logger
-    logging.captureWarnings(False)
-    logging.root.handlers[:] = at_root
-    for one, handlers, propagate in found:
-        one.handlers[:], one.propagate = handlers, propagate
     logger.handlers.clear()
 
 
