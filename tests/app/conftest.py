@@ -24,6 +24,7 @@ def own_logging() -> Iterator[None]:
     """How this process logs is afterwards as it was: a server that runs in it takes its libraries' loggers."""
     found = [(one, one.handlers[:], one.propagate) for one in map(logging.getLogger, logging.root.manager.loggerDict)]
     at_root = logging.root.handlers[:]
+    logging.captureWarnings(False)  # a server of another test may have begun to, and pytest has undone one half of it
     yield
     logging.captureWarnings(False)
     logging.root.handlers[:] = at_root
