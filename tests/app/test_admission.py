@@ -71,23 +71,24 @@ requests: st.SearchStrategy[Asked] = st.lists(
 )
 
 
+async def outcomes(admission: Admission, models: Sequence[Model], asked: Asked) -> list[object]:
+    """Ask all at once, and return the outcome of each."""
+    calls = [
+        outcome(admission, models[other].lane, [i for i, _ in inputs], [n for _, n in inputs], patient)
+        for inputs, patient, other in asked
+    ]
+    return await asyncio.gather(*calls)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(64, 400), requests)
 def test_whatever_the_limits_and_inputs_all_is_answered(
     batch: int, patient_batch: int, queue: int, asked: Asked
 ) -> None:
     models = [Model(), Model()]
-
-    async def ask(admission: Admission) -> list[object]:
-        calls = [
-            outcome(admission, models[other].lane, [i for i, _ in inputs], [n for _, n in inputs], patient)
-            for inputs, patient, other in asked
-        ]
-        return await asyncio.gather(*calls)
-
     limits = {"batch_tokens": batch, "patient_batch_tokens": patient_batch, "queue_tokens": queue}
     with admitting(**limits) as (admission, _):
-        found = asyncio.run(asyncio.wait_for(ask(admission), 30))
+        found = asyncio.run(asyncio.wait_for(outcomes(admission, models, asked), 30))
         assert admission.queued_tokens == 0
     for (inputs, _, _), result in zip(asked, found, strict=True):
         items = [item for item, _ in inputs]
@@ -122,19 +123,11 @@ def test_whatever_dies_or_comes_too_late_all_is_answered(
             AdmissionConfig(**limits)  # type: ignore[arg-type]  # ints and floats by name
         return
     models = [Model(), Model()]
-
-    async def ask(admission: Admission) -> list[object]:
-        calls = [
-            outcome(admission, models[other].lane, [i for i, _ in inputs], [n for _, n in inputs], patient)
-            for inputs, patient, other in asked
-        ]
-        return await asyncio.gather(*calls)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.admission.FIRST_PAUSE", 1e-3)
         patch.setattr("app.admission.LONGEST_PAUSE", 1e-3)
         with admitting(**limits) as (admission, _):
-            found = asyncio.run(asyncio.wait_for(ask(admission), 30))
+            found = asyncio.run(asyncio.wait_for(outcomes(admission, models, asked), 30))
             assert admission.queued_tokens == 0
     for (inputs, _, _), result in zip(asked, found, strict=True):
         items = [item for item, _ in inputs]
