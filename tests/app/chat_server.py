@@ -91,7 +91,8 @@ def chatting(reply: Reply) -> Iterator[ChatServer]:
     """Serve on a free port of this machine, in a thread."""
     chat = ChatServer(reply)
     routes = [Route("/v1/chat/completions", chat.complete, methods=["POST"])]
-    config = uvicorn.Config(Starlette(routes=routes), port=chat.port, log_level="critical", timeout_graceful_shutdown=1)
+    app = Starlette(routes=routes)
+    config = uvicorn.Config(app, port=chat.port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
