@@ -68,23 +68,28 @@ def serve_store(
     host: str,
     port: int,
     options: ServeOptions | None = None,
-    listening: Callable[[int], None] = lambda port: None,
+    listening: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the store at ``root`` until a signal; requests in flight are finished first.
 
-    ``listening`` is told the port, which the system chooses where ``port`` is 0. Raises InputError for a folder that is
-    no store, for limits that the served model cannot live with, for an address that others can reach where there are
-    no keys to ask for, and for one that cannot be listened on.
+    ``listening`` is told the address, whose port the system chooses where ``port`` is 0. Raises InputError for a folder
+    that is no store, for limits that the served model cannot live with, for an address that others can reach where
+    there are no keys to ask for, and for one that cannot be listened on.
     """
     options = options or ServeOptions()
     _check_limits(Store(root), options.admission)
     with closing(_listen(host, port)) as listener:
         _check_keys(root, host, options)
-        listening(listener.getsockname()[1])
+        listening(address(host, listener.getsockname()[1]))
         if options.workers == 1:
             _run(root, host, options, listener)
         else:
             _run_workers(root, host, options, listener)
+
+
+def address(host: str, port: int) -> str:
+    """Return the URL of a server; in one, a host of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _check_limits(store: Store, limits: AdmissionConfig) -> None:
@@ -101,10 +106,10 @@ def _check_limits(store: Store, limits: AdmissionConfig) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     with ExitStack() as undo:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listener = undo.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            listener.bind(place)
         except OSError as error:
             raise InputError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"

@@ -207,8 +207,6 @@ def serve(
     """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
     settings = Settings()
     root = store_path(store)
-    address = host or settings.host
-    port = settings.port if port is None else port
     limits = AdmissionConfig(
         batch_tokens=batch_tokens,
         patient_batch_tokens=min(batch_tokens, AdmissionConfig.patient_batch_tokens),
@@ -219,7 +217,7 @@ def serve(
         insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits, job_priority
     )
 
-    def tell(port: int) -> None:
-        print(f"http://{address}:{port}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
+    def tell(address: str) -> None:
+        print(f"{address}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
 
-    serve_store(root, address, port, options, tell)
+    serve_store(root, host or settings.host, settings.port if port is None else port, options, tell)

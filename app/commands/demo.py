@@ -31,20 +31,22 @@ def demo(
     root = done.store.root
     print(f"data: {folder / 'data'}   run: {folder / 'run.toml'}   store: {root}")
     print(f"for sentence-transformers: hone export model OUT --store {root}")
-    settings = Settings()
-    address = f"http://{settings.host}:{settings.port}"
     if serve:
-        print(f"Serving at {address} (docs at {address}/docs, Ctrl-C stops it). Try:")
-        for query in done.queries:
-            body = f'{{"queries": ["{query}"], "top_k": 3, "with_text": true}}'.replace("'", "'\\''")
-            print(f"  curl -s {address}/v1/search -H 'content-type: application/json' -d '{body}'")
-    else:
-        print(f"Asked: {done.queries[0]}")
-        for rank, (name, score, text) in enumerate(first_hits(done.store, done.queries[0], 3), 1):
-            print(f"  {rank}. {score:.3f} {name}: {' '.join(text.split())[:100]}")
+        settings = Settings()
+        serve_store(root, settings.host, settings.port, listening=lambda address: _offer(done, address))
+        return
+    print(f"Asked: {done.queries[0]}")
+    for rank, (name, score, text) in enumerate(first_hits(done.store, done.queries[0], 3), 1):
+        print(f"  {rank}. {score:.3f} {name}: {' '.join(text.split())[:100]}")
     print_json(done.as_json())
-    if serve:
-        serve_store(root, settings.host, settings.port)
+
+
+def _offer(done: Demonstration, address: str) -> None:
+    print(f"Serving at {address} (docs at {address}/docs, Ctrl-C stops it). Try:")
+    for query in done.queries:
+        body = f'{{"queries": ["{query}"], "top_k": 3, "with_text": true}}'.replace("'", "'\\''")
+        print(f"  curl -s {address}/v1/search -H 'content-type: application/json' -d '{body}'")
+    print_json(done.as_json())
 
 
 def _table(done: Demonstration) -> Table:

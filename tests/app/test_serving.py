@@ -53,12 +53,19 @@ def test_what_is_not_there_to_be_asked_for_its_limits_is_left_to_the_server(
     serve_store(indexed, "127.0.0.1", 0)
 
 
-def test_the_port_that_the_system_chose_is_told(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_is_told_with_the_port_that_the_system_chose(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: list[int] = []
-    told: list[int] = []
+    told: list[str] = []
     monkeypatch.setattr(serving, "_run", lambda *given: taken.append(given[3].getsockname()[1]))
     serve_store(indexed, "127.0.0.1", 0, None, told.append)
-    assert told == taken and told[0] > 0
+    assert taken[0] > 0 and told == [f"http://127.0.0.1:{taken[0]}"]
+
+
+def test_an_address_is_one_that_a_client_can_be_given() -> None:
+    assert serving.address("::1", 8000) == "http://[::1]:8000"
+    assert serving.address("search.example.org", 80) == "http://search.example.org:80"
 
 
 def test_a_port_in_use_is_named(indexed: Path) -> None:

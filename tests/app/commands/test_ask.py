@@ -158,12 +158,12 @@ def test_evaluate_without_a_ranker_says_so_first(hone: Hone, tiny: Path, indexed
 def test_serve_listens_where_it_is_told(hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Path, str, int, ServeOptions]] = []
 
-    def serve_store(root: Path, host: str, port: int, options: ServeOptions, listening: Callable[[int], None]) -> None:
-        listening(port)
+    def serve_store(root: Path, host: str, port: int, options: ServeOptions, listening: Callable[[str], None]) -> None:
+        listening("http://there:4711")
         served.append((root, host, port, options))
 
     monkeypatch.setattr(ask, "serve_store", serve_store)
-    assert "http://127.0.0.1:8000" in hone("serve", "--store", indexed).err
+    assert "http://there:4711 " in hone("serve", "--store", indexed).err
     flags = ("--insecure", "--ranker", "one", "--workers", 2, "--drain-seconds", 1)
     limits = ("--batch-tokens", 256, "--queue-tokens", 9000, "--deadline-seconds", 2.5, "--job-priority", "low")
     hone("serve", "--store", indexed, "--port", 0, "--host", "::1", *flags, *limits)

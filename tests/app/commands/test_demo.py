@@ -1,5 +1,6 @@
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ def done(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     result = Demonstration(Store(indexed), FIGURES, after, training, generations, [0, 9, 9, 0], queries, 240.5)
     monkeypatch.setattr(demo, "run_demo", lambda folder: result)
     served: list[Any] = []
-    monkeypatch.setattr(demo, "serve_store", lambda *address: served.append(address))
+
+    def serve_store(root: Path, host: str, port: int, *, listening: Callable[[str], None]) -> None:
+        served.append((root, host, port))
+        listening("http://there:4711")
+
+    monkeypatch.setattr(demo, "serve_store", serve_store)
     return served
 
 
@@ -47,11 +53,15 @@ def test_a_table_and_one_answered_query_without_the_server(hone: Hone, done: lis
     assert [line.split()[0] for line in asked[1:4]] == ["1.", "2.", "3."]
 
 
-def test_with_the_server_three_queries_that_a_shell_can_run(hone: Hone, done: list[Any], indexed: Path) -> None:
+def test_with_the_server_three_queries_that_a_shell_can_run(
+    hone: Hone, done: list[Any], indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ask the port that is listened on, which the system chooses where none is named."""
+    monkeypatch.setenv("HONE_PORT", "0")
     out = hone("demo").out
-    assert done == [(indexed, "127.0.0.1", 8000)]
+    assert done == [(indexed, "127.0.0.1", 0)]
     commands = [shlex.split(line) for line in out.splitlines() if line.strip().startswith("curl")]
     bodies = [json.loads(command[-1]) for command in commands]
     assert [body["queries"] for body in bodies] == [["it's a query"], ["baka beki"], ["bodu"]]
-    assert all("http://127.0.0.1:8000/v1/search" in command for command in commands)
+    assert all("http://there:4711/v1/search" in command for command in commands)
     json.loads(out.splitlines()[-1])
