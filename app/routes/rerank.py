@@ -12,8 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app.replies import BODY, MODEL, errors, reply
 from app.schemas import MAX_INPUTS, Body, Text
-from app.service import Service, ServiceOf, SnapshotOf
-from app.snapshot import Snapshot
+from app.service import ServiceOf, SnapshotOf
 
 router = APIRouter(tags=["faces"])
 
@@ -43,11 +42,6 @@ class RerankRequest(Body):
         validation_alias=AliasChoices("top_n", "top_k"),
         description="How many of the best to return; all without it. top_k is another name.",
     )
-
-
-class RerankRequestV1(RerankRequest):
-    """As in the first version, which can return the texts."""
-
     return_documents: bool = Field(default=False, description="Give each result its text.")
 
 
@@ -79,24 +73,15 @@ ERRORS = errors(*BODY, 409, *MODEL)
 
 
 @router.post("/v1/rerank", response_model=RerankReply, responses=ERRORS)
-async def rerank_v1(body: RerankRequestV1, snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Put texts in order of relevance to a query; 409 where no ranker is loaded."""
-    return await _reranked(body, snapshot, service, body.return_documents)
-
-
 @router.post("/v2/rerank", response_model=RerankReply, responses=ERRORS)
-async def rerank_v2(body: RerankRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
+async def rerank(body: RerankRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
     """Put texts in order of relevance to a query; 409 where no ranker is loaded."""
-    return await _reranked(body, snapshot, service, with_text=False)
-
-
-async def _reranked(body: RerankRequest, snapshot: Snapshot, service: Service, with_text: bool) -> Response:
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     done = await service.score(snapshot, body.query, texts)
     probabilities = snapshot.models.probabilities(done.values)
     best = (-done.values).argsort(kind="stable")[: body.top_n].tolist()
     results: list[dict[str, Any]] = [{"index": one, "relevance_score": probabilities[one]} for one in best]
-    if with_text:
+    if body.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
     usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}

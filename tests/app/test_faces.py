@@ -145,11 +145,13 @@ def test_cohere_is_told_that_there_is_no_ranker(without_ranker: str) -> None:
 
 def test_jina_s_shape_of_reranking(url: str) -> None:
     body = {"model": "any", "query": "alpha beta", "documents": ["nu", "alpha beta"], "top_k": 1}
-    answer = httpx2.post(f"{url}/v1/rerank", json={**body, "return_documents": True})
-    assert answer.headers["x-hone-generation"] == "0"
-    found = answer.json()
-    assert [(one["index"], one["document"]["text"]) for one in found["results"]] == [(1, "alpha beta")]
-    assert found["usage"]["total_tokens"] == 7
+    for route in ("/v1/rerank", "/v2/rerank"):
+        answer = httpx2.post(f"{url}{route}", json={**body, "return_documents": True})
+        assert answer.headers["x-hone-generation"] == "0"
+        found = answer.json()
+        assert [(one["index"], one["document"]["text"]) for one in found["results"]] == [(1, "alpha beta")]
+        assert found["usage"]["total_tokens"] == 7
+        assert httpx2.post(f"{url}{route}", json=body).json()["results"][0].keys() == {"index", "relevance_score"}
     spans = {"query": "a", "documents": ["b"], "relevant_spans": {"enabled": True}}
     assert "relevant_spans" in httpx2.post(f"{url}/v2/rerank", json=spans).json()["error"]
 

@@ -15,7 +15,6 @@ REQUESTS: list[type[BaseModel]] = [
     judgement_schemas.JudgeRequest,
     openai.EmbeddingsRequest,
     rerank.RerankRequest,
-    rerank.RerankRequestV1,
     text_embeddings.EmbedRequest,
     text_embeddings.RankRequest,
 ]
