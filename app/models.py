@@ -32,10 +32,14 @@ class NoRankerError(HoneError):
 
 @dataclass(frozen=True)
 class Computed:
-    """What became of a request: values, tokens that were read, inputs that were cut, seconds."""
+    """What became of a request: values, tokens that were read, inputs that were cut, seconds.
+
+    ``longest``: tokens of the longest input as it was read; where one was cut, those that the model reads of it.
+    """
 
     values: FloatArray
     tokens: int
+    longest: int
     cut: int
     queue_seconds: float
     compute_seconds: float
@@ -173,4 +177,6 @@ async def _tokenised(texts: Sequence[str], tokenise: Callable[[Sequence[str]], _
 
 
 def _computed(values: FloatArray, read: _Tokenised, done: Done) -> Computed:
-    return Computed(values, sum(read.tokens), read.cut, done.queue_seconds, done.compute_seconds)
+    return Computed(
+        values, sum(read.tokens), max(read.tokens, default=0), read.cut, done.queue_seconds, done.compute_seconds
+    )

@@ -101,7 +101,7 @@ async def embed(body: EmbedRequest, snapshot: SnapshotOf, service: ServiceOf) ->
     if side is None:
         raise Refusal(422, "prompt_name: the two sides of this model differ; say query or passage")
     check_dimensions(body.dimensions, snapshot)
-    done = await _computed(service.encode(snapshot, side, body.inputs), body.truncate)
+    done = await _computed(service.encode(snapshot, side, body.inputs), len(body.inputs), body.truncate)
     vectors = _normalised(first_of(done.values, body.dimensions), body.normalize)
     return reply(vectors, headers=_times(done, began, sum(map(len, body.inputs))))
 
@@ -110,7 +110,7 @@ async def embed(body: EmbedRequest, snapshot: SnapshotOf, service: ServiceOf) ->
 async def rank(body: RankRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
     """Put texts in order of relevance to a query, best first; 409 where no ranker is loaded."""
     began = time.perf_counter()
-    done = await _computed(service.score(snapshot, body.query, body.texts), body.truncate)
+    done = await _computed(service.score(snapshot, body.query, body.texts), len(body.texts), body.truncate)
     read = snapshot.models.log_odds if body.raw_scores else snapshot.models.probabilities
     scores = read(done.values)
     places: list[dict[str, Any]] = [
@@ -135,13 +135,14 @@ async def health(snapshot: ReadyOf) -> Response:
     return Response()
 
 
-async def _computed(work: Awaitable[Computed], truncate: bool | None) -> Computed:
+async def _computed(work: Awaitable[Computed], inputs: int, truncate: bool | None) -> Computed:
     try:
         done = await work
     except ComputeError as error:
         raise Refusal(424, str(error)) from error
     if truncate is False and done.cut:
-        raise Refusal(413, f"{done.cut} inputs are longer than the model reads; shorten them, or truncate")
+        longer = f"{done.cut} of {inputs} inputs are longer than {done.longest} tokens"
+        raise Refusal(413, f"{longer}, the most that the model reads; shorten them, or truncate")
     return done
 
 

@@ -198,3 +198,4 @@ def test_the_ranker_orders_the_best(tmp_path: Path, server: Server) -> None:
                 assert [hit["score"] for hit in hits] == pytest.approx(scores.tolist())
                 assert scores.tolist() == sorted(scores.tolist(), reverse=True)
             assert {hit["id"] for hit in first} <= {"p0", "p1", "p4", "p6"} and second[0]["id"] == "p3"
+        assert ranked.post("/v1/search", {**body, "queries": "omega", "mode": "lexical"})["results"] == [[]]
