@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.allowance import SpentError
-from app.full_disk import is_full
+from app.full_disk import is_full, is_full_database
 from app.hidden_paths import hide_paths
 from app.jobs import TooLateError, UnknownJobError
 from app.mining import NoSourceError
@@ -197,7 +197,7 @@ def told(error: HoneError) -> dict[str, Any]:
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OperationalError)
-    if is_full(error):
+    if is_full_database(error, request.app.state.service.jobs.url):
         return await _no_room(request, error.orig, "the database of jobs is full, or its disk is")
     request.app.state.service.telemetry.log.error("database_lost", reason=str(error.orig))
     return await _on_refusal(request, not_ready("the database of jobs does not answer"))

@@ -58,12 +58,12 @@ def test_no_room_is_told_from_other_errors(error: Exception, full: bool) -> None
     assert is_full(error) == full
 
 
-def fill_database(table: Jobs | Judgements) -> None:
-    """Let every statement that writes fail as it does in a full database."""
+def fill_database(table: Jobs | Judgements, error: sqlite3.Error = SQLITE_FULL) -> None:
+    """Let every statement that writes fail as it does in a full database, or by ``error``."""
 
     def execute(_cursor: object, statement: str, *_: object) -> None:
         if statement.startswith(("INSERT", "UPDATE", "DELETE")):
-            raise SQLITE_FULL
+            raise error
 
     event.listen(table._engine, "do_execute", execute)
 
@@ -97,6 +97,35 @@ def test_a_full_database_is_told_and_not_worth_another_try(server: Server, path:
     assert server.post("/v1/search", {"queries": "alpha"})["generation"] == 0
     (line,) = server.log_lines("disk_full")
     assert line["reason"] == str(SQLITE_FULL), "not the values of the statement"
+
+
+@pytest.mark.parametrize(("cause", "status"), [(errno.EDQUOT, 507), (errno.ENOSPC, 507), (errno.EIO, 503), (None, 503)])
+def test_what_sqlite_does_not_say_of_a_quota_its_folder_does(
+    server: Server, monkeypatch: pytest.MonkeyPatch, cause: int | None, status: int
+) -> None:
+    """It says of a quota what it says of a broken disk, so another write beside it tells the two apart."""
+    asked: list[Path] = []
+    fill_database(server.app.state.service.jobs, unexplained())
+    real = tempfile.TemporaryFile
+
+    def temporary_file(dir: Path) -> Any:
+        asked.append(dir)
+        if cause is not None:
+            raise OSError(cause, os.strerror(cause))
+        return real(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
+    response = server.client.post("/v1/index/rebuild")
+    assert (response.status_code, "retry-after" in response.headers) == (status, status == 503)
+    assert asked == [server.store.root]
+    assert len(server.log_lines("disk_full")) == (status == 507)
+
+
+def unexplained() -> sqlite3.OperationalError:
+    """Return what SQLite says where the system refuses a write for a reason that it has no word for."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    return error
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
