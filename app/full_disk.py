@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 DISK_FULL_STATE = "53100"
@@ -33,8 +32,8 @@ def is_full(error: BaseException) -> bool:
     return numbers[0] in NO_ROOM or numbers[1] == DISK_FULL_STATE or DISK_IS_FULL.search(str(said)) is not None
 
 
-def is_full_database(error: OperationalError, url: str) -> bool:
-    """Tell whether the database at ``url`` had no room.
+def is_full_database(error: BaseException, url: str) -> bool:
+    """Tell whether ``error``, its driver's own, means that the database at ``url`` had no room.
 
     Of a disk quota SQLite says what it says of a broken disk, and keeps no number of the system's error. So the disk is
     asked: a page is written beside the database, and is gone at once.
@@ -42,7 +41,7 @@ def is_full_database(error: OperationalError, url: str) -> bool:
     if is_full(error):
         return True
     file = make_url(url).database
-    if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_IOERR or not file:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_IOERR or not file:
         return False
     try:
         with tempfile.TemporaryFile(dir=Path(file).parent) as page:

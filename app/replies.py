@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
@@ -29,6 +29,7 @@ OPENAI_ROUTE = "/v1/embeddings"
 SHOWN_PROBLEMS = 10
 RETRY_AFTER_SECONDS = 2
 NO_ROOM_ON_DISK = "no space left on the disk of the server"
+DATABASE = "the database of jobs and judgements"
 BODY = (400, 413, 415, 422)
 """Statuses of a route that reads a body."""
 MODEL = (429, 503)
@@ -165,7 +166,8 @@ def register_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HoneError, _on_hone_error)
-    app.add_exception_handler(OperationalError, _on_database_error)
+    for kind in (OperationalError, InterfaceError, TimeoutError):
+        app.add_exception_handler(kind, _on_database_error)
     app.add_exception_handler(OSError, _on_system_error)
 
 
@@ -196,11 +198,12 @@ def told(error: HoneError) -> dict[str, Any]:
 
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OperationalError)
-    if is_full_database(error, request.app.state.service.jobs.url):
-        return await _no_room(request, error.orig, "the database of jobs is full, or its disk is")
-    request.app.state.service.telemetry.log.error("database_lost", reason=str(error.orig))
-    return await _on_refusal(request, not_ready("the database of jobs does not answer"))
+    assert isinstance(error, SQLAlchemyError)
+    said = getattr(error, "orig", error)  # without the values of the statement
+    if is_full_database(said, request.app.state.service.jobs.url):
+        return await _no_room(request, said, f"{DATABASE} is full, or its disk is")
+    request.app.state.service.telemetry.log.error("database_lost", reason=str(said))
+    return await _on_refusal(request, not_ready(f"{DATABASE} does not answer"))
 
 
 async def _on_system_error(request: Request, error: Exception) -> Response:

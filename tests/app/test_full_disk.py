@@ -92,7 +92,7 @@ def test_a_full_database_is_told_and_not_worth_another_try(server: Server, path:
     job, _ = service.jobs.create("rebuild")
     for table in (service.jobs, service.judgements):
         fill_database(table)
-    assert "the database of jobs is full" in refused(server, path.replace("JOB", job.id), body)
+    assert "the database of jobs and judgements is full" in refused(server, path.replace("JOB", job.id), body)
     assert server.get(f"/v1/jobs/{job.id}")["state"] == "queued", "what is there can be read"
     assert server.post("/v1/search", {"queries": "alpha"})["generation"] == 0
     (line,) = server.log_lines("disk_full")

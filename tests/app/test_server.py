@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from sqlalchemy.exc import InterfaceError, SQLAlchemyError, TimeoutError
 
 from app.server import ServerConfig, is_loopback
 from retriever.artifacts import Artifact
@@ -117,17 +118,39 @@ def test_a_process_that_cannot_start_does_not_end_the_watch(tmp_path: Path) -> N
         wait_for(lambda: len(server.log_lines("jobs_untended")) == 2)
 
 
-def test_a_lost_database_leaves_search_and_metrics(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = server.store.root / "hone.db"
-    server.app.state.service.jobs.close()
+def test_a_lost_database_leaves_search_and_metrics(server: Server) -> None:
+    """Mining goes without it as little as jobs: what people judged is in there."""
+    database, service = server.store.root / "hone.db", server.app.state.service
+    service.jobs.close()
+    service.judgements.close()
     for path in database.parent.glob("hone.db*"):
         path.unlink()
     database.mkdir()
-    assert server.get("/v1/jobs", 503)["error"] == "the database of jobs does not answer"
+    away = "the database of jobs and judgements does not answer"
+    assert server.get("/v1/jobs", 503)["error"] == away
+    for how in ({}, {"stream": True}, {"job": "hone"}):
+        body = {"queries": [{"id": "q", "text": "alpha", "positives": []}], **how}
+        assert server.post("/v1/mine", body, 503)["error"] == away
     assert server.log_lines("database_lost")
     assert "hone_generation_number 0.0" in server.client.get("/metrics").text
     assert server.log_lines("jobs_unreadable")
-    server.post("/v1/search", {"queries": "alpha"})
+    for route, asked in (("search", {"queries": "alpha"}), ("encode", {"inputs": "alpha"})):
+        assert server.post(f"/v1/{route}", asked)["generation"] == 0
+    assert server.get("/v1/generations")["served"] == server.get("/readyz")["generation"] == 0
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("all connections are in use"), InterfaceError("", {}, OSError("closed"))]
+)
+def test_a_database_that_is_away_in_another_way_is_worth_another_try(
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: SQLAlchemyError
+) -> None:
+    def newest(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(server.app.state.service.jobs, "newest", newest)
+    answer = server.client.get("/v1/jobs")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
