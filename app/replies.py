@@ -30,6 +30,8 @@ SHOWN_PROBLEMS = 10
 RETRY_AFTER_SECONDS = 2
 NO_ROOM_ON_DISK = "no space left on the disk of the server"
 DATABASE = "the database of jobs and judgements"
+NO_TEXT = "no_text"
+"""Type of a problem that becomes 400, as text-embeddings-inference has it, and not 422."""
 BODY = (400, 413, 415, 422)
 """Statuses of a route that reads a body."""
 MODEL = (429, 503)
@@ -52,7 +54,7 @@ ERROR_TYPES = {
     507: "disk_full",
 }
 MEANINGS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON; of text-embeddings-inference's routes also: it holds no text.",
     401: "The request names no key, or one that is not known.",
     403: "The key does not reach this far.",
     404: "There is no such thing.",
@@ -229,7 +231,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     shown = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems[:SHOWN_PROBLEMS]]
     others = len(problems) - 1
     more = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
-    status = 413 if kinds & {"too_long", "string_too_long"} else 422
+    status = 413 if kinds & {"too_long", "string_too_long"} else 400 if NO_TEXT in kinds else 422
     return error_reply(request, status, f"{shown[0]['field']}: {shown[0]['message']}{more}", shown)
 
 

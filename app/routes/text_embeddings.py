@@ -5,16 +5,17 @@ Does not know how texts are encoded or pairs scored.
 
 import time
 from collections.abc import Awaitable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from app.admission import ComputeError
 from app.models import Computed
-from app.replies import BODY, MODEL, Refusal, errors, reply
+from app.replies import BODY, MODEL, NO_TEXT, Refusal, errors, reply
 from app.routes.encode import check_dimensions, first_of
 from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
 from app.service import ReadyOf, Service, ServiceOf, SnapshotOf
@@ -30,12 +31,20 @@ Truncation = Field(
 )
 
 
+def _some_text(value: Any) -> Any:
+    if value == "" or (isinstance(value, list) and (not value or "" in value)):
+        raise PydanticCustomError(NO_TEXT, "give at least one text, and none that is empty")
+    return value
+
+
 class EmbedRequest(Body):
     """Texts to encode."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["read a file line by line"]}]})
 
-    inputs: Texts = Field(description=f"One text or at most {MAX_INPUTS}.")
+    inputs: Annotated[Texts, BeforeValidator(_some_text, json_schema_input_type=Text | list[Text])] = Field(
+        description=f"One text or at most {MAX_INPUTS}."
+    )
     truncate: bool | None = Truncation
     truncation_direction: Literal["right", "Right"] = Field(default="right", description="The end is cut.")
     normalize: bool = Field(default=True, description="Give vectors the length 1.")
@@ -55,7 +64,9 @@ class RankRequest(Body):
     )
 
     query: Text
-    texts: list[Text] = Field(min_length=1, max_length=MAX_INPUTS, description=f"At most {MAX_INPUTS}.")
+    texts: Annotated[list[Text], BeforeValidator(_some_text)] = Field(
+        min_length=1, max_length=MAX_INPUTS, description=f"At most {MAX_INPUTS}."
+    )
     truncate: bool | None = Truncation
     truncation_direction: Literal["right", "Right"] = Field(default="right", description="The end is cut.")
     raw_scores: bool = Field(default=False, description="Log-odds instead of probabilities.")

@@ -13,6 +13,7 @@ from huggingface_hub import InferenceClient
 from langchain_openai import OpenAIEmbeddings
 from pydantic import SecretStr
 
+from app.replies import ERROR_TYPES
 from app.server import ServerConfig
 from tests.app.served import OPENERS, RANKER, TEXTS, WITH_RANKER, listening, new_store, publish_generation
 from tests.stand_ins import HashEncoder
@@ -191,6 +192,26 @@ def test_text_embeddings_inference_s_routes(url: str) -> None:
         assert (told["max_input_length"], told["max_client_batch_size"], told["auto_truncate"]) == (512, 2048, True)
         assert told["max_concurrent_requests"] == (1 << 20) // 512
         assert told["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("/embed", {"inputs": []}, 400),
+        ("/", {"inputs": ""}, 400),
+        ("/embed", {"inputs": ["a", ""]}, 400),
+        ("/rerank", {"query": "a", "texts": []}, 400),
+        ("/embed", {"inputs": 1}, 422),
+        ("/embed", {"inputs": {}}, 422),
+        ("/rerank", {"query": "", "texts": ["a"]}, 422),
+        ("/embed", {"inputs": ["a"] * 2049}, 413),
+    ],
+)
+def test_bad_input_has_the_status_that_text_embeddings_inference_gives_it(
+    url: str, route: str, body: dict[str, object], status: int
+) -> None:
+    answer = httpx2.post(f"{url}{route}", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, ERROR_TYPES[status]), answer.text
 
 
 def test_without_a_ranker_the_inference_route_says_so(without_ranker: str) -> None:
