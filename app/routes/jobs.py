@@ -108,7 +108,7 @@ async def _events(job: Job, jobs: Jobs, stopping: Callable[[], bool]) -> AsyncIt
         **errors(404, 409, 422, 503),
     },
 )
-def result(job_id: str, service: ServiceOf) -> StreamingResponse:
+def result(job_id: str, service: ServiceOf, request: Request) -> StreamingResponse:
     """Download what a mining job made, as JSON lines; 409 before it is done, 404 where there is no file (any more)."""
     job = service.jobs.get(job_id)
     if job.kind != MINE:
@@ -122,6 +122,7 @@ def result(job_id: str, service: ServiceOf) -> StreamingResponse:
         "content-length": str(sum(facts["bytes"] for facts in parts.values())),
         "content-disposition": f'attachment; filename="{job_id}.jsonl"',
     }
+    request.state.generation = job.params["generation"]
     stream = (service.jobs.part(job_id, "made", number) for number in parts)
     return StreamingResponse(stream, media_type=LINES, headers=headers)
 

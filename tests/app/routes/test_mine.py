@@ -199,7 +199,7 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
     assert done["state"] == "done", done
     assert (done["done"], done["total"], done["phase"]) == (3000, 3000, "mine")
     made = mining.client.get(f"{place}/result")
-    assert made.headers["content-type"] == "application/x-ndjson"
+    assert (made.headers["content-type"], made.headers["x-hone-generation"]) == ("application/x-ndjson", "0")
     assert f"{job.id}.jsonl" in made.headers["content-disposition"]
     lines = [json.loads(line) for line in made.text.splitlines()]
     small = mining.post("/v1/mine", {**body, "queries": queries[:40], "job": None})
