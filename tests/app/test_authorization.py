@@ -40,7 +40,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
 
 
 def test_without_a_key_there_is_health_and_documentation_alone(guarded: Guarded) -> None:
-    for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
+    for path in ("/livez", "/readyz", "/health", "/metrics", "/docs", "/openapi.json", "/"):
         assert guarded.server.client.get(path).status_code == 200, path
     for wrong in (None, "", "hone_a_b", "é"):
         headers = [] if wrong is None else [(b"authorization", f"Bearer {wrong}".encode())]
