@@ -140,7 +140,7 @@ def errors(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, An
 
 def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return ``content`` as JSON; NumPy arrays and scalars are written with the digits of their own dtype."""
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
     return Response(data, status, headers, media_type="application/json")
 
 

@@ -131,4 +131,5 @@ def test_the_events_of_a_job_that_has_ended_are_its_end(started: Callable[[str],
         wait_for(server, job["id"], "done")
         ((name, state),) = heard(server, job["id"])
         assert (name, state["result"]) == ("end", {"generation": 1})
+        assert state == server.get(f"/v1/jobs/{job['id']}"), "the same job, to the form of its times"
         assert server.client.get("/v1/jobs/none/events").status_code == 404
