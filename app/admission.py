@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any
@@ -38,7 +39,15 @@ class NotComputedError(HoneError):
 
 
 class ComputeError(HoneError):
-    """The model failed on one input, and on that input alone."""
+    """The model failed on one input, the one at ``place`` of what was asked, and on that input alone."""
+
+    def __init__(self, place: int, cause: Exception) -> None:
+        super().__init__(f"input {place} cannot be computed ({type(cause).__name__}); leave it out")
+        self.place, self.cause = place, cause
+
+    def at(self, place: int) -> "ComputeError":
+        """Return the same of the ``place`` that the input has where more, or other ones, were asked."""
+        return ComputeError(place, self.cause)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class _Request:
     left: int
     waiting_tokens: int
     future: "Future[Done]" = field(default_factory=Future)
+    context: Context = field(default_factory=copy_context)  # log lines on its inputs name who asked
     started: float | None = None
 
 
@@ -302,11 +312,9 @@ class Admission:
 
     def _refuse(self, entry: _Entry, error: Exception) -> None:
         request, place = entry
-        self._logger.warning("input_failed", place=place, reason=repr(error))
+        request.context.run(self._logger.warning, "input_failed", place=place, reason=repr(error))
         if not isinstance(error, HoneError):
-            shown = ComputeError(f"input {place} cannot be computed ({type(error).__name__}); leave it out")
-            shown.__cause__ = error
-            error = shown
+            error = ComputeError(place, error)
         with suppress(InvalidStateError):
             request.future.set_exception(error)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app.admission import Admission, Done, Lane
+from app.admission import Admission, ComputeError, Done, Lane
 from app.allowance import spend
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
@@ -130,7 +130,10 @@ class Models:
         if patient is None:
             patient = sum(tokens) > admission.config.batch_tokens
         spend(sum(tokens))
-        done = await admission.compute(self._towers.lanes[side], items, tokens, patient)
+        try:
+            done = await admission.compute(self._towers.lanes[side], items, tokens, patient)
+        except ComputeError as error:
+            raise error.at(places[missing[error.place]]) from error.cause
         fresh = dict(zip(missing, done.results, strict=True))
         if side == "query":
             self._towers.cache.keep(fresh)

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
+from app.admission import ComputeError
 from app.mine_schemas import Knobs, MineReply, MineRequest
 from app.mining import Asked, check_positives, fitted, mined, source_generations, with_judgements
 from app.mining_job import MINE, asked_parts, digest
@@ -98,7 +99,10 @@ async def _mined(
 ) -> AsyncIterator[list[dict[str, Any]]]:
     for start in range(0, len(queries), CHUNK_QUERIES):
         chunk = queries[start : start + CHUNK_QUERIES]
-        vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values
+        try:
+            vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values
+        except ComputeError as error:
+            raise error.at(start + error.place) from error.cause
         async with service.mining:
             found = await run_in_threadpool(mined, snapshot, chunk, vectors, config, body.num_negatives, body.seed)
         service.telemetry.count_mined(found.negatives, found.filtered)
