@@ -1,10 +1,11 @@
 import base64
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.admission import AdmissionConfig
+from app.admission import AdmissionConfig, Lane
 from app.schemas import EncodeReply
 from app.server import ServerConfig
 from tests.app.served import Server, new_store, publish_generation, serving
@@ -91,3 +92,17 @@ def test_more_tokens_than_can_be_taken_now_or_ever(tmp_path: Path) -> None:
         response = server.client.post("/v1/encode", json={"inputs": "a " * 13})
         assert (response.status_code, response.json()["error_type"]) == (429, "overloaded")
         assert int(response.headers["retry-after"]) > 0
+
+
+def test_what_is_not_computed_in_time_may_be_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    door, open_again = server.app.state.service.admission, threading.Event()
+    encoder = server.app.state.service.serving.snapshot.encoder
+    lane = Lane(lambda items: encoder.encode_tokens("query", items) if open_again.wait(30) else [])
+    monkeypatch.setitem(server.app.state.service.serving.snapshot.models._towers.lanes, "query", lane)
+    monkeypatch.setattr(door, "config", AdmissionConfig(deadline_seconds=0.05))
+    response = server.client.post("/v1/encode", json={"inputs": "alpha"})
+    assert (response.status_code, response.json()["error_type"]) == (503, "unavailable")
+    assert "not computed within" in response.json()["error"] and int(response.headers["retry-after"]) > 0
+    open_again.set()
+    monkeypatch.setattr(door, "config", AdmissionConfig())
+    assert server.post("/v1/encode", {"inputs": "alpha"})["generation"] == 0
