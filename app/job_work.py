@@ -56,14 +56,23 @@ def _beat(jobs: Jobs, job_id: str, ended: Event) -> None:
 
 
 def _reporter(jobs: Jobs, job_id: str) -> JobProgress:
-    """Pass progress on at most five times a second, yet every first and last unit of a phase."""
+    """Pass progress on at most five times a second, yet every first and last unit of a phase.
+
+    A database that is away for a moment does not end the work; but without it no phase begins, since whoever was given
+    up for lost meanwhile would hear of it too late.
+    """
     last_phase, last_time = "", 0.0
 
     def progress(phase: str, done: int, total: int) -> None:
         nonlocal last_phase, last_time
         now = time.monotonic()
         if phase != last_phase or done >= total or now - last_time >= REPORT_SECONDS:
-            jobs.progress(job_id, phase, done, total)
+            try:
+                jobs.progress(job_id, phase, done, total)
+            except SQLAlchemyError:
+                if phase != last_phase:
+                    raise
+                log.exception("the progress of job %s could not be written", job_id)
             last_phase, last_time = phase, now
 
     return progress

@@ -101,3 +101,26 @@ def test_the_heart_beats_while_nothing_is_reported_and_survives_a_lost_database(
         begun = jobs.get(job_id).updated
         wait_for(lambda: jobs.get(job_id).updated > begun)
     assert "heartbeat" in caplog.text
+
+
+def test_a_report_that_is_lost_ends_no_work_but_no_phase_begins_without_one(
+    jobs: Jobs, job_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has lost the job meanwhile hears of it before it publishes."""
+    told: list[tuple[str, int]] = []
+
+    def away(_job: str, phase: str, done: int, _total: int) -> None:
+        told.append((phase, done))
+        if done or phase == "publish":
+            raise OperationalError("UPDATE", None, Exception("the database is away"))
+
+    def work() -> None:
+        with working(jobs, job_id) as progress:
+            for phase, done in (("encode", 0), ("encode", 2), ("publish", 0)):
+                progress(phase, done, 2)
+
+    monkeypatch.setattr(jobs, "progress", away)
+    with pytest.raises(OperationalError):
+        work()
+    assert told == [("encode", 0), ("encode", 2), ("publish", 0)]
+    assert "progress" in caplog.text and jobs.get(job_id).state == "failed"
