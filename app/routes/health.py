@@ -50,10 +50,14 @@ def metrics(service: ServiceOf) -> Response:
     return Response(service.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/", response_class=HTMLResponse, responses=errors())
-def start_page(service: ServiceOf) -> str:
+@router.get(
+    "/",
+    response_class=Response,  # errors are JSON, here too
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **errors()},
+)
+def start_page(service: ServiceOf) -> Response:
     """Show what is served and where to go from here."""
-    return page(service.serving)
+    return HTMLResponse(page(service.serving))
 
 
 def page(serving: Serving) -> str:

@@ -65,7 +65,10 @@ def job(job_id: str, service: ServiceOf) -> Response:
     "/v1/jobs/{job_id}/events",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."},
+        200: {
+            "content": {"text/event-stream": {}},  # no schema: OpenAPI leaves open whether it is an event's
+            "description": "Server-sent events, progress and end: their data is what GET /v1/jobs/{job_id} gives.",
+        },
         **errors(404, 422, 503),
     },
 )

@@ -56,3 +56,15 @@ def test_every_answer_is_one_that_the_document_tells(schema: Any, mode: Generati
             case.call_and_validate(checks=CHECKS)
 
         check()
+
+
+def test_of_what_there_is_each_answer_is_one_that_the_document_tells(schema: Any) -> None:
+    """Names that are made up are hardly ever those of a job or a generation."""
+    job: dict[str, Any] = schema["/v1/index/rebuild"]["POST"].Case().call().json()
+    there = {"job_id": job["id"], "number": 0, "new": 0, "old": 0}
+    asked = [found.ok() for found in schema.get_all_operations() if found.ok().path_parameters]
+    for route in sorted(asked, key=lambda route: route.method == "post"):  # a cancelled job has ended
+        names = {parameter.name for parameter in route.path_parameters}
+        answer = route.Case(path_parameters={name: there[name] for name in names}).call_and_validate(checks=CHECKS)
+        assert answer.status_code in (200, 202, 404, 409), route.label
+    assert len(asked) == 7

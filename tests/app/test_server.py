@@ -59,8 +59,8 @@ def test_the_document_lists_every_route_with_its_statuses(server: Server) -> Non
             assert route["description"]
             for status, response in route["responses"].items():
                 if int(status) >= 400:
-                    (content,) = response["content"].values()
-                    assert content["schema"]["$ref"].endswith(f"/{body}")
+                    ((kind, content),) = response["content"].items()
+                    assert kind == "application/json" and content["schema"]["$ref"].endswith(f"/{body}"), path
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
