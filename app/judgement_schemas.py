@@ -51,6 +51,9 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+JudgementList = Annotated[list[Judgement], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
 class JudgeRequest(Body):
     """Verdicts that are stored together or not at all."""
 
@@ -63,10 +66,8 @@ class JudgeRequest(Body):
     )
 
     judgements: Annotated[
-        list[Judgement],
-        Field(min_length=1, max_length=MAX_INPUTS, description=f"One, or at most {MAX_INPUTS}."),
-        BeforeValidator(_as_list, json_schema_input_type=Judgement | list[Judgement]),
-    ]
+        JudgementList, BeforeValidator(_as_list, json_schema_input_type=Judgement | JudgementList)
+    ] = Field(description=f"One, or at most {MAX_INPUTS}.")
 
 
 class JudgeReply(BaseModel):

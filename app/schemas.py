@@ -43,11 +43,8 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[
-    list[Text],
-    Field(min_length=1, max_length=MAX_INPUTS),
-    BeforeValidator(_as_list, json_schema_input_type=Text | list[Text]),
-]
+TextList = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+Texts = Annotated[TextList, BeforeValidator(_as_list, json_schema_input_type=Text | TextList)]
 """One text or a list of them."""
 
 Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_DIMENSIONS)]

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from app.replies import BODY, MODEL, OPENAI_ROUTE, Refusal, errors, reply
 from app.routes.encode import check_dimensions, first_of, packed
-from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
+from app.schemas import MAX_INPUTS, Body, Dimensions, Text, TextList, Texts
 from app.service import ServiceOf, SnapshotOf
 
 router = APIRouter(tags=["faces"])
@@ -34,7 +34,7 @@ class EmbeddingsRequest(Body):
         json_schema_extra={"examples": [{"model": "passage", "input": ["read a file line by line"]}]}
     )
 
-    input: Annotated[Texts, BeforeValidator(_refuse_token_ids, json_schema_input_type=Text | list[Text])] = Field(
+    input: Annotated[Texts, BeforeValidator(_refuse_token_ids, json_schema_input_type=Text | TextList)] = Field(
         description=f"One text or at most {MAX_INPUTS}."
     )
     model: str = Field(

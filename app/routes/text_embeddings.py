@@ -17,7 +17,7 @@ from app.admission import ComputeError
 from app.models import Computed
 from app.replies import BODY, MODEL, NO_TEXT, Refusal, errors, reply
 from app.routes.encode import check_dimensions, first_of
-from app.schemas import MAX_INPUTS, Body, Dimensions, Text, Texts
+from app.schemas import MAX_INPUTS, Body, Dimensions, Text, TextList, Texts
 from app.service import ReadyOf, Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
 from retriever.protocols import FloatArray
@@ -42,7 +42,7 @@ class EmbedRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["read a file line by line"]}]})
 
-    inputs: Annotated[Texts, BeforeValidator(_some_text, json_schema_input_type=Text | list[Text])] = Field(
+    inputs: Annotated[Texts, BeforeValidator(_some_text, json_schema_input_type=Text | TextList)] = Field(
         description=f"One text or at most {MAX_INPUTS}."
     )
     truncate: bool | None = Truncation
@@ -64,8 +64,8 @@ class RankRequest(Body):
     )
 
     query: Text
-    texts: Annotated[list[Text], BeforeValidator(_some_text)] = Field(
-        min_length=1, max_length=MAX_INPUTS, description=f"At most {MAX_INPUTS}."
+    texts: Annotated[TextList, BeforeValidator(_some_text, json_schema_input_type=TextList)] = Field(
+        description=f"At most {MAX_INPUTS}."
     )
     truncate: bool | None = Truncation
     truncation_direction: Literal["right", "Right"] = Field(default="right", description="The end is cut.")

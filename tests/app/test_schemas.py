@@ -65,3 +65,20 @@ def test_limits_hold_to_the_last_one() -> None:
     SearchRequest(queries=["a"] * 200, top_k=1000)
     with pytest.raises(ValidationError, match="201000"):
         SearchRequest(queries=["a"] * 201, top_k=1000)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (EncodeRequest, "inputs"),
+        (SearchRequest, "queries"),
+        (openai.EmbeddingsRequest, "input"),
+        (text_embeddings.EmbedRequest, "inputs"),
+        (text_embeddings.RankRequest, "texts"),
+        (judgement_schemas.JudgeRequest, "judgements"),
+    ],
+)
+def test_the_document_tells_how_many_may_come_at_once(body: type[Body], field: str) -> None:
+    schema = body.model_json_schema()["properties"][field]
+    (listed,) = [one for one in schema.get("anyOf", [schema]) if one.get("type") == "array"]
+    assert (listed["minItems"], listed["maxItems"]) == (1, schemas.MAX_INPUTS)
