@@ -141,6 +141,10 @@ class PairMemory:
         kept: IntArray = np.delete(query_rows, out)
         return kept
 
+    def least_kept(self, size: int) -> int:
+        """Return how many queries of a batch of ``size`` take part at least."""
+        return size if self._config.exclude == "off" else size - size // 2
+
     def table(self) -> PairTable:
         """Return what is known of each pair."""
         queries, passages = np.divmod(self._keys, max(self._passages, 1))

@@ -73,8 +73,7 @@ class RetrieverLearner:
                 warn(f"training goes through transformers' forward pass, slower than the fast one: {reason}")
         if place.checkpointing:
             model.checkpoint_gradients()
-        if train.batch_size < self._ranks.count:
-            raise InputError(f"[train] batch_size = {train.batch_size}: fewer than the {self._ranks.count} ranks")
+        _check_shares(train.batch_size, parts.memory, self._ranks.count)
         _freeze(model, train)
         self._teacher = parts.teacher.of_run(ranker)
         objective = Objective(parts.loss, parts.guide, parts.teacher.config).to(place.accelerator.device)
@@ -91,6 +90,8 @@ class RetrieverLearner:
             train.accumulation,
             self._teacher,
         )
+        if train.towers == "query":  # until an index holds its vectors, the tower that stays is asked for them
+            self.batch_step.frozen = self.batch_step.passage_vectors
         self._source: NegativeSource | None = None
         self._sources: dict[str, int] = {}
         self._tally: SourceTally | None = None
@@ -199,6 +200,18 @@ class RetrieverLearner:
             found &= self._source.restore(training)
         found &= self._teacher.restore(training)
         return None if found else "what [batches], [audit], per_query or [teacher] keep"
+
+
+def _check_shares(batch_size: int, memory: PairMemory | None, ranks: int) -> None:
+    """Raise InputError if a batch may have fewer queries than there are ``ranks``."""
+    if batch_size < ranks:
+        raise InputError(f"[train] batch_size = {batch_size}: fewer than the {ranks} ranks")
+    least = batch_size if memory is None else memory.least_kept(batch_size)
+    if least < ranks:
+        raise InputError(
+            f"[train] batch_size = {batch_size}: [audit] exclude may leave {least} queries of a batch, fewer than the "
+            f"{ranks} ranks; write {2 * ranks} or more"
+        )
 
 
 def _freeze(model: DualEncoder, config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""What each of two ranks does in test_ranks.py: the runs below, one after the other, each in a folder of its own."""
+"""What each of two ranks does: the runs below for test_ranks.py, one after the other, then all cases of rank_cases.py."""
 
 import json
 import sys
@@ -14,9 +14,11 @@ from accelerate import PartialState
 from retriever.artifacts import Artifact
 from retriever.inference import TOKEN_BUDGETS
 from retriever.losses.contrastive import LossConfig
+from retriever.pair_memory import AuditConfig
 from retriever.phases import PhasesConfig
 from retriever.refresh_policy import RefreshConfig
 from retriever.teacher import Anchor, Teacher, TeacherConfig, asking_encoder, asking_ranker
+from tests.retriever.rank_cases import BOUNDS, CASES, LORA, TAKEN, learn
 from tests.retriever.training_stand_ins import TRAIN, Bench, Idle, MinesAtOnce
 from tests.stand_ins import OverlapRanker
 
@@ -63,6 +65,25 @@ def run_distilled(folder: Path, rank: int) -> dict[str, Any]:
     bench = distilled(folder)
     outcome = bench.run()
     return {"reason": outcome.reason, "draws": bench.draws}
+
+
+def adapted(folder: Path) -> Bench:
+    """Ranker and retriever in turn, by adapters both, with the memory of [audit]."""
+    bench = ranked(folder)
+    bench.lora, bench.audit = LORA, AuditConfig(exclude="drop", beta=0.5)
+    bench.train = replace(bench.train, max_steps=6, learning_rate=1e-4)
+    assert bench.ranker is not None
+    bench.ranker = replace(bench.ranker, lora=LORA)
+    return bench
+
+
+def run_adapted(folder: Path, rank: int) -> dict[str, Any]:
+    """The second rank alone is told to stop; then both go on."""
+    bench = adapted(folder)
+    if rank == 1:
+        bench.draws = StopsTheRun(bench)
+    first, second = bench.run(), bench.run()
+    return {"reasons": [first.reason, second.reason], "draws": bench.draws}
 
 
 class MinesLater(MinesAtOnce):
@@ -147,18 +168,23 @@ def run_interrupted(folder: Path, rank: int) -> dict[str, Any]:
     return {"reasons": [first.reason, second.reason], "steps": [first.step, second.step], "draws": bench.draws}
 
 
+RUNS = (run_exact, run_ready, run_interrupted, run_cached, run_ranked, run_anchored, run_distilled, run_adapted)
+
+
 def main(folder: Path) -> None:
     """Write what this rank saw."""
     state = PartialState(cpu=True)
     found = {}
-    runs = (run_exact, run_ready, run_interrupted, run_cached, run_ranked, run_anchored, run_distilled)
-    for run in runs:
+    for run in RUNS:
         place = folder / run.__name__
         if state.is_main_process:
             place.mkdir()
             exact(place)
         state.wait_for_everyone()
         found[run.__name__] = run(place, state.process_index)
+    for name, bound in TAKEN:
+        place = folder / bound / name / f"rank{state.process_index}"
+        learn(CASES[name], folder / "run_exact", place, *BOUNDS[bound])
     (folder / f"rank{state.process_index}.json").write_text(json.dumps(found))
     state.destroy_process_group()
 

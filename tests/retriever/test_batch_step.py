@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from retriever.artifacts import Artifact
 from retriever.batch_step import BatchStep
@@ -77,6 +78,29 @@ def test_with_one_tower_in_training_the_other_keeps_its_fingerprint(tmp_path: Pa
     before, after = (model.fingerprints("torch fp32", "torch fp32") for model in (first, last))
     assert before.passage == after.passage
     assert before.query != after.query and before.space != after.space
+
+
+@pytest.mark.parametrize("grad_cache", [False, True])
+def test_one_tower_learns_before_the_first_set_against_passages_that_drop_nothing(
+    tmp_path: Path, grad_cache: bool
+) -> None:
+    ends = []
+    for name, dropped in (("with", 0.5), ("without", 0.0)):
+        bench = TwoTowers(
+            tmp_path / name,
+            train=replace(TRAIN, max_steps=3, towers="query", grad_cache=grad_cache),
+            refresh=RefreshConfig(trigger="never"),
+        )
+        trainer = bench.trainer()
+        learner = trainer._learners["retriever"]
+        assert isinstance(learner, RetrieverLearner)
+        for module in learner.batch_step.encoder.passage.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropped
+        trainer.run()
+        ends.append(load_encoder(model_folder(bench.newest())))
+    assert ends[0].weights_sha256() == ends[1].weights_sha256()
+    assert ends[0].query.weights_sha256() != ends[0].passage.weights_sha256()
 
 
 def test_passages_of_an_adopted_set_are_looked_up_and_not_encoded(

@@ -173,30 +173,19 @@ def test_equal_values_stand_nowhere() -> None:
 # ---- in the trainer
 
 
-class Remembering(Bench):
-    """A bench whose trainers keep the memory of their pairs."""
-
-    audit = AuditConfig(exclude="drop", beta=0.5)
-
-    def memory(self) -> PairMemory:
-        """Return the memory that a process starts with."""
-
-        def positive_of(query_row: int, epoch: int) -> int:
-            return self.examples().positive_of(query_row, epoch)
-
-        return PairMemory(self.queries, len(self.corpus), self.audit, 3, positive_of)
+AUDIT = AuditConfig(exclude="drop", beta=0.5)
 
 
 @pytest.mark.usefixtures("own_process")
 def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = Remembering(tmp_path / "whole")
+    whole = Bench(tmp_path / "whole", audit=AUDIT)
     whole.run()
     expected = load_file(whole.newest().path / "training" / FILE)
     rows: IntArray = expected["seen"]
     assert rows.sum() < TRAIN.max_steps * TRAIN.accumulation * TRAIN.batch_size, "some pairs were left out"
     assert (rows > 0).all()
     for number, hears in enumerate((stopping_at("step", 3), stopping_at("step", 6), killing_at("step", 5))):
-        bench = Remembering(tmp_path / str(number), hears=hears)
+        bench = Bench(tmp_path / str(number), hears=hears, audit=AUDIT)
         try:
             bench.run()
         except Killed:
@@ -213,8 +202,7 @@ def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_pa
 def test_a_memory_alone_changes_no_weight_and_its_lack_is_said(tmp_path: Path) -> None:
     plain = Bench(tmp_path / "plain")
     plain.run()
-    watching = Remembering(tmp_path / "watching", hears=stopping_at("step", 5))
-    watching.audit = AuditConfig()
+    watching = Bench(tmp_path / "watching", hears=stopping_at("step", 5), audit=AuditConfig())
     watching.run()
     newest = watching.newest().path
     (newest / "training" / FILE).unlink()  # as if it had been trained without [audit] so far

@@ -1,10 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,12 +10,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from retriever.errors import InputError
+from retriever.learner import open_workplace
+from retriever.pair_memory import FILE, AuditConfig
 from retriever.ranks import Ranks
-from tests.retriever.ranks_script import EXACT, anchored, distilled, exact, ranked
+from retriever.retriever_learner import RetrieverLearner
+from tests.retriever.ranks_script import EXACT, adapted, anchored, distilled, exact, ranked
 from tests.retriever.training_stand_ins import Bench
-
-ROOT = Path(__file__).parent.parent.parent
-SCRIPT = Path(__file__).with_name("ranks_script.py")
 
 
 @pytest.fixture
@@ -57,20 +56,19 @@ def test_shares_are_even_and_make_up_the_whole(count: int, length: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize(("ranks", "size", "exclude", "told"), [(3, 2, "off", "fewer"), (2, 2, "thin", "may leave 1 ")])
+def test_a_batch_that_some_rank_may_have_no_part_of_is_refused(
+    tmp_path: Path, ranks: int, size: int, exclude: Literal["off", "thin"], told: str
+) -> None:
+    AcceleratorState._reset_state(True)
+    bench = Bench(tmp_path, train=replace(EXACT, batch_size=size), audit=AuditConfig(exclude=exclude))
+    place = replace(open_workplace(bench.train), ranks=Ranks(OneOf(ranks, 0)))
+    with pytest.raises(InputError, match=rf"batch_size = {size}: .*{told}"):
+        RetrieverLearner(bench.retriever_parts(), bench.train, 1, place, bench.fail)
+    AcceleratorState._reset_state(True)
+
+
 # ---- two
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two real processes have run the script."""
-    folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
 
 
 def seen(folder: Path, run: str) -> list[Any]:
@@ -176,3 +174,23 @@ def test_two_ranks_train_a_ranker_as_one_process_does(two_ranks: Path, tmp_path:
     for both_told, told in zip(first["sources"], alone.told("step"), strict=True):
         for name in ("ann", "bm25"):
             assert both_told[name] == pytest.approx(told["by_source"][name], abs=1e-3), "of both ranks together"
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_with_adapters_and_a_memory_as_one_process_learns(two_ranks: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    alone, both = adapted(tmp_path), adapted(two_ranks / "run_adapted")
+    assert alone.run().reason == "finished"
+    AcceleratorState._reset_state(True)
+    assert [found["reasons"] for found in seen(two_ranks, "run_adapted")] == [["interrupted", "finished"]] * 2
+    for name in ("optimizer", "ranker_optimizer"):
+        mine, theirs = (tensors(bench, f"training/{name}.safetensors") for bench in (alone, both))
+        assert max(float(mine[key].abs().max()) for key in mine if "exp_avg" in key) > 1e-3
+        assert furthest(mine, theirs, "exp_avg") < 1e-5
+    for name in ("training/adapter/adapter_model", "training/ranker_adapter/adapter_model"):
+        mine, theirs = (tensors(bench, f"{name}.safetensors") for bench in (alone, both))
+        assert max(float(mine[key].abs().max()) for key in mine if "lora_B" in key) > 1e-5
+        assert float(torch.cat([(mine[key] - theirs[key]).abs().flatten() for key in mine]).mean()) < 1e-6
+    mine, theirs = (tensors(bench, f"training/{FILE}") for bench in (alone, both))
+    assert 0 < mine["seen"].sum() < 3 * EXACT.accumulation * EXACT.batch_size
+    assert torch.equal(mine["seen"], theirs["seen"]) and furthest(mine, theirs, "") < 1e-4

@@ -21,7 +21,7 @@ from retriever.ingest import load_query_set
 from retriever.lora import LoraConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
-from retriever.pair_memory import PairMemory
+from retriever.pair_memory import AuditConfig, PairMemory
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.protocols import BatchPlanner, FloatArray, IntArray, Negatives
 from retriever.ranker import start_ranker
@@ -182,6 +182,7 @@ class Bench:
     teacher: Callable[["Bench"], Teacher] = lambda bench: Teacher()
     tied: bool = True
     lora: LoraConfig | None = None
+    audit: AuditConfig | None = None
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
@@ -258,13 +259,14 @@ class Bench:
         )
 
     def memory(self) -> PairMemory | None:
-        """Keep no memory of pairs."""
-        return None
+        """Return the memory of pairs that a process starts with, where ``audit`` asks for one."""
+        if self.audit is None:
+            return None
+        return PairMemory(self.queries, len(self.corpus), self.audit, 3, self.examples().positive_of)
 
-    def trainer(self) -> Trainer:
-        """Return a new process's trainer over this store."""
-        self.store = Store(self.folder / "store")
-        retriever = RetrieverParts(
+    def retriever_parts(self) -> RetrieverParts:
+        """Return the retriever that a process starts with."""
+        return RetrieverParts(
             self.model(),
             self.examples(),
             self.open_planner,
@@ -274,9 +276,13 @@ class Bench:
             memory=self.memory(),
             teacher=self.teacher(self),
         )
+
+    def trainer(self) -> Trainer:
+        """Return a new process's trainer over this store."""
+        self.store = Store(self.folder / "store")
         parts = Training(
             store=self.store,
-            retriever=retriever,
+            retriever=self.retriever_parts(),
             refresher=self.refresher,
             report=self.report,
             train=self.train,
