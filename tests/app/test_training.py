@@ -22,6 +22,7 @@ from app.training import (
 from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
+from retriever.pair_memory import read_pairs
 from retriever.store import Store, is_store
 from tests.app.command_line import contents, opened, signal_once_heard, silent, write_run
 
@@ -254,8 +255,9 @@ def test_inline_refreshes_are_done_before_the_next_step(tiny: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_two_ranks_train_one_run(tiny: Path, tmp_path: Path) -> None:
-    """torchrun's rank 0 alone prepares the store, refreshes and prints."""
-    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model")
+    """torchrun's rank 0 alone prepares the store, refreshes and prints; both plant the same labels for [audit]."""
+    audit = ("[refresh]", "[audit]\nplanted = 0.2\n[refresh]")
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", audit)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = ["-m", "app.cli", "train", str(config), "--store", str(tmp_path / "store"), "--json"]
     ended = subprocess.run([*launcher, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -266,3 +268,5 @@ def test_two_ranks_train_one_run(tiny: Path, tmp_path: Path) -> None:
     assert [event["step"] for event in events(tmp_path / "store", "step")] == [1, 2, 3, 4, 5, 6]
     final = Store(tmp_path / "store").checkpoints.get()
     assert final is not None and final.facts["final"]
+    pairs = read_pairs(final.path / "training")
+    assert pairs is not None and pairs.seen.sum() == 6 * 4, "each batch whole, and once"

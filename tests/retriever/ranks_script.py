@@ -1,4 +1,4 @@
-"""What each of two ranks does: the runs below for test_ranks.py, one after the other, then all cases of rank_cases.py."""
+"""What each of two ranks does: the runs below, one after the other, for test_ranks.py, then all of rank_cases.py."""
 
 import json
 import sys
