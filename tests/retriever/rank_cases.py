@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
@@ -19,7 +20,7 @@ from miner.per_query import PerQueryConfig, PerQueryPool
 from retriever.artifacts import Artifact
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
-from retriever.learner import open_workplace
+from retriever.learner import Warn, open_workplace
 from retriever.lora import LoraConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.losses.ranking import RankingLossConfig
@@ -55,23 +56,33 @@ class Case:
     steps: int = 3
 
 
-def learn(case: Case, folder: Path, place: Path, changes: Mapping[str, Any], budget: int | None) -> None:
-    """Take the steps of ``case``, the first without negatives, and save to ``place`` what was learned and told.
+@dataclass(frozen=True)
+class Bound:
+    """What must change nothing: ``changes`` of [train], tokens of a micro-batch, transformers' own forward pass.
 
-    ``changes`` to [train] and a token ``budget`` bound memory in ways that must change nothing.
+    The latter is what trains on a GPU.
     """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    budget: int | None = None
+    fast: bool = True
+
+
+def learn(case: Case, folder: Path, place: Path, bound: Bound) -> None:
+    """Take the steps of ``case``, the first without negatives, and save to ``place`` what was learned and told."""
     AcceleratorState._reset_state(False)
-    usual = TOKEN_BUDGETS["cpu"]
-    TOKEN_BUDGETS["cpu"] = budget or usual
-    try:
-        facts = _learn(case, Bench(folder, **{"train": STEADY, "dropout": 0.0, **case.settings}), place, changes)
-    finally:
-        TOKEN_BUDGETS["cpu"] = usual
+    bench = Bench(folder, **{"train": STEADY, "dropout": 0.0, **case.settings})
+    bench.train = replace(bench.train, **bound.changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TOKEN_BUDGETS, "cpu", bound.budget or TOKEN_BUDGETS["cpu"])
+        if not bound.fast:
+            for name in ("encoder", "trained_ranker"):
+                patch.setattr(f"retriever.{name}.why_not_fast", lambda transformer: "this case")
+        facts = _learn(case, bench, place, bench.fail if bound.fast else print)
     (place / "facts.json").write_text(json.dumps(facts))
 
 
-def _learn(case: Case, bench: Bench, place: Path, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    bench.train = replace(bench.train, **changes)
+def _learn(case: Case, bench: Bench, place: Path, warn: Warn) -> list[dict[str, Any]]:
     workplace = open_workplace(bench.train)
     learners: list[RankerLearner | RetrieverLearner] = []
     parts = score = None
@@ -81,10 +92,10 @@ def _learn(case: Case, bench: Bench, place: Path, changes: Mapping[str, Any]) ->
         assert parts is not None
         if bench.ranker.teacher is not None:
             parts = replace(parts, teacher=OverlapRanker().score)
-        ranker = RankerLearner(parts, bench.train, case.steps, workplace, bench.fail)
+        ranker = RankerLearner(parts, bench.train, case.steps, workplace, warn)
         learners, score = [ranker], ranker.score
     retrieving = case.parts(bench, bench.retriever_parts())
-    learners.append(RetrieverLearner(retrieving, bench.train, case.steps, workplace, bench.fail, score))
+    learners.append(RetrieverLearner(retrieving, bench.train, case.steps, workplace, warn, score))
     negatives = mined(bench, place)
     facts = []
     for step in range(case.steps):
@@ -266,6 +277,7 @@ CASES: dict[str, Case] = {
     "encoder embedding": taught(asked, "encoder", kind="encoder", loss="embedding"),
     "anchor": taught(asked, "anchor", momentum=0.5, over="batch"),
     "ar2": Case({"teacher": lambda bench: Teacher(TeacherConfig("ranker", loss="ar2", contrastive=0.5))}, ranker={}),
+    "bf16": Case(by_train(precision="bf16"), ranker={}),
     "lora": Case({"lora": LORA, "tied": False}, ranker={"lora": LORA}),
     "lora bf16": Case({"lora": LORA, **by_train(precision="bf16")}, ranker={"lora": LORA}),
     "cet": ranking("cet"),
@@ -276,13 +288,13 @@ CASES: dict[str, Case] = {
     "em": ranking("em"),
     "dice": ranking("dice", batch_size=4),
 }
-WHOLE: tuple[Mapping[str, Any], int | None] = ({}, None)
-BOUNDS: dict[str, tuple[Mapping[str, Any], int | None]] = {
-    "whole": WHOLE,
-    "cached": ({"grad_cache": True}, SMALL),
-    "checkpointed": ({"gradient_checkpointing": True}, SMALL),
+BOUNDS: dict[str, Bound] = {
+    "whole": Bound(),
+    "cached": Bound({"grad_cache": True}, SMALL),
+    "checkpointed": Bound({"gradient_checkpointing": True}, SMALL),
+    "transformers": Bound(budget=SMALL, fast=False),
+    "transformers, cached": Bound({"grad_cache": True, "gradient_checkpointing": True}, SMALL, fast=False),
 }
-"""Changes of [train], and tokens of a micro-batch, that must change nothing that is learned."""
-CHECKPOINTED = ("infonce", "untied", "ar2", "lora")
-TAKEN = [(name, bound) for name in CASES for bound in BOUNDS if bound != "checkpointed" or name in CHECKPOINTED]
-"""What two ranks take: each case as it is and by GradCache, some with checkpointed gradients."""
+PATHS = ("infonce", "learned", "untied", "ar2", "cet", "bf16", "lora", "lora bf16")
+TAKEN = [(name, bound) for name in CASES for bound in BOUNDS if bound in ("whole", "cached") or name in PATHS]
+"""What two ranks take: each case as it is and by GradCache, some by every path."""

@@ -184,7 +184,7 @@ def main(folder: Path) -> None:
         found[run.__name__] = run(place, state.process_index)
     for name, bound in TAKEN:
         place = folder / bound / name / f"rank{state.process_index}"
-        learn(CASES[name], folder / "run_exact", place, *BOUNDS[bound])
+        learn(CASES[name], folder / "run_exact", place, BOUNDS[bound])
     (folder / f"rank{state.process_index}.json").write_text(json.dumps(found))
     state.destroy_process_group()
 

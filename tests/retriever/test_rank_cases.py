@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.ranker import RankerConfig, load_ranker
-from tests.retriever.rank_cases import CASES, LORA, RANKER, STEADY, TAKEN, WHOLE, learn
+from tests.retriever.rank_cases import BOUNDS, CASES, LORA, RANKER, STEADY, TAKEN, learn
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AcceleratorState._reset_state(True)
     folder = tmp_path_factory.mktemp("by-one")
     for name, case in CASES.items():
-        learn(case, folder / "bench", folder / name, *WHOLE)
+        learn(case, folder / "bench", folder / name, BOUNDS["whole"])
     AcceleratorState._reset_state(True)
     return folder
 
@@ -45,14 +45,31 @@ def numbers(facts: Any) -> list[float]:
     return [np.nan if facts is None else facts]
 
 
-def gaps(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """How far each number is from the expected one; nan is nan in both."""
-    assert all(torch.equal(found[key].isnan(), expected[key].isnan()) for key in expected)
-    return {key: (found[key] - expected[key]).double().nan_to_num().abs() for key in expected}
-
-
 def is_weight(key: str) -> bool:
     return "model" in key or key.startswith((RANKER, "training/selection", "training/anchor"))
+
+
+def check_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rounded: bool) -> None:
+    """Compare gradients' running means and squares, memories, banks and plans one by one, weights all together.
+
+    A mean of the latter: where a gradient is zero but for rounding, AdamW makes a step of the rounding. ``rounded`` to
+    bf16 no single number of a gradient is sure, so all of an optimiser are compared by their length.
+    """
+    assert all(torch.equal(found[key].isnan(), expected[key].isnan()) for key in expected)
+    wanted = {key: tensor.double().nan_to_num().flatten() for key, tensor in expected.items()}
+    gaps = {key: found[key].double().nan_to_num().flatten() - wanted[key] for key in wanted}
+    weights = torch.cat([gap for key, gap in gaps.items() if is_weight(key)])
+    assert weights.abs().mean() <= (0.1 if rounded else 0.01) * STEADY.learning_rate
+    rest = [key for key in wanted if not is_weight(key)]
+    if rounded:
+        for end in ("optimizer.safetensors", "ranker_optimizer.safetensors"):
+            keys = [key for key in rest if f"/{end}" in key and key.endswith("exp_avg")]
+            gap, length = (torch.cat([one[key] for key in keys]).norm() for one in (gaps, wanted))
+            assert 0 < gap <= 0.1 * length, f"{end}: {gap} of {length}"
+        return
+    for key in rest:
+        gap, largest = gaps[key].abs().max(), wanted[key].abs().max()
+        assert gap <= 1e-4 * largest + 1e-7, f"{key}: {gap} of {largest}"
 
 
 @pytest.mark.parametrize(("name", "bound"), TAKEN)
@@ -63,19 +80,11 @@ def test_two_ranks_learn_what_one_process_does(two_ranks: Path, by_one: Path, na
     for key, tensor in theirs.items():
         assert torch.equal(tensor.nan_to_num(), mine[key].nan_to_num()), f"{key} is not alike on both ranks"
     assert told(first) == told(second)
-    tolerance, rounding = (5e-2, 1e-6) if "bf16" in name else (1e-4, 1e-7)
-    apart = gaps(mine, alone)
-    for key, gap in apart.items():
-        if not is_weight(key):  # optimisers: running means of gradients and of their squares; memories, banks, plans
-            largest = alone[key].double().nan_to_num().abs().max()
-            assert gap.max() <= tolerance * largest + rounding, f"{key}: {gap.max()} of {largest}"
-    # A mean: where a gradient is zero but for rounding, AdamW makes a step of the rounding.
-    weights = torch.cat([gap.flatten() for key, gap in apart.items() if is_weight(key)])
-    assert weights.mean() <= (0.1 if "bf16" in name else 0.01) * STEADY.learning_rate
+    rounded = "bf16" in name
+    check_near(mine, alone, rounded=rounded)
     assert max(float(value.abs().max()) for key, value in mine.items() if key.endswith("exp_avg")) > 1e-3
-    assert numbers(told(first)) == pytest.approx(
-        numbers(told(by_one / name)), rel=tolerance, abs=tolerance, nan_ok=True
-    )
+    near = 0.05 if rounded else 1e-4
+    assert numbers(told(first)) == pytest.approx(numbers(told(by_one / name)), rel=near, abs=near, nan_ok=True)
 
 
 def test_what_is_compared_was_at_work(by_one: Path) -> None:
@@ -94,7 +103,7 @@ def test_what_is_compared_was_at_work(by_one: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "lora bf16"])
-@pytest.mark.parametrize("bound", ["whole", "cached"])
+@pytest.mark.parametrize("bound", BOUNDS)
 def test_two_ranks_leave_what_lies_below_adapters_and_save_it_merged(two_ranks: Path, name: str, bound: str) -> None:
     place = two_ranks / bound / name / "rank0"
     untied, tiny = name == "lora", two_ranks / "run_exact"
