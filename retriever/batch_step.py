@@ -107,6 +107,14 @@ class BatchStep:
             ids = self.encoder.tokenize("passage", self.examples.corpus.texts(rows))[0]
             return _as_numpy(self.encoder([], ids, self._budget)[1])
 
+    def shared_query_vectors(self, rows: IntArray) -> FloatArray:
+        """Return what ``query_vectors`` does, of which each rank has encoded a share; all ranks must ask at once."""
+        return _as_numpy(self.ranks.together(lambda share: self.query_vectors(rows[share]), len(rows)))
+
+    def shared_passage_vectors(self, rows: IntArray) -> FloatArray:
+        """Return what ``passage_vectors`` does, likewise."""
+        return _as_numpy(self.ranks.together(lambda share: self.passage_vectors(rows[share]), len(rows)))
+
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
         self.encoder.eval()
@@ -120,14 +128,14 @@ class BatchStep:
         """Return of each query's ``drawn`` negatives the ``count`` that score highest by the present weights.
 
         Max-loss selection: of many candidates that are forwarded without gradient, those that cost most are learned
-        from. Empty places stay last.
+        from. Empty places stay last. Each rank forwards a share, so all choose by the same bits.
         """
         rows = np.unique(drawn.rows[drawn.mask])
         if not len(rows):
             return Negatives(drawn.rows[:, :count], drawn.scores[:, :count], drawn.mask[:, :count])
-        vectors = self.passage_vectors(rows) if self.frozen is None else self.frozen(rows)
+        vectors = (self.frozen or self.shared_passage_vectors)(rows)
         places = np.searchsorted(rows, np.where(drawn.mask, drawn.rows, rows[0]))
-        scores = np.einsum("bd,bkd->bk", self.query_vectors(query_rows), vectors[places])
+        scores = np.einsum("bd,bkd->bk", self.shared_query_vectors(query_rows), vectors[places])
         best = np.argsort(-np.where(drawn.mask, scores, -np.inf), axis=1, kind="stable")[:, :count]
 
         def chosen(array: Any) -> Any:

@@ -190,7 +190,7 @@ class RankerLearner:
         return total
 
     def _warn_of_cuts(self) -> None:
-        if self._step.cut_pairs and not self._said_cuts:
+        if not self._said_cuts and self._place.ranks.any(self._step.cut_pairs > 0):
             most = self._parts.model.config.max_length
             self._warn(f"the ranker reads some pairs of query and passage cut to [ranker] max_length = {most} tokens")
             self._said_cuts = True

@@ -91,7 +91,7 @@ class RetrieverLearner:
             self._teacher,
         )
         if train.towers == "query":  # until an index holds its vectors, the tower that stays is asked for them
-            self.batch_step.frozen = self.batch_step.passage_vectors
+            self.batch_step.frozen = self.batch_step.shared_passage_vectors
         self._source: NegativeSource | None = None
         self._sources: dict[str, int] = {}
         self._tally: SourceTally | None = None
@@ -153,7 +153,7 @@ class RetrieverLearner:
 
     def _use(self, negatives: Artifact) -> None:
         parts = self._parts
-        self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.query_vectors)
+        self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.shared_query_vectors)
         self._sources = several_sources(negatives.facts)
         self.batch_step.objective.keeps_gradient = bool(self._sources)
         if self._train.towers == "query":

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from miner.batch_plans import ClusterPlan, StoredPlan
+from miner.mixing import MixConfig, MixedPlan
 from miner.per_query import PerQueryConfig, PerQueryPool
 from retriever.artifacts import Artifact
 from retriever.examples import Examples
@@ -195,6 +196,13 @@ def ngame(bench: Bench, parts: RetrieverParts) -> RetrieverParts:
     )
 
 
+def mixed(bench: Bench, parts: RetrieverParts) -> RetrieverParts:
+    """Batches of one of two data sets each."""
+    names = ["a" if row < 8 else "b" for row in range(len(bench.queries))]
+    plan = MixedPlan(names, MixConfig("weights", {"a": 2, "b": 1}), 4, seed=3)
+    return replace(parts, open_planner=lambda artifact: plan)
+
+
 def scored(config: TeacherConfig) -> Callable[[Bench], Teacher]:
     """Return a teacher whose scores come with the set, some of them missing."""
 
@@ -267,6 +275,7 @@ CASES: dict[str, Case] = {
     "adore": Case({**by_train(towers="query"), "tied": False, "loss": LossConfig("lambdarank", in_batch=False)}, live),
     "per query": Case(parts=per_query, steps=6),
     "b3": Case(parts=b3),
+    "mix": Case(parts=mixed),
     "ngame": Case(parts=ngame, steps=4),
     "audit": Case({"audit": AuditConfig(exclude="drop", beta=0.5)}, steps=4),
     "stored kl": taught(scored, "stored", over="batch"),

@@ -1,8 +1,9 @@
 """What a batch step adds to a plain one, through real trainers: the hardest negatives, one tower, staleness."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_enc
 from retriever.errors import InputError
 from retriever.losses.contrastive import LossConfig
 from retriever.phases import PhasesConfig
-from retriever.protocols import Negatives
+from retriever.protocols import FloatArray, Negatives
+from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverLearner
 from retriever.trainer import TrainConfig
@@ -46,6 +48,28 @@ def test_the_hardest_of_the_drawn_are_kept(tmp_path: Path) -> None:
         best = offered[np.argsort(-scores)][:3]
         assert kept[mask].tolist() == best.tolist()
     assert found.mask.sum(axis=1).tolist() == [3, 2]
+
+
+class OneAfterTheOther(Ranks):
+    """Three ranks, whose shares are computed here one after the other; notes how long they are."""
+
+    shares: ClassVar[list[int]] = []
+
+    def together(self, compute: Callable[[slice], FloatArray], length: int) -> torch.Tensor:
+        """Return all shares."""
+        parts = [compute(slice(length * rank // 3, length * (rank + 1) // 3)) for rank in range(3)]
+        self.shares.extend(len(part) for part in parts)
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def test_ranks_forward_a_share_of_what_is_drawn(tmp_path: Path) -> None:
+    step = batch_step(Bench(tmp_path))
+    rows, drawn = np.array([0, 3], np.int32), np.array([[5, 9, 14, 30], [7, 5, 2, 1]], np.int32)
+    negatives = Negatives(drawn, np.zeros((2, 4), np.float32), np.ones((2, 4), np.bool_))
+    expected = step.hardest(rows, negatives, 2)
+    step.ranks = OneAfterTheOther(step.accelerator)
+    assert step.hardest(rows, negatives, 2).rows.tolist() == expected.rows.tolist()
+    assert step.ranks.shares == [2, 2, 3, 0, 1, 1], "of seven passages and two queries"
 
 
 def test_where_nothing_was_drawn_nothing_is_kept(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from retriever.errors import InputError
 from retriever.learner import open_workplace
 from retriever.pair_memory import FILE, AuditConfig
+from retriever.ranker_learner import RankerLearner
 from retriever.ranks import Ranks
 from retriever.retriever_learner import RetrieverLearner
 from tests.retriever.ranks_script import EXACT, adapted, anchored, distilled, exact, ranked
@@ -66,6 +67,28 @@ def test_a_batch_that_some_rank_may_have_no_part_of_is_refused(
     with pytest.raises(InputError, match=rf"batch_size = {size}: .*{told}"):
         RetrieverLearner(bench.retriever_parts(), bench.train, 1, place, bench.fail)
     AcceleratorState._reset_state(True)
+
+
+class AnotherSays(Ranks):
+    """One of several ranks, of which another has what is asked for."""
+
+    def any(self, flag: bool) -> bool:
+        """Return True."""
+        return True
+
+
+def test_pairs_that_another_rank_cuts_are_said(tmp_path: Path, alone: Ranks) -> None:
+    bench, said = Bench(tmp_path, dropout=0.0), list[str]()
+    bench.ranker = bench.ranking()
+    parts, place = bench.ranker_parts(), open_workplace(bench.train)
+    assert parts is not None
+    place = replace(place, ranks=AnotherSays(place.accelerator))
+    learner = RankerLearner(parts, bench.train, 3, place, said.append)
+    for step in range(2):
+        learner.step(step)
+    assert [message.partition(" [ranker]")[0] for message in said] == [
+        "the ranker reads some pairs of query and passage cut to"
+    ]
 
 
 # ---- two
