@@ -54,7 +54,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parts: Parts = lambda bench, parts: parts
     ranker: Mapping[str, Any] | None = None
-    steps: int = 3
+    steps: int = 2
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def taught(make: Callable[[TeacherConfig], Callable[[Bench], Teacher]], name: st
 
 
 def ranking(loss: str, **keys: Any) -> Case:
-    return Case(ranker={"loss": RankingLossConfig(loss), **keys}, steps=2)  # type: ignore[arg-type]  # any of its names
+    return Case(ranker={"loss": RankingLossConfig(loss), **keys})  # type: ignore[arg-type]  # any of its names
 
 
 CASES: dict[str, Case] = {
