@@ -17,15 +17,27 @@ from retriever.teacher import Taught, TeacherConfig
 
 
 class Objective(nn.Module):
-    """The loss; its only weight is the temperature, where that is learned.
+    """The loss; its weights are the temperature where that is learned, and ``head`` where [teacher] asks for one.
+
+    ``head`` multiplies vectors before a teacher's term (DHKD, Yang et al. 2024, of which the logits here are
+    similarities): where label and teacher disagree the head gives way, and what is served follows the label.
 
     ``facts`` tells of the last batch: its temperature, uniformity and tolerance of its vectors, and with a teacher
     both terms and how many of the pairs that it should teach had no score. ``keeps_gradient``: that of the scores is
     wanted, too.
     """
 
-    def __init__(self, config: LossConfig, guide: Encoder | None = None, teaching: TeacherConfig | None = None) -> None:
-        """``guide`` scores each batch where ``config`` names one; ``teaching`` tells what becomes of a teacher's."""
+    def __init__(
+        self,
+        config: LossConfig,
+        guide: Encoder | None = None,
+        teaching: TeacherConfig | None = None,
+        dimensions: int = 0,
+    ) -> None:
+        """``guide`` scores each batch where ``config`` names one; ``teaching`` tells what becomes of a teacher's.
+
+        ``dimensions`` are those of the vectors.
+        """
         super().__init__()
         self.config = config
         self.teaching = teaching
@@ -34,6 +46,10 @@ class Objective(nn.Module):
         self._queries = torch.empty(0)
         self._scores = self._gradient = torch.empty(0)
         self.keeps_gradient = False
+        self.head: nn.Linear | None = None
+        if teaching is not None and teaching.head:
+            self.head = nn.Linear(dimensions, dimensions, bias=False)
+            nn.init.eye_(self.head.weight)
         self.learned = LearnedTemperature(config.temperature) if config.temperature_schedule == "learned" else None
 
     def temperature(self, step: int) -> Tensor | float:
@@ -51,9 +67,10 @@ class Objective(nn.Module):
         return _number(self.temperature(step))
 
     def average(self, ranks: int) -> None:
-        """Divide the gradient of τ by ``ranks``: each has the whole of it, of a loss multiplied by their number."""
-        if self.learned is not None and self.learned.log.grad is not None:
-            self.learned.log.grad /= ranks
+        """Divide the gradients of τ and head by ``ranks``: each has the whole, of a loss multiplied by their number."""
+        for weight in self.parameters():
+            if weight.grad is not None:
+                weight.grad /= ranks
 
     def bound(self) -> None:
         """Keep a learned τ in its range; call it after each step of the optimiser."""
@@ -134,6 +151,9 @@ class Objective(nn.Module):
             return loss
         if taught is None:
             raise ValueError("what the teacher says of the batch is wanted where [teacher] names one")
+        if self.head is not None:
+            queries, passages = self.head(queries), self.head(passages)
+            scores = queries @ passages.T
         lesson = self._lesson(scores, temperature, candidates, taught.scores.to(device))
         term = self._teaching_term(lesson, (queries, passages), taught)
         unscored = (lesson.compared & ~lesson.known).sum().item()

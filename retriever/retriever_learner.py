@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from retriever.artifacts import Artifact
 from retriever.batch_order import BatchOrder, OpenPlanner
 from retriever.batch_step import BatchStep, Gather
@@ -26,7 +28,7 @@ from retriever.teacher import Score, Teacher
 
 EncodeQueries = Callable[[IntArray], FloatArray]
 """Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
-OPTIMIZER, ADAPTER = "optimizer.safetensors", "adapter"
+OPTIMIZER, ADAPTER, HEAD = "optimizer.safetensors", "adapter", "teacher_head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class RetrieverLearner:
         _check_shares(train.batch_size, parts.memory, self._ranks.count)
         _freeze(model, train)
         self._teacher = parts.teacher.of_run(ranker)
-        objective = Objective(parts.loss, parts.guide, parts.teacher.config).to(place.accelerator.device)
+        objective = Objective(parts.loss, parts.guide, parts.teacher.config, model.dimensions)
+        objective.to(place.accelerator.device)
         self.schedule = Schedule("train", train.learning_rate, train.warmup_steps, steps, train.max_grad_norm)
         self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule)
         self.batch_step = BatchStep(
@@ -166,6 +169,8 @@ class RetrieverLearner:
         model.save(folder / "model")
         self._order.save(training)
         self._teacher.save(training)
+        if (head := self.batch_step.objective.head) is not None:
+            save_file(head.state_dict(), training / HEAD)
         if isinstance(self._source, WatchingSource):
             self._source.save(training)
         state = {
@@ -193,12 +198,16 @@ class RetrieverLearner:
                 model.load_adapters(training / ADAPTER)
             self._optimiser.restore(training / OPTIMIZER, state["groups"])
             self.batch_step.objective.restore(state["temperature"])
+            head = self.batch_step.objective.head
+            headed = head is None or (training / HEAD).exists()
+            if head is not None and headed:
+                head.load_state_dict(load_file(training / HEAD))
         if negatives is not None:
             self._use(negatives)
         found = self._order.restore(training, negatives)
         if isinstance(self._source, WatchingSource):
             found &= self._source.restore(training)
-        found &= self._teacher.restore(training)
+        found &= self._teacher.restore(training) & headed
         return None if found else "what [batches], [audit], per_query or [teacher] keep"
 
 

@@ -40,7 +40,8 @@ class TeacherConfig:
     a query's positive and its own negatives; "batch": all that it is compared with. A ranker's scores are stored with
     each negative set, of the positives and the best ``depth`` candidates; ``live`` asks it at each step instead.
     ``temperature`` None: 1 for a ranker, the student's for similarities. ``student_temperature`` None: that of [loss].
-    ``adversarial`` is AR2's λ. ``momentum`` m lets the anchor follow: m·anchor + (1 − m)·weights after each step.
+    ``head``: the teacher is followed by a second head on the vectors, which is not served. ``adversarial`` is AR2's λ.
+    ``momentum`` m lets the anchor follow: m·anchor + (1 − m)·weights after each step.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TeacherConfig:
     adversarial: float = 0.5
     adversarial_over: AdversarialOver = "all"
     momentum: float | None = None
+    head: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, a key that nobody reads here, and what cannot be joined."""
@@ -108,6 +110,8 @@ def _rules(config: TeacherConfig) -> dict[str, bool]:
         'loss = "embedding" needs vectors: a teacher of kind = "encoder", or name = "anchor"': (
             config.loss != "embedding" or config.gives_vectors
         ),
+        "head: with contrastive = 0 it would learn in place of what is served": config.contrastive > 0
+        or not config.head,
         'loss = "ar2" rewards by log-odds: it needs a ranker': config.loss != "ar2" or not config.gives_vectors,
         'over = "batch": a ranker that is asked at each step scores groups alone': config.over == "group"
         or config.gives_vectors

@@ -108,6 +108,7 @@ TEACHERS = [
     'name = "{encoder}"\nkind = "encoder"\nloss = "embedding"\nweight = 0.5',
     'name = "{encoder}"\nkind = "encoder"\nover = "batch"\nloss = "kl"',
     'name = "anchor"\nloss = "embedding"',
+    'name = "{ranker}"\nhead = true',
     'name = "anchor"\nover = "batch"\nmomentum = 0.9',
 ]
 

@@ -280,6 +280,7 @@ CASES: dict[str, Case] = {
     "audit": Case({"audit": AuditConfig(exclude="drop", beta=0.5)}, steps=4),
     "stored kl": taught(scored, "stored", over="batch"),
     "stored soft_infonce": taught(scored, "stored", loss="soft_infonce"),
+    "head": taught(scored, "stored", head=True),
     "live margin_mse": taught(asked, "live", loss="margin_mse", live=True),
     "encoder kl": taught(asked, "encoder", kind="encoder", over="batch"),
     "encoder cosent": taught(asked, "encoder", kind="encoder", loss="cosent"),
@@ -304,6 +305,6 @@ BOUNDS: dict[str, Bound] = {
     "transformers": Bound(budget=SMALL, fast=False),
     "transformers, cached": Bound({"grad_cache": True, "gradient_checkpointing": True}, SMALL, fast=False),
 }
-PATHS = ("infonce", "learned", "untied", "ar2", "cet", "bf16", "lora", "lora bf16")
+PATHS = ("infonce", "learned", "head", "untied", "ar2", "cet", "bf16", "lora", "lora bf16")
 TAKEN = [(name, bound) for name in CASES for bound in BOUNDS if bound in ("whole", "cached") or name in PATHS]
 """What two ranks take: each case as it is and by GradCache, some by every path."""

@@ -10,6 +10,7 @@ from retriever.examples import Batch
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
 from retriever.protocols import FloatArray
+from retriever.teacher import Taught, TeacherConfig
 from tests.stand_ins import HashEncoder
 
 
@@ -108,3 +109,22 @@ def test_uniformity_and_tolerance_are_told() -> None:
     tolerance = (queries * passages[:3]).sum(1).mean().item()
     assert objective.facts["tolerance"] == pytest.approx(tolerance, rel=1e-5)
     assert objective.facts["temperature"] == 0.05
+
+
+def test_a_teacher_s_head_keeps_its_term_from_what_is_served() -> None:
+    """The contrastive term is of x, the teacher's of Wx; at first W changes nothing."""
+    taught = Taught(torch.from_numpy(np.cos(np.arange(15.0)).reshape(3, 5)))
+    config = TeacherConfig("r", loss="margin_mse", over="batch", head=True)
+    objective = Objective(LossConfig(), None, config, 6).double()
+    bare = Objective(LossConfig(), None, replace(config, head=False))
+    queries, passages = unit(3, 0).double(), unit(5, 1).double()
+    assert objective(queries, passages, batch(), 0, None, taught).item() == pytest.approx(
+        bare(queries, passages, batch(), 0, None, taught).item()
+    )
+    assert objective.head is not None
+    head = torch.nn.init.normal_(objective.head.weight)
+    objective(queries, passages, batch(), 0, None, taught)
+    bare(queries, passages, batch(), 0, None, taught)
+    assert objective.facts["contrastive_loss"] == bare.facts["contrastive_loss"]
+    bare(queries @ head.T, passages @ head.T, batch(), 0, None, taught)
+    assert objective.facts["teacher_loss"] == pytest.approx(bare.facts["teacher_loss"])

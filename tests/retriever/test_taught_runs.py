@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from retriever.artifacts import Artifact
+from retriever.checkpoint import model_folder
+from retriever.encoder import load_encoder
 from retriever.errors import InputError
 from retriever.examples import Batch
 from retriever.negatives import open_negative_set
@@ -16,7 +20,7 @@ from retriever.protocols import FloatArray
 from retriever.ranker_learner import RankerLearner
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
-from retriever.retriever_learner import RetrieverLearner
+from retriever.retriever_learner import HEAD, RetrieverLearner
 from retriever.teacher import Taught, Teacher, TeacherConfig, asking_ranker, group_of
 from retriever.teacher_scores import TeacherScores
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
@@ -115,6 +119,23 @@ def test_ar2_resumes_exactly_in_the_middle_of_a_phase(tmp_path: Path) -> None:
     broken.hears = ignore
     assert broken.run().reason == "finished"
     assert broken.both_weights()[-1] == whole.both_weights()[-1]
+
+
+def test_a_teacher_s_head_learns_is_resumed_exactly_and_not_part_of_the_model(tmp_path: Path) -> None:
+    config = TeacherConfig("r", live=True, head=True)
+    refresh = RefreshConfig(trigger="steps:3", adopt="scheduled", lag=0)
+    whole, broken = (
+        Bench(tmp_path / name, refresh=refresh, teacher=lambda bench: stored(bench, config))
+        for name in ("whole", "broken")
+    )
+    whole.run()
+    broken.hears = stopping_at("step", 4)
+    assert broken.run().reason == "interrupted"
+    broken.hears = ignore
+    broken.run()
+    ends = [load_file(bench.newest().path / "training" / HEAD)["weight"] for bench in (whole, broken)]
+    assert torch.equal(*ends) and float((ends[0] - torch.eye(len(ends[0]))).abs().max()) > 1e-4
+    assert whole.weights() == broken.weights() == load_encoder(model_folder(broken.newest())).weights_sha256()
 
 
 def test_without_a_ranker_in_training_there_is_none_to_ask(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ CPU = torch.device("cpu")
         ({"name": "r", "live": True, "over": "batch"}, "scores groups alone"),
         ({"name": "ranker", "over": "batch"}, "scores groups alone"),
         ({"name": "anchor", "loss": "embedding", "over": "batch"}, "takes all texts"),
+        ({"name": "r", "head": True, "contrastive": 0.0}, "head: with contrastive = 0"),
         ({"name": "r", "adversarial": 0.2}, 'adversarial: nothing reads it with loss = "kl", kind = "ranker"'),
         ({"name": "r", "loss": "cosent", "temperature": 2.0}, "temperature: nothing reads it"),
         ({"name": "anchor", "loss": "embedding", "student_temperature": 0.1}, "student_temperature: nothing reads it"),
