@@ -14,7 +14,7 @@ from retriever.encoder import ModelConfig, create_encoder
 from retriever.ranker import RankerConfig, load_ranker
 from tests.retriever.rank_cases import BOUNDS, CASES, LORA, RANKER, STEADY, TAKEN, learn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]  # two ranks are given 400 seconds
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from retriever.retriever_learner import RetrieverLearner
 from tests.retriever.ranks_script import EXACT, adapted, anchored, distilled, exact, ranked
 from tests.retriever.training_stand_ins import Bench
 
+pytestmark = pytest.mark.timeout(500)  # two ranks are given 400 seconds
+
 
 @pytest.fixture
 def alone() -> Iterator[Ranks]:
