@@ -3,7 +3,7 @@
 Does not know who asks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from indexer.gate import METRIC, is_partial
@@ -21,20 +21,21 @@ COLUMNS = ("number", "created", "checkpoint", "step", "passages", METRIC, "verdi
 def newest_generations(store: Store, limit: int, unreadable: Callable[[int, str], None]) -> list[dict[str, Any]]:
     """Return what is known of the newest ``limit`` generations, newest first.
 
-    One that was removed meanwhile or is damaged is left out, and ``unreadable`` told its number and why.
+    One that was removed meanwhile or is damaged is left out, and ``unreadable`` told its number and why. Raises
+    CorruptError for a damaged pointer.
     """
-    shown = []
+    shown, pointers = [], store.generations.pointers()
     for number in sorted(store.generations.numbers(), reverse=True)[:limit]:
         try:
-            shown.append(known_of(store, store.generations.at(number)))
+            shown.append(known_of(store.generations.at(number), pointers))
         except StoreError as error:
             unreadable(number, str(error))
     return shown
 
 
-def known_of(store: Store, generation: Artifact) -> dict[str, Any]:
-    """Return what is known of one generation; ``names`` are the pointers to it, ``gate`` the verdict back then."""
-    facts, pointers = generation.facts, store.generations.pointers()
+def known_of(generation: Artifact, pointers: Mapping[str, int]) -> dict[str, Any]:
+    """Return what is known of one generation; ``names`` are the ``pointers`` to it, ``gate`` the verdict back then."""
+    facts = generation.facts
     names = [name for name, number in pointers.items() if number == generation.number]
     return {
         "number": generation.number,

@@ -110,7 +110,7 @@ def generations(
 def generation(number: Number, request: Request) -> Response:
     """Show one generation: lineage, measured recall, dev metrics, the gate's verdict."""
     store = _store(request)
-    return reply(known_of(store, _at(store, number)))
+    return reply(known_of(_at(store, number), store.generations.pointers()))
 
 
 @router.post(

@@ -54,6 +54,12 @@ def test_a_promotion_swaps_and_a_rollback_swaps_back(server: Server) -> None:
     assert [move["by"] for move in server.get("/v1/generations")["promotions"]] == ["rollback", "promote"]
 
 
+def test_a_damaged_pointer_is_named_and_hides_no_generation(server: Server) -> None:
+    (server.store.generations.folder / "WARMUP").write_text("three")
+    assert "generations/WARMUP: not a pointer" in server.get("/v1/generations", 503)["error"]
+    assert not server.log_lines("generation_unreadable")
+
+
 def test_served_moves_while_another_process_builds(server: Server) -> None:
     with Store(server.store.root).generations.writer():
         assert server.post("/v1/generations/3/promote", None)["to"] == 3
