@@ -63,7 +63,11 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tell = self._log.error if record.levelno >= logging.ERROR else self._log.warning  # a library may have its own
-        said = {"library": record.name, "said": record.getMessage(), "exc_info": record.exc_info}
+        said: dict[str, object] = {"library": record.name, "exc_info": record.exc_info}
+        try:
+            said["said"] = record.getMessage()
+        except (KeyError, TypeError, ValueError) as error:  # its arguments do not fit its text: the library goes on
+            said |= {"said": str(record.msg), "exc_info": error}
         tell("library_said", **{name: value for name, value in said.items() if value})
 
 

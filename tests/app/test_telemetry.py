@@ -24,6 +24,7 @@ def test_what_libraries_say_is_json_too(chatty: logging.Logger, capsys: pytest.C
     log_libraries(stream)
     chatty.info("quiet")
     chatty.log(35, "a level of its own")
+    chatty.warning("%s and %s", "one")
     chatty.warning("two\nlines of %s", "text")
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
     with warnings.catch_warnings():
@@ -37,11 +38,13 @@ def test_what_libraries_say_is_json_too(chatty: logging.Logger, capsys: pytest.C
     assert [(line["library"], line["level"]) for line in lines] == [
         ("chatty", "warning"),
         ("chatty", "warning"),
+        ("chatty", "warning"),
         ("uvicorn.error", "warning"),
         ("py.warnings", "warning"),
         ("chatty", "error"),
     ]
-    assert lines[1]["said"] == "two\nlines of text" and "ValueError: no good" in lines[4]["exception"]
+    assert lines[2]["said"] == "two\nlines of text" and "ValueError: no good" in lines[5]["exception"]
+    assert lines[1]["said"] == "%s and %s" and "TypeError" in lines[1]["exception"], "what said it goes on"
     assert capsys.readouterr().err == ""
 
 
