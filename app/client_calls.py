@@ -124,7 +124,7 @@ def judge_call(judgements: Sequence[Mapping[str, Any]]) -> Call[JudgeReply]:
 
 def judgements_call(limit: int, before: int | None) -> Call[JudgementsReply]:
     """Ask for a page of stored verdicts."""
-    place = f"/v1/judgements?limit={limit}" + (f"&before={before}" if before else "")
+    place = f"/v1/judgements?limit={limit}" + ("" if before is None else f"&before={before}")
     return Call("GET", place, None, JudgementsReply)
 
 

@@ -55,6 +55,8 @@ def test_every_call_is_answered(url: str) -> None:
         assert client.judge(said).stored == 2
         page = client.judgements(1)
         assert [one.passage for one in client.judgements(before=page.next).judgements] == ["p3"]
+        with pytest.raises(ApiError, match=r"422 invalid: query\.before"):
+            client.judgements(before=0)
         job = client.rebuild()
         assert client.job(job.id).id == job.id
         assert client.cancel(job.id).outcome in ("CANCELLED", "CANCELLING", "NO_OP")
