@@ -75,6 +75,12 @@ def warn(message: str) -> None:
     print(f"hone: warning: {message}", file=sys.stderr)
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether whoever called wrote the parameter ``name``, be it with the value that it has anyway."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on one line."""
     print(json.dumps(value, ensure_ascii=False), flush=True)

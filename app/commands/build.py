@@ -23,6 +23,7 @@ from app.options import (
     Precision,
     SkipMissing,
     StoreOption,
+    is_given,
     print_json,
     store_path,
     warn,
@@ -52,6 +53,7 @@ Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS fact
 
 
 def index(
+    context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help="A data set in BEIR layout, for a new index.")] = None,
     model: Annotated[str, typer.Option("--model", help="minilm, a folder or a hub id.")] = "minilm",
     store: StoreOption = None,
@@ -85,9 +87,8 @@ def index(
     if job is not None:
         run_job(root, job, job_priority)
         return
+    _check_given(context)
     if follow or queue:
-        if data is not None or ranker is not None or (follow and queue):
-            raise InputError("--follow and --queue go alone: they rebuild what the store serves")
         _follow(root) if follow else _queue(root, as_json=json_output)
         return
     with progress_view() as report, saved_ranker(ranker) as files:
@@ -108,6 +109,15 @@ def index(
     if not verdict["served"]:
         following = f"Not served: {verdict['reason']}. hone promote {generation.number} --force serves it all the same"
     _show(generation, json_output, following)
+
+
+def _check_given(context: typer.Context) -> None:
+    """Raise InputError for what was given to ``index`` and would change nothing."""
+    given = {name for name in context.params if is_given(context, name)}
+    if given & {"follow", "queue"} and len(given - {"store", "json_output"}) > 1:
+        raise InputError("--follow and --queue go alone: they rebuild what the store serves, as it was made")
+    if "data" not in given and given & {"model", "skip_missing"}:
+        raise InputError("--model and --skip-missing go with DATA; without it what is served is rebuilt by its own model")
 
 
 def _follow(root: Path) -> None:

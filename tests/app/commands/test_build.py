@@ -123,9 +123,22 @@ def test_a_queued_rebuild_is_done_by_one_who_follows(hone: Hone, trained: Path, 
     assert Store(trained).generations.pointed("SERVED") == 3
 
 
-@pytest.mark.parametrize("arguments", [("DATA", "--follow"), ("--queue", "--follow")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("DATA", "--follow"),
+        ("--queue", "--follow"),
+        ("--queue", "--slice", "language"),
+        ("--follow", "--factory", "Flat"),
+    ],
+)
 def test_following_and_queueing_go_alone(hone: Hone, trained: Path, arguments: tuple[str, ...]) -> None:
     assert "go alone" in hone("index", *arguments, "--store", trained).complaint
+
+
+@pytest.mark.parametrize("arguments", [("--model", "minilm"), ("--skip-missing",)])
+def test_what_needs_data_is_refused_without(hone: Hone, trained: Path, arguments: tuple[str, ...]) -> None:
+    assert "go with DATA" in hone("index", *arguments, "--store", trained).complaint
 
 
 def test_a_job_that_nobody_knows(hone: Hone, trained: Path, jobs: Jobs) -> None:
