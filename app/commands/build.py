@@ -117,7 +117,7 @@ def _check_given(context: typer.Context) -> None:
     if given & {"follow", "queue"} and len(given - {"store", "json_output"}) > 1:
         raise InputError("--follow and --queue go alone: they rebuild what the store serves, as it was made")
     if "data" not in given and given & {"model", "skip_missing"}:
-        raise InputError("--model and --skip-missing go with DATA; without it what is served is rebuilt by its own model")
+        raise InputError("--model and --skip-missing go with DATA; without it the model that is served stays")
 
 
 def _follow(root: Path) -> None:
