@@ -28,19 +28,20 @@ OPEN = frozenset({"/", "/docs", "/health", "/livez", "/metrics", "/openapi.json"
 """What is read without a key: health, figures, documentation."""
 REQUESTS, TOKENS = "requests", "tokens"
 OPEN_FOLDERS = ("/static-offline-docs/",)
+JUDGEMENTS = "/v1/judgements"
 SCOPE_OF = {
     "/": ENCODE,
     "/embed": ENCODE,
     "/rerank": SEARCH,
     "/v1/embeddings": ENCODE,
     "/v1/encode": ENCODE,
+    "/v1/index/rebuild": WRITE,
+    JUDGEMENTS: WRITE,
     "/v1/mine": MINE,
     "/v1/rerank": SEARCH,
     "/v1/search": SEARCH,
     "/v2/rerank": SEARCH,
 }
-JUDGEMENTS = "/v1/judgements"
-WRITTEN = ("/v1/index/", JUDGEMENTS, "/v1/passages")
 
 
 def scope_of(method: str, path: str) -> str | None:
@@ -49,15 +50,11 @@ def scope_of(method: str, path: str) -> str | None:
     What changes something and is not named here needs admin. Who may cancel a job depends on its kind, which only its
     route knows: it asks by ``demand``. To read what people judged takes what judging takes: they are named there.
     """
-    if path == JUDGEMENTS:
-        return WRITE
     if path.startswith("/v1/jobs/") and path.endswith(("/result", "/cancel")):
         return MINE if path.endswith("/result") else ANY
-    if method in ("GET", "HEAD", "OPTIONS"):
+    if method in ("GET", "HEAD", "OPTIONS") and path != JUDGEMENTS:
         return None if path in OPEN or path.startswith(OPEN_FOLDERS) else ANY
-    if path in SCOPE_OF:
-        return SCOPE_OF[path]
-    return WRITE if path.startswith(WRITTEN) else ADMIN
+    return SCOPE_OF.get(path, ADMIN)
 
 
 class Authorize:
