@@ -55,12 +55,10 @@ def hone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     for name in ("HONE_STORE", "HONE_HOST", "HONE_PORT", "HONE_RANKER", "HONE_DATABASE_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    for name in (
-        "OMP_WAIT_POLICY",
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-        "JAX_PLATFORMS",
-    ):  # set by main, so put back afterwards
-        monkeypatch.setenv(name, "1")
+    # As main sets them, for the processes that a test starts as well; set here they are put back afterwards.
+    own = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "JAX_PLATFORMS": "cpu"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     return caller(monkeypatch, capsys)
 
 
