@@ -116,8 +116,10 @@ def test_a_queued_rebuild_is_done_by_one_who_follows(hone: Hone, trained: Path, 
     assert queued["new"] and not hone("index", "--store", trained, "--queue", "--json").json["new"]
     command = [sys.executable, "-m", "app.cli", "index", "--store", str(trained), "--follow"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as follower:
-        wait_for(lambda: jobs.get(queued["job"]).state not in ("queued", "running"))
-        follower.send_signal(signal.SIGTERM)
+        try:
+            wait_for(lambda: jobs.get(queued["job"]).state not in ("queued", "running"), seconds=120)
+        finally:
+            follower.send_signal(signal.SIGTERM)
         assert follower.wait() == 0
     assert jobs.get(queued["job"]).state == "done"
     assert Store(trained).generations.pointed("SERVED") == 3
