@@ -181,6 +181,8 @@ def test_a_trainer_and_a_refresher_of_its_own_may_be_started_together(
     finals = [one.checkpoints.get(CURRENT) for one in (cycled[0], Store(folder / "apart"))]
     assert len({final.facts["weights_sha256"] for final in finals if final is not None}) == 1 and None not in finals
     assert Store(folder / "apart").corpora.numbers() == [0]
+    mined = Store(folder / "apart").negatives.get()
+    assert mined is not None and mined.facts["final"], "the refresher ended after the final checkpoint"
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,41 +86,15 @@ def test_a_run_whose_ranker_serves_nobody_says_so(hone: Hone, tiny: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_train_with_a_refresher_of_its_own(tiny: Path, tmp_path: Path) -> None:
+def test_train_with_a_refresher_of_its_own(tiny: Path, tmp_path: Path, hone: Hone) -> None:
     """As a person starts it, from the run.toml that init wrote."""
-
-    def hone(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-
     store = tmp_path / "store"
-    hone("init", tiny / "data", "--model", tiny / "model", "--out", tmp_path / "run.toml")
-    result = json.loads(hone("train", tmp_path / "run.toml", "--store", store, "--json").stdout)
+    assert hone("init", tiny / "data", "--model", tiny / "model", "--out", "run.toml").code == 0
+    train = [sys.executable, "-m", "app.cli", "train", str(tmp_path / "run.toml"), "--store", str(store), "--json"]
+    result = json.loads(subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert (result["reason"], result["step"]) == ("finished", 30) and result["refresher_pid"] is not None
     events = read_lines(store / "events.jsonl")
     published = [event for event in events if event["event"] == "negatives_published"]
     assert published[-1]["step"] == 30 and published[-1]["source"] == "refresher"
     assert not [event for event in events if event["event"] == "warning"]
     assert "Traceback" not in (store / "refresher.log").read_text()
-
-
-@pytest.mark.slow
-def test_a_refresher_elsewhere(tiny: Path, tmp_path: Path) -> None:
-    config, store = tiny / "run.toml", tmp_path / "store"
-    command = [sys.executable, "-m", "app.cli"]
-    refresh = [*command, "refresh", str(config), "--store", str(store)]
-    train = [*command, "train", str(config), "--store", str(store), "--refresher", "elsewhere", "--json"]
-    with subprocess.Popen(refresh, cwd=ROOT, stderr=subprocess.DEVNULL) as refresher:
-        try:
-            deadline = time.monotonic() + 60
-            while not (store / "corpora/CURRENT").exists():  # one of the two must be the first to read the data
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            ended = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert ended.returncode == 0, ended.stderr
-            assert refresher.wait(60) == 0, "it ends after the final checkpoint"
-        finally:
-            refresher.kill()
-    assert json.loads(ended.stdout)["refresher_pid"] is None
-    mined = Store(store).negatives.get()
-    assert mined is not None and mined.facts["final"]
