@@ -17,7 +17,8 @@ def hide_paths(message: str) -> str:
     """Return ``message`` with each absolute path of this machine cut to its last name.
 
     Of a path into an artifact, absolute or not, kind and number stay: generations/000003/index.faiss. A route of HTTP
-    is no path of the machine and stays whole.
+    is no path of the machine and stays whole, as does what stands behind a space in a path. What a client sent is not
+    told apart: an id that reads like a path of this machine is cut, too.
     """
     return BEFORE_A_KIND.sub("", ABSOLUTE.sub(_shown, message))
 
