@@ -39,9 +39,16 @@ def building_then_mining(life: Life, phases: Counter[str]) -> bool:
     return life.phase == "mines" and not phases["mines"] if building else life.phase in ("encodes", "builds")
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights that 60 steps end with where nobody is killed."""
+    return undisturbed(tmp_path_factory.mktemp("calm"), 60)
+
+
 @pytest.mark.slow
-def test_a_killed_trainer_resumes_later_steps_and_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
-    expected = undisturbed(tmp_path, 60)
+def test_a_killed_trainer_resumes_later_steps_and_ends_with_the_weights_of_an_undisturbed_run(
+    tmp_path: Path, expected: str
+) -> None:
     config = write_run(tmp_path, "scheduled", 60)
     ending = train_under_fire(config, tmp_path / "store", "trainer", beyond_a_later_checkpoint, kills=2)
     resumed = [one["step"] for one in read_lines(tmp_path / "store/events.jsonl") if one["event"] == "resumed"]
@@ -51,8 +58,9 @@ def test_a_killed_trainer_resumes_later_steps_and_ends_with_the_weights_of_an_un
 
 
 @pytest.mark.slow
-def test_a_refresher_killed_while_it_builds_and_while_it_mines_changes_no_weights(tmp_path: Path) -> None:
-    expected = undisturbed(tmp_path, 60)
+def test_a_refresher_killed_while_it_builds_and_while_it_mines_changes_no_weights(
+    tmp_path: Path, expected: str
+) -> None:
     config = write_run(tmp_path, "scheduled", 60)
     ending = train_under_fire(config, tmp_path / "store", "refresher", building_then_mining, kills=10)
     assert ending.phases["encodes"] + ending.phases["builds"] and ending.phases["mines"], ending
@@ -66,13 +74,13 @@ def test_a_refresher_killed_while_it_builds_and_while_it_mines_changes_no_weight
 def test_twenty_kills(tmp_path: Path, victim: str, adopt: str) -> None:
     """Runs follow each other, each to its end, until the victim was killed often enough."""
     steps = {"scheduled": 300, "ready": 1000}[adopt]  # a run that never waits needs more of them to be hit as often
-    expected = undisturbed(tmp_path, steps) if adopt == "scheduled" else None
+    calm = undisturbed(tmp_path, steps) if adopt == "scheduled" else None
     config = write_run(tmp_path, adopt, steps)
     ripe, ending, runs = at_random(seed=11, mean_seconds=2.0), Ending(), 0
     while ending.kills < KILLS:
         store = tmp_path / f"store-{runs}"
         run = train_under_fire(config, store, victim, ripe, KILLS - ending.kills)
-        assert expected in (None, final_weights(store)), run
+        assert calm in (None, final_weights(store)), run
         verify_everything(store)
         shutil.rmtree(store)
         ending, runs = Ending(ending.phases + run.phases, ending.starts + run.starts), runs + 1
