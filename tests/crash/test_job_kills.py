@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,16 +27,28 @@ from tests.tiny_model import write_tiny_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+def index_tiny(folder: Path, passages: int) -> Path:
+    """Index so many passages below ``folder`` and return the store."""
+    write_tiny_data(folder / "data", passages)
+    write_tiny_model(folder / "model")
+    config = IndexConfig("Flat", precision="fp32")
+    index_data(folder / "store", folder / "data", str(folder / "model"), config, silent)
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def emptied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 20,000 passages whose embeddings are gone, so that a rebuild has five blocks to encode."""
-    write_tiny_data(tmp_path / "data", passages=20_000)
-    write_tiny_model(tmp_path / "model")
-    root = tmp_path / "store"
-    index_data(root, tmp_path / "data", str(tmp_path / "model"), IndexConfig("Flat", precision="fp32"), silent)
+    root = index_tiny(tmp_path_factory.mktemp("emptied"), 20_000)
     for shard in Store(root).embeddings.rglob("*.*"):
         shard.unlink()
     return root
+
+
+@pytest.fixture
+def store(emptied: Path, tmp_path: Path) -> Path:
+    """A copy of ``emptied``."""
+    return shutil.copytree(emptied, tmp_path / "store")
 
 
 @pytest.fixture
@@ -103,43 +116,33 @@ def test_a_job_outlives_its_killed_server_and_the_next_one_watches_it(store: Pat
         assert (job.attempts, job.pid) == (1, running.pid)
 
 
-@pytest.fixture
-def small_store(tmp_path: Path) -> Path:
-    """A store of 400 passages, quick to open and to mine."""
-    write_tiny_data(tmp_path / "data", passages=400)
-    write_tiny_model(tmp_path / "model")
-    root = tmp_path / "store"
-    index_data(root, tmp_path / "data", str(tmp_path / "model"), IndexConfig("Flat", precision="fp32"), silent)
-    return root
-
-
-def mined_bytes(store: Path, kill: bool) -> tuple[str, Job]:
+def mined_bytes(port: int, jobs: Jobs, kill: bool) -> tuple[str, Job]:
     """Let a job mine for 4,096 queries, killing its process once in the middle if asked to; return its file."""
     queries = [{"id": f"q{i}", "text": f"ba {i} ka", "positives": [f"p{i % 9}"]} for i in range(4096)]
     body = json.dumps({"queries": queries, "job": "tevatron", "num_negatives": 2, "depth": 20})
-    port = free_port()
-    with closing(Jobs(database_url(store))) as jobs, served(store, port, "--drain-seconds", "0"):
-        status, answer = ask(port, "POST", "/v1/mine", body)
-        assert status == 202, answer
-        job_id = str(json.loads(answer)["id"])
-        if kill:
-            wait_for(lambda: len(jobs.parts(job_id, "made")) >= 3, seconds=300)
-            killed = jobs.get(job_id)
-            assert killed.pid is not None and killed.state == "running"
-            os.kill(killed.pid, signal.SIGKILL)
-            wait_for(lambda: jobs.get(job_id).attempts == 2)
-        wait_for(lambda: jobs.get(job_id).state not in ("queued", "running"), seconds=400)
-        job = jobs.get(job_id)
-        assert job.state == "done", job.error
-        status, made = ask(port, "GET", f"/v1/jobs/{job_id}/result")
-        assert status == 200
-        return made, job
+    status, answer = ask(port, "POST", "/v1/mine", body)
+    assert status == 202, answer
+    job_id = str(json.loads(answer)["id"])
+    if kill:
+        wait_for(lambda: len(jobs.parts(job_id, "made")) >= 3, seconds=300)
+        killed = jobs.get(job_id)
+        assert killed.pid is not None and killed.state == "running"
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_for(lambda: jobs.get(job_id).attempts == 2)
+    wait_for(lambda: jobs.get(job_id).state not in ("queued", "running"), seconds=400)
+    job = jobs.get(job_id)
+    assert job.state == "done", job.error
+    status, made = ask(port, "GET", f"/v1/jobs/{job_id}/result")
+    assert status == 200
+    return made, job
 
 
 @pytest.mark.timeout(900)  # a job has a low priority: beside other work it takes minutes
-def test_mining_goes_on_after_a_kill_and_gives_the_same_file(small_store: Path) -> None:
-    disturbed, job = mined_bytes(small_store, kill=True)
+def test_mining_goes_on_after_a_kill_and_gives_the_same_file(tmp_path: Path) -> None:
+    small, port = index_tiny(tmp_path, 400), free_port()
+    with closing(Jobs(database_url(small))) as jobs, served(small, port, "--drain-seconds", "0"):
+        disturbed, job = mined_bytes(port, jobs, kill=True)
+        undisturbed, other = mined_bytes(port, jobs, kill=False)
     assert job.attempts == 2 and job.phase_offset >= 3 * PART_QUERIES, "what was mined is not mined again"
-    undisturbed, other = mined_bytes(small_store, kill=False)
     assert other.attempts == 1 and job.result == other.result
     assert disturbed == undisturbed and disturbed.count("\n") == 4096
