@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.alternation import Entrant, alternate, started
 from benchmarks.machine import has_bf16
-from benchmarks.options import Options, parse
+from benchmarks.options import options_of, parser_for
 from benchmarks.report import Answers, last_line, print_rates, ratio, rss_ratio, show
 from benchmarks.texts import SEED, hand_over
 from retriever.beir import read_passages, read_queries
@@ -33,15 +33,26 @@ OURS, FP32 = "hone", "hone, fp32"
 
 def main() -> None:
     """Measure and print."""
-    options = parse("mine", "From a corpus and queries to hard negatives, against mine_hard_negatives.")
+    parser = parser_for("mine", "From a corpus and queries to hard negatives, against mine_hard_negatives.")
+    parser.add_argument("--pairs", type=int, help="so many queries over as many passages, once, in bf16: for memory")
+    given = parser.parse_args()
+    options = options_of(given)
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        passages, pairs = _write_data(options, Path(scratch) / "data")
+        passage_count, query_count = (QUICK_PASSAGES, QUICK_QUERIES) if options.quick else (PASSAGES, QUERIES)
+        if given.pairs:
+            passage_count = query_count = given.pairs
+        passages, pairs = _write_data(options.data, passage_count, query_count, Path(scratch) / "data")
         entrants = _entrants(Path(scratch), hand_over(Path(scratch), "texts", {"passages": passages, "pairs": pairs}))
+        if given.pairs:
+            entrants = [one for one in entrants if one.name in (BF16, OURS)]
         with started(entrants) as contestants:
             for contestant in contestants:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
+            if given.pairs:
+                _report_many(len(passages), len(pairs), alternate(contestants, "work", 1), host.as_facts())
+                return
             alternate(contestants, "work", 1)  # warm up, and fill the cache of who has one
             unchanging = [one for one in contestants if one.entrant.name in (OURS, CACHED)]
             mined = alternate([one for one in contestants if one not in unchanging[1:]], "work", options.rounds)
@@ -49,15 +60,16 @@ def main() -> None:
     _report(len(passages), len(pairs), mined, again, host.as_facts())
 
 
-def _write_data(options: Options, folder: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+def _write_data(
+    data: Path, passage_count: int, query_count: int, folder: Path
+) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Write some training queries, their passages and others as a BEIR folder; return texts by id, and pairs."""
-    passage_count, query_count = (QUICK_PASSAGES, QUICK_QUERIES) if options.quick else (PASSAGES, QUERIES)
     draw = random.Random(SEED)
-    judged = read_qrels(options.data / "qrels" / "train.tsv")
+    judged = read_qrels(data / "qrels" / "train.tsv")
     positive = {query: passage for _, query, passage, score in judged if score > 0}
-    queries = {name: text for _, name, text in read_queries(options.data)}
+    queries = {name: text for _, name, text in read_queries(data)}
     chosen = draw.sample(sorted(positive), query_count)
-    everything = {name: (title, text) for _, name, title, text in read_passages(options.data)}
+    everything = {name: (title, text) for _, name, title, text in read_passages(data)}
     wanted = dict.fromkeys(positive[query] for query in chosen)
     others = draw.sample(sorted(everything.keys() - wanted.keys()), max(0, passage_count - len(wanted)))
     kept = {name: everything[name] for name in (*wanted, *others)}
@@ -111,9 +123,21 @@ def _report(passages: int, queries: int, mined: Answers, again: Answers, host: M
     last_line(KEYS, figures, {}, passages=passages, queries=queries, machine=dict(host))
 
 
-def _overlap(mined: Answers, name: str) -> float:
-    """Return the share of mine_hard_negatives' negatives that ``name`` has mined, too."""
-    theirs, mine = (mined[one][-1].facts["negatives"] for one in (DEFAULT, name))
+def _report_many(passages: int, queries: int, mined: Answers, host: Mapping[str, Any]) -> None:
+    print_rates(f"Mining {queries} queries over {passages} passages, once", "texts", passages + queries, mined, OURS)
+    figures: dict[str, float | None] = dict.fromkeys(KEYS)
+    figures |= {
+        "vs_st_best": ratio(mined, BF16, OURS),
+        "rss_ratio": rss_ratio(mined, BF16, OURS),
+        "overlap": _overlap(mined, OURS, BF16),
+    }
+    reasons = {key: "--pairs leaves it out" for key, figure in figures.items() if figure is None}
+    last_line(KEYS, figures, reasons, passages=passages, queries=queries, machine=dict(host))
+
+
+def _overlap(mined: Answers, name: str, peer: str = DEFAULT) -> float:
+    """Return the share of the ``peer``'s negatives that ``name`` has mined, too."""
+    theirs, mine = (mined[one][-1].facts["negatives"] for one in (peer, name))
     return float(np.mean([len({*theirs[query]} & {*mine[query]}) / NEGATIVES for query in theirs]))
 
 
