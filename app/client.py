@@ -50,7 +50,7 @@ class Client:
     """The calls of a server at ``url``, to be closed or used in a with block.
 
     Each raises ApiError if the server refuses; 429 and 503 are tried again, as often as ``retries`` says, when the
-    server says.
+    server says. What yields lines is asked once.
     """
 
     def __init__(
