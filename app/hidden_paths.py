@@ -8,7 +8,8 @@ from pathlib import Path
 
 from retriever.store import KINDS
 
-ABSOLUTE = re.compile(r"(?<![\w./:~-])/[\w.@+~-]+(?:/[\w.@+~-]+)+")
+ABSOLUTE = re.compile(r"(?<![\w./~-])(?:[a-z+]+:///?)?(?P<path>/[\w.@%+~-]+(?:/[\w.@%+~-]+)+)")
+"""An absolute path, or a URL that names no host and so a file of this machine, as file:/// and sqlite:////."""
 BEFORE_A_KIND = re.compile(rf"(?<![\w./:~-])(?:[\w.@+~-]+/)+(?=(?:{'|'.join(KINDS)})\b)")
 """Where a store lies, as a relative path."""
 
@@ -18,13 +19,14 @@ def hide_paths(message: str) -> str:
 
     Of a path into an artifact, absolute or not, kind and number stay: generations/000003/index.faiss. A route of HTTP
     is no path of the machine and stays whole, as does what stands behind a space in a path. What a client sent is not
-    told apart: an id that reads like a path of this machine is cut, too.
+    told apart: an id that reads like a path of this machine is cut, too. It goes by patterns and not by the folders
+    that are known, as a library may name any other, and the error of a job one of the machine that it ran on.
     """
     return BEFORE_A_KIND.sub("", ABSOLUTE.sub(_shown, message))
 
 
 def _shown(found: re.Match[str]) -> str:
-    _, *parts = Path(found[0]).parts
+    _, *parts = Path(found["path"]).parts
     if not Path("/", parts[0]).exists():
         return found[0]
     kinds = [place for place, part in enumerate(parts) if part in KINDS]

@@ -21,12 +21,23 @@ def test_where_files_lie_is_left_out(tmp_path: Path, place: str, shown: str, tex
             assert hide_paths(text.replace("{}", relative)) == text.replace("{}", shown)
 
 
+@pytest.mark.parametrize("before", ["file://", "sqlite:///", "sqlite+pysqlite:///"])
+def test_of_a_url_of_this_machine_the_file_alone_is_left(tmp_path: Path, before: str) -> None:
+    assert hide_paths(f"'{before}{tmp_path}/a%20b/jobs.db' is locked") == "'jobs.db' is locked"
+    assert hide_paths(f"{before}{tmp_path}/store/generations/000003") == "generations/000003"
+
+
+def test_paths_in_a_row_are_all_cut(tmp_path: Path) -> None:
+    assert hide_paths(f"nothing in {tmp_path}/one:{tmp_path}/two") == "nothing in one:two"
+
+
 @pytest.mark.parametrize(
     "message",
     [
         "there is no generation 4; GET /v1/generations lists them",
         "vectors need their space, as /v1/encode gave it",
         "http://127.0.0.1:8000/tmp/x answers",
+        "https://huggingface.co/tmp/x answers",
         "queries × top_k is 3, the limit is 2",
         "either/or, 1/2, checkpoints/12 or generations/BEST",
     ],
