@@ -144,13 +144,19 @@ class Admission:
         config: AdmissionConfig,
         logger: FilteringBoundLogger,
         computed: Callable[[int, float], None] = lambda tokens, seconds: None,
+        charge: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """``computed`` is told tokens and seconds of each batch."""
+        """``computed`` is told tokens and seconds of each batch.
+
+        ``charge`` is told the tokens of each request that there is room for, and may refuse it: what it raises, the
+        caller gets.
+        """
         self.config = config
         self.problem = ""
         self.queued_tokens = 0
         self._logger = logger
         self._computed = computed
+        self._charge = charge
         self._waiting: dict[bool, deque[_Entry]] = {False: deque(), True: deque()}
         self._changed = Condition()
         self._stopping = False
@@ -185,7 +191,8 @@ class Admission:
         """Compute ``items`` of ``tokens`` tokens each.
 
         Raises TooManyTokensError if they can never be admitted and OverloadedError if they cannot now; NotComputedError
-        once their deadline has passed or if the worker dies; else what ``lane`` raised for the first bad item.
+        once their deadline has passed or if the worker dies; else what ``charge`` raised, or ``lane`` for the first bad
+        item.
         """
         request = self._admit(lane, items, tokens, patient)
         try:
@@ -213,6 +220,7 @@ class Admission:
                 raise OverloadedError(
                     f"{self.queued_tokens} tokens wait already, the limit is {config.queue_tokens}; try again later"
                 )
+            self._charge(total)  # under the lock, so that what is charged is admitted
             if not items:
                 request.future.set_result(Done([], 0.0, 0.0))
             self.queued_tokens += total

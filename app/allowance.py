@@ -1,4 +1,4 @@
-"""What the client of the request in hand may still spend: asked with its tokens before anything is computed.
+"""What the client of the request in hand may still spend: asked with the tokens that are admitted to be computed.
 
 Does not know keys or HTTP; who sets it does.
 """

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from app.admission import Admission, ComputeError, Done, Lane
-from app.allowance import spend
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
 from retriever.query_cache import QueryCache
@@ -117,7 +116,7 @@ class Models:
     async def encode(
         self, admission: Admission, side: Side, texts: Sequence[str], *, patient: bool | None = None
     ) -> Computed:
-        """Return vectors float32 [len(texts), dimensions]; raises what ``Admission.compute`` and ``spend`` do.
+        """Return vectors float32 [len(texts), dimensions]; raises what ``Admission.compute`` does.
 
         ``patient`` None: whatever is more than one batch is.
         """
@@ -129,7 +128,6 @@ class Models:
         tokens = [read.tokens[places[text]] for text in missing]
         if patient is None:
             patient = sum(tokens) > admission.config.batch_tokens
-        spend(sum(tokens))
         try:
             done = await admission.compute(self._towers.lanes[side], items, tokens, patient)
         except ComputeError as error:
@@ -149,7 +147,6 @@ class Models:
             )
         read = await _tokenised(passages, partial(self._tokenise_pairs, query))
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
-        spend(sum(read.tokens))
         done = await admission.compute(self._pairs.lane, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import draining
 from app.admission import Admission, AdmissionConfig
+from app.allowance import spend
 from app.authorization import Authorize, document_keys
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
@@ -66,7 +67,7 @@ class ServerConfig:
 def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
     """Return the server over ``store``; it begins to load what SERVED names when it is started."""
     telemetry = Telemetry(config.log_stream)
-    admission = Admission(config.admission, telemetry.log, telemetry.count_batch)
+    admission = Admission(config.admission, telemetry.log, telemetry.count_batch, spend)
 
     def check(snapshot: Snapshot) -> None:
         config.admission.check_longest(snapshot.models.longest)

@@ -174,6 +174,29 @@ def test_a_key_spends_its_tokens_and_is_told_when_there_are_more(guarded: Guarde
     assert guarded.ask("/v1/encode", free, body={"inputs": text})[0] == 200
 
 
+def test_what_the_queue_refuses_costs_no_tokens(guarded: Guarded) -> None:
+    thrifty, _ = guarded.keys.create("thrifty", ["encode", "search"], tokens_per_minute=4)
+    headers = {"authorization": f"Bearer {thrifty}"}
+    admission = guarded.server.app.state.service.admission
+
+    def ask(text: str) -> tuple[int, str]:
+        response = guarded.server.client.post("/v1/encode", json={"inputs": text}, headers=headers)
+        return response.status_code, response.json().get("error", "")
+
+    admission.queued_tokens = admission.config.queue_tokens
+    for _ in range(2):
+        status, told = ask("alpha beta gamma")
+        assert status == 429 and "tokens wait already" in told
+    admission.queued_tokens = 0
+    admission.problem = "the model's worker died"
+    assert ask("alpha beta gamma")[0] == 503
+    admission.problem = ""
+    assert ask("alpha beta gamma")[0] == 200
+    status, told = ask("delta epsilon")
+    assert status == 429 and "may spend 4 tokens a minute" in told
+    assert admission.queued_tokens == 0, "what may not be paid does not wait"
+
+
 def test_a_request_beyond_the_tokens_of_a_whole_minute_is_too_large(guarded: Guarded) -> None:
     thrifty, _ = guarded.keys.create("thrifty", ["encode"], tokens_per_minute=3)
     assert guarded.ask("/v1/encode", thrifty, body={"inputs": [f"alpha beta {n}" for n in range(5)]}) == (
