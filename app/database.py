@@ -5,13 +5,15 @@ Does not know the tables.
 
 import sqlite3
 import time
+from pathlib import Path
 
 from sqlalchemy import Table, create_engine, event, inspect, text
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateColumn
 
+from app.full_disk import explain, is_full
 from retriever.errors import InputError
 
 LOCK_WAIT_MS = 30_000
@@ -25,7 +27,10 @@ class Row(DeclarativeBase):
 
 
 def open_database(url: str) -> Engine:
-    """Connect, and create the tables that are not there. Raises InputError naming DATABASE_URL if that fails."""
+    """Connect, and create the tables that are not there.
+
+    Raises InputError naming DATABASE_URL if that fails, SQLAlchemyError if there is no room for it.
+    """
     try:
         place = make_url(url)
         if place.drivername in ("postgres", "postgresql"):
@@ -33,12 +38,15 @@ def open_database(url: str) -> Engine:
         engine = create_engine(place, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
+            event.listen(engine, "handle_error", _explain)
         with engine.begin() as connection:
             one_at_a_time(connection)  # replicas of a server start at once
             Row.metadata.create_all(connection)
             for table in Row.metadata.tables.values():
                 _add_missing_columns(connection, table)
     except (ArgumentError, SQLAlchemyError, ModuleNotFoundError) as error:
+        if is_full(error):
+            raise
         shown = str(error).splitlines()[0]
         raise InputError(
             f"the database of jobs and keys cannot be opened ({shown}); set DATABASE_URL to one that can be written, "
@@ -65,6 +73,11 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _explain(context: ExceptionContext) -> None:
+    if context.engine is not None and context.engine.url.database:
+        explain(context.original_exception, Path(context.engine.url.database).parent)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app.admission import ComputeError, NotComputedError, OverloadedError, TooManyTokensError
 from app.allowance import SpentError
-from app.full_disk import is_full, is_full_database
+from app.full_disk import is_full
 from app.hidden_paths import hide_paths
 from app.jobs import TooLateError, UnknownJobError
 from app.mining import NoSourceError
@@ -202,7 +202,7 @@ def told(error: HoneError) -> dict[str, Any]:
 async def _on_database_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SQLAlchemyError)
     said = getattr(error, "orig", error)  # without the values of the statement
-    if is_full_database(said, request.app.state.service.jobs.url):
+    if is_full(said):
         return await _no_room(request, said, f"{DATABASE} is full, or its disk is")
     request.app.state.service.telemetry.log.error("database_lost", reason=str(said))
     return await _on_refusal(request, not_ready(f"{DATABASE} does not answer"))

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from sqlalchemy import event
@@ -18,10 +18,12 @@ from sqlalchemy.exc import OperationalError
 from app.full_disk import is_full
 from app.jobs import Jobs
 from app.judgements import Judgements
+from app.keys import Keys
 from app.replies import ErrorBody
 from app.settings import database_url
 from retriever.data import Corpus
 from retriever.errors import StoreError
+from tests.app.command_line import Hone
 from tests.app.serve_process import BODY, ask, free_port, served
 from tests.app.served import Server, publish_generation
 
@@ -58,7 +60,7 @@ def test_no_room_is_told_from_other_errors(error: Exception, full: bool) -> None
     assert is_full(error) == full
 
 
-def fill_database(table: Jobs | Judgements, error: sqlite3.Error = SQLITE_FULL) -> None:
+def fill_database(table: Jobs | Judgements | Keys, error: sqlite3.Error = SQLITE_FULL) -> None:
     """Let every statement that writes fail as it does in a full database, or by ``error``."""
 
     def execute(_cursor: object, statement: str, *_: object) -> None:
@@ -117,8 +119,31 @@ def test_what_sqlite_does_not_say_of_a_quota_its_folder_does(
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
     response = server.client.post("/v1/index/rebuild")
     assert (response.status_code, "retry-after" in response.headers) == (status, status == 503)
-    assert asked == [server.store.root]
+    assert {*asked} == {server.store.root}
     assert len(server.log_lines("disk_full")) == (status == 507)
+
+
+@pytest.mark.parametrize("where", ["opening", "writing"])
+def test_the_command_line_tells_of_a_quota_under_sqlite(
+    hone: Hone, indexed: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def opening(_connection: object) -> NoReturn:
+        raise unexplained()
+
+    def writing(url: str) -> Keys:
+        keys = Keys(url)
+        fill_database(keys, unexplained())
+        return keys
+
+    if where == "opening":
+        monkeypatch.setattr("app.database._write_ahead", opening)
+    else:
+        monkeypatch.setattr("app.commands.keys.Keys", writing)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert "no space left" in hone("keys", "create", "me", "--scope", "search", "--store", indexed).complaint
 
 
 def unexplained() -> sqlite3.OperationalError:
