@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `hone` does: threads t
 # No deadline: a busy machine is not a bug. Derandomised: a failure seen once is seen again.
 settings.register_profile("hone", deadline=None, derandomize=True)
 settings.load_profile("hone")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_niceness() -> Iterator[None]:
+    """An ordinary user cannot lower a niceness again: what raises it is tested in a child."""
+
+    def refuse(_increment: int) -> NoReturn:
+        raise AssertionError("a test gives all tests after it less of the cores")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "nice", refuse)
+        yield
 
 
 @pytest.fixture

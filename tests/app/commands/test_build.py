@@ -78,7 +78,7 @@ def jobs(trained: Path) -> Iterator[Jobs]:
 
 def test_the_work_of_a_server_s_job(hone: Hone, trained: Path, jobs: Jobs) -> None:
     job, _ = jobs.create("rebuild")
-    assert hone("index", "--store", trained, "--job", job.id).code == 0
+    assert hone("index", "--store", trained, "--job-priority", "normal", "--job", job.id).code == 0
     ended = jobs.get(job.id)
     assert ended.state == "done" and ended.result is not None
     assert ended.result["generation"] == 3 and ended.result["gate"]["served"]
