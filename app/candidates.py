@@ -13,6 +13,7 @@ import numpy as np
 from app.reranking import Candidates
 from app.snapshot import Snapshot
 from retriever.beir import find_file, read_queries
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file
 from retriever.errors import InputError
@@ -43,7 +44,8 @@ def candidates_of_run(run: Path, data: Path, corpus: Corpus) -> Candidates:
     unknown = [name for name in ranked if name not in texts]
     if unknown:
         shown = ", ".join(unknown[:SHOWN_UNKNOWN]) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
-        raise InputError(f"{run}: {len(unknown)} queries are not in {find_file(data, 'queries.jsonl')}: {shown}")
+        queries = counted(len(unknown), "query is", "queries are")
+        raise InputError(f"{run}: {queries} not in {find_file(data, 'queries.jsonl')}: {shown}")
     ids = list(ranked)
     hits, _ = hits_of_run(ranked, ids, corpus, max(map(len, ranked.values())), f"{run} ({data})")
     return Candidates(ids, [texts[name] for name in ids], corpus, hits)

@@ -30,6 +30,7 @@ from miner.verdicts import StoredVerdicts, corrected, read_verdicts
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.device import pick_device
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
@@ -109,9 +110,10 @@ def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:
     """Return the queries that have a positive to learn from; the others are counted through ``warn``."""
     kept = [row for row in range(len(queries)) if len(queries.positives(row))]
     if len(kept) < len(queries):
-        warn(
-            f"split {queries.split}: {len(queries) - len(kept)} queries have no relevant passage and are not trained on"
+        without = counted(
+            len(queries) - len(kept), "query has no relevant passage and is", "queries have no relevant passage and are"
         )
+        warn(f"split {queries.split}: {without} not trained on")
     return queries.subset(kept)
 
 

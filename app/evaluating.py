@@ -24,6 +24,7 @@ from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
 from indexer.exact import exact_search
 from indexer.shards import Vectors
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import write_atomic
 from retriever.errors import InputError
@@ -200,7 +201,8 @@ def scored_run(
         hits, scores = hits_of_run(ranked, queries.ids, corpus, depth, f"{run} ({data})")
         absent = sum(name not in ranked for name in queries.ids)
         if absent:
-            warn(f"{run}: {absent} of {len(queries)} queries have no hits; they count as 0")
+            of = f"of {len(queries)} queries"
+            warn(f"{run}: {counted(absent, f'{of} has no hits and counts', f'{of} have no hits and count')} as 0")
         figures = per_query(hits, queries.judgements, names)
         done = Evaluated(Evaluation(mean(figures), figures, hits, scores), queries, corpus, None)
         ranker = None if reranking is None else reranking.ranker

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from app.progress import Report
 from app.reports import json_lines
+from retriever.counting import counted
 
 QUIET = {"progress", "step", "waiting", "build", "build_started", "checkpoint", "removed", "staleness"}
 IDLE = "waits for a marked checkpoint"
@@ -68,7 +69,9 @@ class TrainingView:
         table.add_row("rate", rate)
         table.add_row("dev nDCG@10", " → ".join(f"{value:.3f} @{at}" for at, value in self._dev[-SHOWN_DEV:]) or "–")
         overlap = "" if self._overlap is None else f", overlap@10 {self._overlap:.2f}"
-        table.add_row("negatives", f"{source}, {step.get('staleness', 0)} steps stale{overlap}{waited}")
+        table.add_row(
+            "negatives", f"{source}, {counted(step.get('staleness', 0), 'step', 'steps')} stale{overlap}{waited}"
+        )
         table.add_row("refresher", Text(self._refresher))
         return table
 
@@ -111,7 +114,7 @@ def _sentence(event: str, fields: dict[str, Any]) -> str:
     if event == "adopted":
         return (
             f"step {fields['step']}: adopts negatives {fields['negatives']} "
-            f"of generation {fields['generation']}, {fields['staleness']} steps old"
+            f"of generation {fields['generation']}, {counted(fields['staleness'], 'step', 'steps')} old"
         )
     details = ", ".join(f"{name} {value}" for name, value in fields.items() if not isinstance(value, dict))
     name = event.replace("_", " ")

@@ -15,6 +15,7 @@ from app.snapshot import Openers
 from indexer.builder import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
+from retriever.counting import counted
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
@@ -22,7 +23,7 @@ from retriever.protocols import TokenRanker
 from retriever.scoring import TorchRanker
 
 CALIBRATION_PASSAGES = 128
-TEXTS = {"query": "queries", "passage": "passages"}
+TEXTS = {"query": ("query is", "queries are"), "passage": ("passage is", "passages are")}
 
 
 def encoder_opener(
@@ -56,7 +57,8 @@ def warn_of_cuts(encoder: ModelEncoder, warn: Callable[[str], None]) -> None:
     for side, count in encoder.cut_texts.items():
         if count:
             length = encoder.max_length(side)
-            warn(f"{count} {TEXTS[side]} are longer than {side}_max_length = {length} tokens; the rest is not read")
+            texts = counted(count, *TEXTS[side])
+            warn(f"{texts} longer than {side}_max_length = {length} tokens; the rest is not read")
             encoder.cut_texts[side] = 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from retriever.counting import counted
 from retriever.data import Corpus
 from retriever.durable import append_line, read_lines, sha256_json
 from retriever.errors import InputError
@@ -174,4 +175,6 @@ def reranking_facts(done: Reranked) -> dict[str, Any]:
 def warn_of_cut_pairs(done: Reranked, warn: Callable[[str], None]) -> None:
     """Say how many pairs were longer than the ranker reads."""
     if done.cut_pairs:
-        warn(f"{done.cut_pairs} of {done.pairs} pairs are longer than the ranker reads; the rest of them is not read")
+        of = f"of {done.pairs:,} pairs"
+        longer = counted(done.cut_pairs, f"{of} is longer", f"{of} are longer")
+        warn(f"{longer} than the ranker reads; the rest is not read")

@@ -24,6 +24,7 @@ from miner.source_report import report_sources
 from miner.sources import SOURCES, OpenGeneration, bits_of
 from miner.teacher import PoolTeacher, score_pools
 from retriever.artifacts import Artifact
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.errors import CorruptError, InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, open_negative_set, write_batches
@@ -112,8 +113,9 @@ def _by_source(negatives: NegativeSet, task: MiningTask, warn: Callable[[str], N
     instead = "those places stay empty" if config.fill is None else f"{config.fill} fills them where it has more"
     for name, one in told.items():
         if one.get("short"):
-            of = f"{one['short']} of {len(negatives.queries)} queries"
-            warn(f"source {name}: {of} have fewer than its quota of {one['quota']} negatives; {instead}")
+            of = f"of {len(negatives.queries)} queries"
+            short = counted(one["short"], f"{of} has", f"{of} have")
+            warn(f"source {name}: {short} fewer than its quota of {one['quota']} negatives; {instead}")
     return told
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file
 from retriever.errors import InputError
@@ -103,7 +104,8 @@ def read_verdicts(
         if found.setdefault(query * len(corpus) + passage, verdict) != verdict:
             raise InputError(f"{where}: contradicts an earlier line on the same pair; keep one of them")
     if elsewhere:
-        warn(f"{path}: {elsewhere} verdicts are on queries that are not trained on, and change nothing")
+        verdicts = counted(elsewhere, "verdict changes", "verdicts change")
+        warn(f"{path}: {verdicts} nothing, being on queries that are not trained on")
     keys = np.array(sorted(found), np.int64)
     relevant = np.array([found[key][0] for key in keys.tolist()], np.bool_)
     actions = np.array([found[key][1] for key in keys.tolist()], np.uint8)
@@ -127,12 +129,13 @@ def corrected(
         query, passage = divmod(key, judged.passages)
         overruled += judgements[query].setdefault(passage, 1) <= 0
     if overruled:
-        warn(f"{overruled} verdicts would make a positive of what the qrels call irrelevant, and change nothing")
+        verdicts = counted(overruled, "verdict changes", "verdicts change")
+        warn(f"{verdicts} nothing, as the qrels call irrelevant what would become a positive")
     kept = np.setdiff1d(np.arange(len(queries)), dropped, assume_unique=True)
     if not len(kept):
         raise InputError("[negatives] verdicts drop every training query; judge less strictly or write another action")
     if len(dropped):
-        warn(f"{len(dropped)} queries are left out of training by verdicts")
+        warn(f"{counted(len(dropped), 'query is', 'queries are')} left out of training by verdicts")
     query_set = QuerySet(queries.split, queries.ids, queries.texts, judgements).subset(kept.astype(np.int32))
     rows = judged.keys // judged.passages
     stays = np.isin(rows, kept)

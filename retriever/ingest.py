@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from retriever.artifacts import Artifact, Draft
 from retriever.beir import PassageLine, QueryLine, find_file, read_corpus, read_query_lines
 from retriever.carving import places
+from retriever.counting import counted
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
 from retriever.durable import sha256_file
 from retriever.errors import InputError, StoreError
@@ -158,7 +159,8 @@ def _report_unknown(
     if not unknown:
         return
     shown = ", ".join(unknown[:SHOWN_UNKNOWN]) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
-    message = f"{folder}/qrels/{name}.tsv: {len(unknown)} judgements name an unknown {what}: {shown}"
+    judgements = counted(len(unknown), "judgement names", "judgements name")
+    message = f"{folder}/qrels/{name}.tsv: {judgements} an unknown {what}: {shown}"
     if not skip_missing:
         raise InputError(f"{message}; mend them or pass --skip-missing to go on without")
     warn(f"{message}; skipped")

@@ -16,6 +16,7 @@ from app.live import duration
 from app.options import print_json
 from app.serving import serve_store
 from app.settings import Settings
+from retriever.counting import counted
 
 
 def demo(
@@ -58,7 +59,8 @@ def _table(done: Demonstration) -> Table:
         before, after = done.before[name], done.after[name]
         table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
     table.caption = (
-        f"{outcome.step} steps, {len(done.generations)} generations, {outcome.negative_sets_adopted} negative sets "
-        f"adopted, at most {outcome.max_staleness_steps} steps stale, {duration(done.seconds)}"
+        f"{counted(outcome.step, 'step', 'steps')}, {counted(len(done.generations), 'generation', 'generations')}, "
+        f"{counted(outcome.negative_sets_adopted, 'negative set', 'negative sets')} adopted, at most "
+        f"{counted(outcome.max_staleness_steps, 'step', 'steps')} stale, {duration(done.seconds)}"
     )
     return table

@@ -19,6 +19,7 @@ from app.settings import database_url
 from app.whitened_export import export_whitened
 from miner.verdicts import ACTIONS, RELABEL
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
+from retriever.counting import counted
 from retriever.errors import InputError
 from retriever.store import Store
 
@@ -94,7 +95,10 @@ def negatives(
     if json_output:
         print_json({"out": str(out), "negatives": newest.number, "lines": lines})
         return
-    print(f"{out}: {lines} lines from negative set {newest.number}; {len(run.train)} training queries in all")
+    print(
+        f"{out}: {counted(lines, 'line', 'lines')} from negative set {newest.number}; "
+        f"{counted(len(run.train), 'training query', 'training queries')} in all"
+    )
 
 
 @app.command()
@@ -114,9 +118,9 @@ def judgements(
     if json_output:
         print_json({"out": str(out), **asdict(done)})
         return
-    print(f"{out}: {done.lines} lines from {done.pairs} judged pairs")
-    for count, what in ((done.unknown_queries, "query"), (done.unknown_passages, "passage's text")):
+    print(f"{out}: {counted(done.lines, 'line', 'lines')} from {counted(done.pairs, 'judged pair', 'judged pairs')}")
+    for count, what in ((done.unknown_queries, "such query"), (done.unknown_passages, "passage of such a text")):
         if count:
-            warn(f"{count} pairs are left out: {data} has not their {what}")
+            warn(f"{counted(count, 'pair is', 'pairs are')} left out: {data} has no {what}")
     if form == VERDICTS and done.lines:
         print(f'Next: write verdicts = "{out}" (relative to the run.toml) under [negatives]')

@@ -29,6 +29,7 @@ from app.rankers import named_ranker
 from app.reranking import DEPTH, Candidates, Journal, Reranked, journal_key, reranking_facts, warn_of_cut_pairs
 from app.reranking import rerank as rerank_hits
 from app.snapshot import load_snapshot
+from retriever.counting import counted
 from retriever.ingest import load_query_set
 from retriever.protocols import TokenRanker
 from retriever.store import Store
@@ -72,7 +73,8 @@ def rerank(
         print_json({"out": str(out), "queries": queries, **reranking_facts(done)})
         return
     rate = done.pairs / done.seconds if done.seconds else 0.0
-    print(f"{out}: {queries:,} queries, {done.pairs:,} pairs in {duration(done.seconds)}, {rate:,.0f}/s")
+    read = f"{counted(queries, 'query', 'queries')}, {counted(done.pairs, 'pair', 'pairs')}"
+    print(f"{out}: {read} in {duration(done.seconds)}, {rate:,.0f}/s")
     print(f"Next: hone evaluate --data {data} --from-run {out}")
 
 

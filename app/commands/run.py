@@ -30,6 +30,7 @@ from app.training import (
     stopping_at_signals,
 )
 from retriever.artifacts import CURRENT, SERVED
+from retriever.counting import counted
 from retriever.errors import HoneError, InputError
 from retriever.store import Store
 
@@ -111,10 +112,10 @@ def _train(
 
 def _print_result(run: Run, result: TrainingResult) -> None:
     outcome = result.outcome
-    print(f"{outcome.reason} after {outcome.step} steps in {duration(result.seconds)}")
+    print(f"{outcome.reason} after {counted(outcome.step, 'step', 'steps')} in {duration(result.seconds)}")
     print(
-        f"{outcome.negative_sets_adopted} negative sets adopted, "
-        f"at most {outcome.max_staleness_steps} steps stale; checkpoint {outcome.checkpoint}"
+        f"{counted(outcome.negative_sets_adopted, 'negative set', 'negative sets')} adopted, "
+        f"at most {counted(outcome.max_staleness_steps, 'step', 'steps')} stale; checkpoint {outcome.checkpoint}"
     )
     best = run.store.generations.get("BEST")
     if best is not None and best.facts.get("dev"):

@@ -12,6 +12,7 @@ from app.comparison.reranked_run import MEASURES
 from app.comparison.run_curve import METRIC
 from app.comparison.significance import CONFIDENCE
 from app.live import duration
+from retriever.counting import counted
 
 NOTHING = "–"
 MEGABYTE = 1_000_000
@@ -73,7 +74,8 @@ def headline(results: Results) -> list[str]:
     missing = [name for name in results["systems"] if not any(name in reading["systems"] for reading in readings)]
     sentences += [f"{name}: no finished run." for name in missing]
     if results["failed"]:
-        sentences.append(f"{len(results['failed'])} runs failed; they are listed below and count nowhere.")
+        one, many = "run failed; it is listed below and counts", "runs failed; they are listed below and count"
+        sentences.append(f"{counted(len(results['failed']), one, many)} nowhere.")
     if warnings(results):
         sentences.append("Some runs warned: read that first, at the end.")
     return sentences

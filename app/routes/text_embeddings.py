@@ -20,6 +20,7 @@ from app.routes.encode import check_dimensions, first_of
 from app.schemas import MAX_INPUTS, Body, Dimensions, Text, TextList, Texts
 from app.service import ReadyOf, Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
+from retriever.counting import counted
 from retriever.protocols import FloatArray
 from retriever.store import code_version
 
@@ -152,8 +153,10 @@ async def _computed(work: Awaitable[Computed], inputs: int, truncate: bool | Non
     except ComputeError as error:
         raise Refusal(424, str(error)) from error
     if truncate is False and done.cut:
-        longer = f"{done.cut} of {inputs} inputs are longer than {done.longest} tokens"
-        raise Refusal(413, f"{longer}, the most that the model reads; shorten them, or truncate")
+        longer = counted(done.cut, f"of {inputs} inputs is longer", f"of {inputs} inputs are longer")
+        raise Refusal(
+            413, f"{longer} than {done.longest} tokens, the most that the model reads; shorten them, or truncate"
+        )
     return done
 
 

@@ -126,8 +126,8 @@ def test_skip_missing_goes_on_and_says_so(hone: Hone, run: Path, data: Path, tmp
     append(data / "qrels/dev.tsv", "nobody\tp1\t1")
     answer = hone("cycle", run, "--skip-missing", "--store", tmp_path / "store", "--json")
     assert answer.json["reason"] == "finished"
-    assert "qrels/train.tsv: 1 judgements name an unknown passage: nix" in answer.err
-    assert "qrels/dev.tsv: 1 judgements name an unknown query: nobody" in answer.err
+    assert "qrels/train.tsv: 1 judgement names an unknown passage: nix" in answer.err
+    assert "qrels/dev.tsv: 1 judgement names an unknown query: nobody" in answer.err
 
 
 def test_no_training_pair(hone: Hone, trained: Path, run: Path, data: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_run_keeps_its_queries_judged_or_not_and_all_their_hits(tiny: Path, tm
     [
         ("", "no hits to rerank"),
         ("q1 Q0 nix 1 1 x\n", "query 'q1' has passage 'nix', which the corpus does not hold"),
-        ("q1 Q0 p1 1 1 x\nnobody Q0 p1 1 1 x\n", r"1 queries are not in .*queries\.jsonl: nobody"),
+        ("q1 Q0 p1 1 1 x\nnobody Q0 p1 1 1 x\n", r"1 query is not in .*queries\.jsonl: nobody"),
     ],
 )
 def test_a_run_that_does_not_fit_the_data(tiny: Path, tmp_path: Path, text: str, problem: str) -> None:

@@ -42,7 +42,7 @@ def test_queries_without_a_positive_are_counted_and_not_trained_on() -> None:
     said: list[str] = []
     queries = QuerySet("train", ["a", "b", "c"], ["x", "y", "z"], [{0: 1}, {1: 0}, {2: 2}])
     assert with_positives(queries, said.append).ids == ["a", "c"]
-    assert said == ["split train: 1 queries have no relevant passage and are not trained on"]
+    assert said == ["split train: 1 query has no relevant passage and is not trained on"]
     assert with_positives(queries.subset([0, 2]), never).ids == ["a", "c"]
 
 
@@ -69,7 +69,7 @@ def test_skip_missing_counts_what_it_leaves_out(tiny: Path, tmp_path: Path) -> N
     said: list[str] = []
     run = open_run(config, tmp_path / "store", skip_missing=True, warn=said.append)
     assert len(run.train) == 20
-    assert len(said) == 2 and "1 judgements name an unknown passage: nix" in said[0] and "nobody" in said[1]
+    assert len(said) == 2 and "1 judgement names an unknown passage: nix" in said[0] and "nobody" in said[1]
 
 
 def trainer_events(run: Run, stop: Event) -> list[str]:

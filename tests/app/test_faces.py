@@ -174,7 +174,7 @@ def test_text_embeddings_inference_s_routes(url: str) -> None:
         assert (answer.headers["x-compute-tokens"], answer.headers["x-compute-characters"]) == ("6", "26")
         assert answer.headers["x-hone-generation"] == "0"
         long = client.post("/embed", json={"inputs": ["a " * 513, "b"], "truncate": False})
-        assert long.status_code == 413 and "1 of 2 inputs are longer than 512 tokens" in long.json()["error"]
+        assert long.status_code == 413 and "1 of 2 inputs is longer than 512 tokens" in long.json()["error"]
         assert client.post("/embed", json={"inputs": "a " * 513}).status_code == 200
         assert client.post("/embed", json={"inputs": "a", "normalize": False}).status_code == 422
         assert client.post("/embed", json={"inputs": "a", "dimensions": 33}).status_code == 422

@@ -67,7 +67,7 @@ def test_dev_queries_that_do_not_fit_are_refused_before_anything_is_published(
     data = write_tiny_data(tmp_path / "data", seed=8)
     (data / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tnix\t1\n")
     before = contents(indexed)
-    with pytest.raises(InputError, match=r"dev\.tsv: 1 judgements name an unknown passage: nix"):
+    with pytest.raises(InputError, match=r"dev\.tsv: 1 judgement names an unknown passage: nix"):
         index(tiny, indexed, data)
     assert contents(indexed) == before
     said: list[str] = []

@@ -88,7 +88,7 @@ def test_progress_counts_pairs_and_cut_ones_are_told(corpus: Corpus, monkeypatch
     assert seen == [(0, 9), (4, 9), (7, 9), (9, 9)]
     said: list[str] = []
     warn_of_cut_pairs(done, said.append)
-    assert said == ["6 of 9 pairs are longer than the ranker reads; the rest of them is not read"]
+    assert said == ["6 of 9 pairs are longer than the ranker reads; the rest is not read"]
     facts = reranking_facts(done)
     assert (facts["depth"], facts["pairs"], facts["cut_pairs"]) == (2, 9, 6) and facts["seconds"] >= 0
     warn_of_cut_pairs(rerank(Planted(corpus, [1.0]), candidates, 2), never)

@@ -82,7 +82,7 @@ def test_a_pad_is_not_the_last_passage_of_the_query_before() -> None:
 def test_verdicts_on_other_queries_are_counted(corpus: Corpus, tmp_path: Path) -> None:
     stored, said = read(tmp_path / "v.jsonl", corpus, line("q9", "p1", True), line("q1", "p2", True))
     assert len(stored.keys) == 1
-    assert said == [f"{tmp_path / 'v.jsonl'}: 1 verdicts are on queries that are not trained on, and change nothing"]
+    assert said == [f"{tmp_path / 'v.jsonl'}: 1 verdict changes nothing, being on queries that are not trained on"]
 
 
 def test_the_same_verdict_twice_is_one_and_a_contradiction_is_an_error(corpus: Corpus, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_each_action_changes_the_training_queries_as_it_says(corpus: Corpus, tmp
     )
     said: list[str] = []
     queries, judged = corrected(QUERIES, stored, said.append)
-    assert said == ["1 queries are left out of training by verdicts"]
+    assert said == ["1 query is left out of training by verdicts"]
     assert (queries.ids, queries.texts) == (["q1", "q2"], ["b", "c"])
     assert [queries.positives(row).tolist() for row in range(2)] == [[1, 8], [2]]
     assert QUERIES.judgements[1] == {1: 1}, "the qrels as they were read stay as they are"
@@ -180,7 +180,7 @@ def test_qrels_outrank_a_relabelling(corpus: Corpus, tmp_path: Path) -> None:
     write_json_lines(path, [acting("q0", "p4", "relabel"), acting("q0", "p0", "relabel")])
     queries, _ = corrected(judged_zero, read_verdicts(path, corpus, judged_zero, print), said.append)
     assert queries.judgements == [{0: 1, 4: 0}]
-    assert said == ["1 verdicts would make a positive of what the qrels call irrelevant, and change nothing"]
+    assert said == ["1 verdict changes nothing, as the qrels call irrelevant what would become a positive"]
 
 
 def test_verdicts_that_leave_no_query_are_an_error(corpus: Corpus, tmp_path: Path) -> None:

@@ -170,13 +170,13 @@ def test_a_judgement_of_something_unknown_is_listed_and_counted(
     write_qrels(data, "dev", {("q1", "p1"): 1, pair: 1})
     name = pair[0] if what == "query" else pair[1]
     with pytest.raises(
-        InputError, match=rf"qrels/dev\.tsv: 1 judgements name an unknown {what}: {name}.*--skip-missing"
+        InputError, match=rf"qrels/dev\.tsv: 1 judgement names an unknown {what}: {name}.*--skip-missing"
     ):
         load(data, corpus, "dev")
     warnings: list[str] = []
     queries = load_query_set(data, "dev", corpus, skip_missing=True, warn=warnings.append)
     assert list(queries.ids) == ["q1"] and list(queries.judgements) == [{1: 1}]
-    assert len(warnings) == 1 and f"1 judgements name an unknown {what}: {name}" in warnings[0]
+    assert len(warnings) == 1 and f"1 judgement names an unknown {what}: {name}" in warnings[0]
     assert warnings[0].endswith("skipped")
 
 

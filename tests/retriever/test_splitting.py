@@ -112,7 +112,7 @@ def test_an_unknown_document_is_left_for_the_reader_to_report(tmp_path: Path) ->
         file.write("q0\tnowhere\t1\n")
     split_documents(data, tmp_path / "out")
     corpus = Corpus(ingest_corpus(Store(tmp_path / "store", create=True), tmp_path / "out"))
-    with pytest.raises(InputError, match="1 judgements name an unknown passage: nowhere"):
+    with pytest.raises(InputError, match="1 judgement names an unknown passage: nowhere"):
         load_query_set(tmp_path / "out", "train", corpus, warn=pytest.fail)
 
 

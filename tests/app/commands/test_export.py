@@ -74,5 +74,5 @@ def test_judgements_on_other_data_are_said_to_be_left_out(hone: Hone, tiny: Path
     table.close()
     said = hone("export", "judgements", tiny / "data", "out.jsonl")
     assert "0 lines from 2 judged pairs" in said.out
-    assert "1 pairs are left out" in said.err and "has not their query" in said.err
-    assert "has not their passage's text" in said.err
+    assert "1 pair is left out" in said.err and "has no such query" in said.err
+    assert "has no passage of such a text" in said.err

@@ -15,7 +15,7 @@ def test_what_has_no_figures_is_said() -> None:
     failed = [{"system": "refreshed", "seed": 1, "problem": "the loss is nan"}]
     runs = [run for run in some_runs() if run.system == "static"]
     told = headline(results_of(runs, failed=failed))
-    assert told == ["refreshed: no finished run.", "1 runs failed; they are listed below and count nowhere."]
+    assert told == ["refreshed: no finished run.", "1 run failed; it is listed below and counts nowhere."]
     assert tables(results_of(runs, failed=failed))[-1].rows == [["refreshed", "1", "the loss is nan"]]
     assert "Failed runs" not in [table.title for table in tables(results_of(runs))]
     assert headline(results_of([], failed=failed))[0] == "static: no finished run."
