@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.kept_tokens import encode_texts
 from indexer.shards import Vectors, block_name, is_intact, shard_path, write_shard
-from indexer.tokens import encode_texts
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
 from retriever.errors import StoreError

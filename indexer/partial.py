@@ -14,8 +14,8 @@ import numpy as np
 
 from indexer.drift import fit_drift
 from indexer.encode import advance, check_encoded
+from indexer.kept_tokens import encode_rows
 from indexer.shards import Vectors, is_intact, open_vectors, shard_path, write_shard
-from indexer.tokens import encode_rows
 from retriever.artifacts import Artifact
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from indexer.encode import encode_corpus, remembering_queries
+from indexer.kept_tokens import encode_rows, read_tokens, tokens_path, write_tokens
 from indexer.shards import block_name, drop_unused, sidecar
-from indexer.tokens import encode_rows, read_tokens, tokens_path, write_tokens
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import write_atomic
 from retriever.protocols import FloatArray, Progress, Side, silent
