@@ -80,6 +80,28 @@ def test_padding_changes_nothing(transformer: Any) -> None:
             assert float((alone[0] - together[row, :length]).abs().max()) < 2e-5
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_batches_of_many_shapes_are_multiplied_in_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each number of rows oneDNN keeps half a megabyte a product."""
+    multiplied: set[int] = set()
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def counted(x: Tensor, *others: Any) -> Tensor:
+        multiplied.add(x.numel() // x.shape[-1])
+        return multiply(x, *others)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    forward = fast_forward(random_transformer(FAST[name]()), torch.float32)
+    assert forward is not None
+    shapes = [(2048 // length, length) for length in range(9, 64)]
+    with torch.inference_mode():
+        for n, length in shapes:
+            found = forward(torch.ones(n, length, dtype=torch.int64), torch.ones(n, length, dtype=torch.int64))
+            assert found.shape == (n, length, 32)
+    assert len({n * length for n, length in shapes}) > 20 and len(multiplied) <= 4
+    assert max(multiplied) <= 2048
+
+
 @pytest.mark.parametrize("name", GENERIC)
 def test_what_is_not_known_here_is_left_to_transformers(name: str) -> None:
     assert fast_forward(random_transformer(GENERIC[name]()), torch.float32) is None
