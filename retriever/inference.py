@@ -26,6 +26,8 @@ TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536, "mps": 16384}
 CALIBRATION_BATCH = 8
 PIECES = {"cpu": sys.maxsize, "cuda": 512, "mps": 512}
 """Texts that a thread takes from words to vectors. A GPU computes for one meanwhile; a CPU sorts all by length."""
+TOKENIZED = 512
+"""Texts that the tokenizer is given at a time: what it returns is a hundred times as large as the ids."""
 
 
 class ModelEncoder:
@@ -99,22 +101,21 @@ class ModelEncoder:
 
     def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the query tower."""
-        return self._encode("query", len(texts), lambda piece: self._tokens("query", texts[piece])[0], progress)
+        return self.encode_keeping("query", texts, progress)[0]
 
     def encode_passages(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
         """Return float32 [len(texts), dimensions] from the passage tower."""
-        return self._encode("passage", len(texts), lambda piece: self._tokens("passage", texts[piece])[0], progress)
+        return self.encode_keeping("passage", texts, progress)[0]
 
     def encode_keeping(
         self, side: Side, texts: Sequence[str], progress: Progress = silent
     ) -> tuple[FloatArray, Tokens]:
-        """Return float32 [len(texts), dimensions], and the token ids of ``texts``, at least one."""
+        """Return float32 [len(texts), dimensions], and the token ids of ``texts``."""
         kept: dict[int, Tokens] = {}
 
-        def tokens(piece: slice) -> list[list[int]]:
-            token_ids, cut = self._tokens(side, texts[piece])
-            kept[piece.start] = Tokens.of(token_ids, cut)
-            return token_ids
+        def tokens(piece: slice) -> list[NDArray[Any]]:
+            kept[piece.start] = self._tokens(side, texts[piece])
+            return kept[piece.start].split()
 
         vectors = self._encode(side, len(texts), tokens, progress)
         return vectors, joined([kept[start] for start in sorted(kept)])
@@ -143,12 +144,13 @@ class ModelEncoder:
         self._in_streams(encode, pieces, progress, count)
         return vectors
 
-    def _tokens(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    def _tokens(self, side: Side, texts: Sequence[str]) -> Tokens:
         """Return the token ids of each text, and which were cut; these are counted. One thread at a time."""
+        starts = range(0, len(texts), TOKENIZED) or [0]
         with self._tokenizing:  # the tokenizer has threads of its own, and refuses those of others
-            token_ids, cut = self._model.tokenize(side, texts)
-            self.cut_texts[side] += sum(cut)
-        return token_ids, cut
+            made = joined([Tokens.of(*self._model.tokenize(side, texts[at : at + TOKENIZED])) for at in starts])
+            self.cut_texts[side] += int(made.cut.sum())
+        return made
 
     def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each text, cut to the maximum length, and how many texts were cut."""

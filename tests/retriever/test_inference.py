@@ -90,6 +90,21 @@ def test_shapes_and_types(encoder: ModelEncoder) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+def test_the_tokenizer_is_given_few_texts_at_a_time(
+    encoder: ModelEncoder, model: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, cut = encoder.encode_passages(TEXTS), encoder.cut_texts["passage"]
+    given: list[int] = []
+    tokenize = model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda side, texts: (given.append(len(texts)), tokenize(side, texts))[1])
+    monkeypatch.setattr("retriever.inference.TOKENIZED", 16)
+    np.testing.assert_array_equal(encoder.encode_passages(TEXTS), expected)
+    vectors, tokens = encoder.encode_keeping("passage", TEXTS)
+    np.testing.assert_array_equal(vectors, expected)
+    assert given == [16, 16, 8] * 2 and len(tokens) == len(TEXTS)
+    assert encoder.cut_texts["passage"] == 3 * cut > 0
+
+
 def test_no_text_is_no_vector(encoder: ModelEncoder) -> None:
     for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
         assert vectors.dtype == np.float32 and vectors.shape == (0, encoder.dimensions)
