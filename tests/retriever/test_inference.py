@@ -6,7 +6,7 @@ import torch
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
-from retriever.inference import PIECES, TOKEN_BUDGETS, ModelEncoder
+from retriever.inference import ENCODED_TOKENS, PIECES, ModelEncoder
 from retriever.protocols import Side
 from tests.stand_ins import WORDS
 from tests.tiny_model import write_tiny_model
@@ -34,7 +34,7 @@ def test_vectors_do_not_depend_on_order_or_neighbours(encoder: ModelEncoder, mon
     order = np.random.default_rng(0).permutation(len(TEXTS))
     assert np.abs(encoder.encode_passages([TEXTS[i] for i in order]) - together[order]).max() < 1e-5
     assert np.abs(np.concatenate([encoder.encode_passages([text]) for text in TEXTS]) - together).max() < 1e-5
-    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 20)
+    monkeypatch.setitem(ENCODED_TOKENS, "cpu", 20)
     assert np.abs(encoder.encode_passages(TEXTS) - together).max() < 1e-5
 
 
@@ -123,7 +123,7 @@ def test_texts_that_are_cut_are_counted(encoder: ModelEncoder) -> None:
 
 
 def test_progress_counts_texts_up_to_the_last(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 50)
+    monkeypatch.setitem(ENCODED_TOKENS, "cpu", 50)
     told: list[tuple[int, int]] = []
     encoder.encode_passages(TEXTS, lambda done, total: told.append((done, total)))
     assert told == sorted(told) and len(told) > 3
@@ -166,7 +166,7 @@ def test_int8_is_for_passages_alone_and_knows_its_calibration(model: DualEncoder
 
 
 def test_openvino_gives_torch_s_vectors_to_several_streams(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TOKEN_BUDGETS, "cpu", 50)
+    monkeypatch.setitem(ENCODED_TOKENS, "cpu", 50)
     other = ModelEncoder(model, "fp32", "cpu", engine="openvino")
     np.testing.assert_allclose(
         other.encode_passages(TEXTS), ModelEncoder(model, "fp32", "cpu").encode_passages(TEXTS), atol=2e-6
