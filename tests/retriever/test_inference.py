@@ -96,7 +96,12 @@ def test_the_tokenizer_is_given_few_texts_at_a_time(
     expected, cut = encoder.encode_passages(TEXTS), encoder.cut_texts["passage"]
     given: list[int] = []
     tokenize = model.tokenize
-    monkeypatch.setattr(model, "tokenize", lambda side, texts: (given.append(len(texts)), tokenize(side, texts))[1])
+
+    def counted(side: Side, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+        given.append(len(texts))
+        return tokenize(side, texts)
+
+    monkeypatch.setattr(model, "tokenize", counted)
     monkeypatch.setattr("retriever.inference.TOKENIZED", 16)
     np.testing.assert_array_equal(encoder.encode_passages(TEXTS), expected)
     vectors, tokens = encoder.encode_keeping("passage", TEXTS)

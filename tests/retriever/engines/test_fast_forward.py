@@ -88,7 +88,8 @@ def test_batches_of_many_shapes_are_multiplied_in_few(name: str, monkeypatch: py
 
     def counted(x: Tensor, *others: Any) -> Tensor:
         multiplied.add(x.numel() // x.shape[-1])
-        return multiply(x, *others)
+        product: Tensor = multiply(x, *others)
+        return product
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
     forward = fast_forward(random_transformer(FAST[name]()), torch.float32)
