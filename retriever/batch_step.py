@@ -20,7 +20,7 @@ from retriever.inference import TOKEN_BUDGETS
 from retriever.objective import Objective
 from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.ranks import Ranks
-from retriever.teacher import Teacher
+from retriever.teacher import Ask, Teacher
 
 Gather = Callable[[IntArray], FloatArray]
 """Corpus rows int32 [n] → their vectors float32 [n, dim]."""
@@ -31,7 +31,7 @@ class BatchStep:
     """The model as it is trained, with what turns a batch into a loss.
 
     ``model`` is ``encoder`` as the accelerator wrapped it. ``frozen`` gives passage vectors that do not move, where the
-    query tower alone is trained. ``teacher`` is asked before the gradient is taken, once a batch.
+    query tower alone is trained. ``teacher`` and ``guide`` are asked before the gradient is taken, once a batch.
     """
 
     encoder: DualEncoder
@@ -43,6 +43,7 @@ class BatchStep:
     grad_cache: bool
     accumulation: int
     teacher: Teacher = field(default_factory=Teacher)
+    guide: Ask | None = None
     frozen: Gather | None = None
 
     @property
@@ -54,9 +55,9 @@ class BatchStep:
 
         Ranks average their gradients in the ``last`` batch of an optimiser step.
         """
-        queries, passages = self.examples.texts(batch)
-        guide = self.objective.guide_scores(queries, passages)
-        taught = self.teacher.teach(batch, (queries, passages), self.ranks)
+        queries, passages = texts = self.examples.texts(batch)
+        guide = None if self.guide is None else self.guide(batch, texts, self.ranks).scores
+        taught = self.teacher.teach(batch, texts, self.ranks)
         token_ids = (self._share("query", queries), [] if self.frozen else self._share("passage", passages))
         fixed = None
         if self.frozen is not None:

@@ -12,7 +12,7 @@ from retriever.losses.contrastive import LossConfig, contrastive_loss
 from retriever.losses.teaching import Lesson, ar2, cosent, embedding, kl, margin_mse, soft_infonce
 from retriever.losses.temperature import LearnedTemperature, cosine_temperature
 from retriever.losses.terms import Candidates
-from retriever.protocols import Encoder, FloatArray
+from retriever.protocols import FloatArray
 from retriever.teacher import Taught, TeacherConfig
 
 
@@ -30,19 +30,14 @@ class Objective(nn.Module):
     def __init__(
         self,
         config: LossConfig,
-        guide: Encoder | None = None,
         teaching: TeacherConfig | None = None,
         dimensions: int = 0,
     ) -> None:
-        """``guide`` scores each batch where ``config`` names one; ``teaching`` tells what becomes of a teacher's.
-
-        ``dimensions`` are those of the vectors.
-        """
+        """``teaching`` tells what becomes of a teacher's scores; ``dimensions`` are those of the vectors."""
         super().__init__()
         self.config = config
         self.teaching = teaching
         self.facts: dict[str, float] = {}
-        self._guide = guide
         self._queries = torch.empty(0)
         self._scores = self._gradient = torch.empty(0)
         self.keeps_gradient = False
@@ -111,12 +106,6 @@ class Objective(nn.Module):
         mean: FloatArray = np.where(count > 0, scores.sum(axis=1) / np.maximum(count, 1), np.nan).astype(np.float32)
         return mean
 
-    def guide_scores(self, queries: list[str], passages: list[str]) -> Tensor | None:
-        """Return the guide's similarities float32 [b, n] of a batch's texts, None without a guide."""
-        if self._guide is None:
-            return None
-        return torch.from_numpy(self._guide.encode_queries(queries) @ self._guide.encode_passages(passages).T)
-
     def forward(
         self,
         queries: Tensor,
@@ -126,7 +115,10 @@ class Objective(nn.Module):
         guide: Tensor | None,
         taught: Taught | None = None,
     ) -> Tensor:
-        """Return the scalar loss of ``queries`` float [b, dim] and ``passages`` float [n, dim]."""
+        """Return the scalar loss of ``queries`` float [b, dim] and ``passages`` float [n, dim].
+
+        ``guide`` float [b, n] scores the batch where the configuration names one.
+        """
         device = queries.device
         candidates = Candidates(
             torch.from_numpy(batch.positive).to(device),

@@ -24,7 +24,7 @@ from retriever.optimiser import Optimiser, Schedule
 from retriever.pair_memory import PairMemory
 from retriever.protocols import Encoder, FloatArray, IntArray, Negatives, NegativeSource, WatchingSource
 from retriever.source_tally import SourceTally, brought, several_sources
-from retriever.teacher import Score, Teacher
+from retriever.teacher import Score, Teacher, asking_encoder
 
 EncodeQueries = Callable[[IntArray], FloatArray]
 """Training query rows int32 [n] → their vectors float32 [n, dim] by the weights of this moment."""
@@ -78,7 +78,7 @@ class RetrieverLearner:
         _check_shares(train.batch_size, parts.memory, self._ranks.count)
         _freeze(model, train)
         self._teacher = parts.teacher.of_run(ranker)
-        objective = Objective(parts.loss, parts.guide, parts.teacher.config, model.dimensions)
+        objective = Objective(parts.loss, parts.teacher.config, model.dimensions)
         objective.to(place.accelerator.device)
         self.schedule = Schedule("train", train.learning_rate, train.warmup_steps, steps, train.max_grad_norm)
         self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule)
@@ -92,6 +92,7 @@ class RetrieverLearner:
             train.grad_cache,
             train.accumulation,
             self._teacher,
+            None if parts.guide is None else asking_encoder(parts.guide),
         )
         if train.towers == "query":  # until an index holds its vectors, the tower that stays is asked for them
             self.batch_step.frozen = self.batch_step.shared_passage_vectors

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from retriever.artifacts import Artifact
 from retriever.batch_step import BatchStep
 from retriever.checkpoint import model_folder
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
 from retriever.errors import InputError
+from retriever.learner import open_workplace
 from retriever.losses.contrastive import LossConfig
 from retriever.phases import PhasesConfig
 from retriever.protocols import FloatArray, Negatives
@@ -22,6 +24,7 @@ from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverLearner
 from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
+from tests.stand_ins import HashEncoder
 
 pytestmark = pytest.mark.usefixtures("own_process")
 
@@ -53,7 +56,9 @@ def test_the_hardest_of_the_drawn_are_kept(tmp_path: Path) -> None:
 class OneAfterTheOther(Ranks):
     """Three ranks, whose shares are computed here one after the other; notes how long they are."""
 
-    shares: ClassVar[list[int]] = []
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        self.shares: list[int] = []
 
     def together(self, compute: Callable[[slice], FloatArray], length: int) -> torch.Tensor:
         """Return all shares."""
@@ -70,6 +75,15 @@ def test_ranks_forward_a_share_of_what_is_drawn(tmp_path: Path) -> None:
     step.ranks = OneAfterTheOther(step.accelerator)
     assert step.hardest(rows, negatives, 2).rows.tolist() == expected.rows.tolist()
     assert step.ranks.shares == [2, 2, 3, 0, 1, 1], "of seven passages and two queries"
+
+
+def test_ranks_ask_a_guide_for_a_share(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, loss=LossConfig(guide="start", guide_max=0.2))
+    parts = replace(bench.retriever_parts(), guide=HashEncoder(8))
+    step = RetrieverLearner(parts, bench.train, 1, open_workplace(bench.train), print).batch_step
+    step.ranks = OneAfterTheOther(step.accelerator)
+    step.backward(step.examples.batch(np.arange(4, dtype=np.int32), 0, None), 0, last=True)
+    assert step.ranks.shares == [1, 1, 2, 1, 1, 2], "of four queries and their positives"
 
 
 def test_where_nothing_was_drawn_nothing_is_kept(tmp_path: Path) -> None:

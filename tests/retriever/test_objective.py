@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from retriever.examples import Batch
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
-from retriever.protocols import FloatArray
 from retriever.teacher import Taught, TeacherConfig
-from tests.stand_ins import HashEncoder
 
 
 def batch() -> Batch:
@@ -74,20 +71,8 @@ def test_the_gradient_of_scores_is_kept_where_it_is_wanted(in_batch: bool) -> No
     assert plain.score_gradient().size == 0
 
 
-class Guide(HashEncoder):
-    """Finds every query equal to the passage of its own place, and no other alike."""
-
-    def encode_queries(self, texts: Sequence[str], progress: object = None) -> FloatArray:
-        return np.eye(8, dtype=np.float32)[: len(texts)]
-
-    encode_passages = encode_queries
-
-
 def test_a_guide_takes_out_what_it_finds_relevant() -> None:
-    config = LossConfig(guide="start", guide_max=0.5)
-    objective = Objective(config, Guide())
-    scores = objective.guide_scores(["a", "b", "c"], ["p", "q", "r", "s", "t"])
-    assert scores is not None and torch.equal(scores, torch.eye(8)[:3, :5])
+    objective = Objective(LossConfig(guide="start", guide_max=0.5))
     scores = torch.zeros(3, 5)
     scores[0, 3] = 0.6  # query 0's hard negative looks relevant
     passages = unit(5, 1)
@@ -115,8 +100,8 @@ def test_a_teacher_s_head_keeps_its_term_from_what_is_served() -> None:
     """The contrastive term is of x, the teacher's of Wx; at first W changes nothing."""
     taught = Taught(torch.from_numpy(np.cos(np.arange(15.0)).reshape(3, 5)))
     config = TeacherConfig("r", loss="margin_mse", over="batch", head=True)
-    objective = Objective(LossConfig(), None, config, 6).double()
-    bare = Objective(LossConfig(), None, replace(config, head=False))
+    objective = Objective(LossConfig(), config, 6).double()
+    bare = Objective(LossConfig(), replace(config, head=False))
     queries, passages = unit(3, 0).double(), unit(5, 1).double()
     assert objective(queries, passages, batch(), 0, None, taught).item() == pytest.approx(
         bare(queries, passages, batch(), 0, None, taught).item()
