@@ -5,12 +5,14 @@ Does not know how a refresh or a step is carried out: it reads what trainer and 
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,12 @@ KEYS = ("steps_ratio", "rescored_cost", "unchanged_cost", "staleness_steps", "re
 PASSAGES, QUICK_PASSAGES = 600, 240
 QUERIES = 150
 INTERVALS, QUICK_INTERVALS = (10, 20, 40), (20, 40)
-STEPS = 80
+REFRESHED, QUICK_REFRESHED = 120, 60
+"""Steps in which refreshes are asked for; a training goes on after them, so that steps are taken alone, too."""
+ALONE, QUICK_ALONE = 40, 20
+"""Steps alone after which a training is stopped."""
+MOST_STEPS = 2000
+LOOK_SECONDS = 0.5
 PICTURE = "refresh-staleness.svg"
 RUN = """\
 seed = 13
@@ -39,15 +46,15 @@ name = "minilm"
 query_max_length = 32
 passage_max_length = 96
 [train]
-max_steps = {steps}
+max_steps = {most}
 batch_size = 8
 learning_rate = 2e-5
 warmup_steps = 5
-save_every = {steps}
+save_every = {most}
 [negatives]
 depth = 100
 [refresh]
-trigger = "steps:{interval}"
+trigger = "0-{refreshed}:{interval}"
 method = "{method}"
 full_every = 1000000
 [index]
@@ -84,13 +91,14 @@ def main() -> None:
         folder = Path(scratch)
         dev = take(options.data, folder / "data", passages)
         intervals = QUICK_INTERVALS if options.quick else INTERVALS
-        watched = {interval: train(folder, interval, dev) for interval in intervals}
-        write_run(folder / "partial.toml", STEPS, dev, "partial")
+        lengths = (QUICK_REFRESHED, QUICK_ALONE) if options.quick else (REFRESHED, ALONE)
+        watched = {interval: train(folder, interval, dev, *lengths) for interval in intervals}
+        write_run(folder / "partial.toml", MOST_STEPS, MOST_STEPS, dev, "partial")
         settings = {"config": str(folder / "partial.toml"), "store": str(folder / "costs")}
         entrant = Entrant("hone", "benchmarks.contestants.hone_refresh", settings=settings)
         with started([entrant]) as (contestant,):
             costs = [cost(contestant) for _ in range(options.rounds)]
-    _report(host.as_facts(), passages, watched, costs)
+    _report(host.as_facts(), passages, lengths[0], watched, costs)
 
 
 def take(data: Path, folder: Path, passages: int) -> str:
@@ -119,25 +127,38 @@ def take(data: Path, folder: Path, passages: int) -> str:
     return "train:0.1"
 
 
-def write_run(path: Path, interval: int, dev: str, method: str) -> None:
-    """Write a run.toml that refreshes every ``interval`` steps by ``method``."""
-    path.write_text(RUN.format(steps=STEPS, interval=interval, dev=dev, method=method))
+def write_run(path: Path, interval: int, refreshed: int, dev: str, method: str) -> None:
+    """Write a run.toml that refreshes every ``interval`` of the first ``refreshed`` steps by ``method``."""
+    path.write_text(RUN.format(most=MOST_STEPS, interval=interval, refreshed=refreshed, dev=dev, method=method))
 
 
-def train(folder: Path, interval: int, dev: str) -> Watched:
-    """Train with a refresher as the trainer's child, as `hone train` does, and watch. Raises RuntimeError."""
-    config, store = folder / f"{interval}.toml", folder / f"store-{interval}"
-    write_run(config, interval, dev, "full")
+def train(folder: Path, interval: int, dev: str, refreshed: int, alone: int) -> Watched:
+    """Train with a refresher as the trainer's child, as `hone train` does, and watch. Raises RuntimeError.
+
+    It ends once ``refreshed`` steps are over and ``alone`` steps were taken with the refresher at rest.
+    """
+    config, store, log = folder / f"{interval}.toml", folder / f"store-{interval}", folder / f"{interval}.log"
+    write_run(config, interval, refreshed, dev, "full")
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     command = [sys.executable, "-m", "app.cli", "train", str(config), "--store", str(store), "--json"]
     environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"hone train ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    seen = watch([json.loads(line) for line in (store / "events.jsonl").read_text().splitlines()])
-    if not seen.staleness:
-        raise RuntimeError(f"no negatives were ready within {STEPS} steps; take fewer passages")
-    return seen
+    seen = Watched((), (), ())
+    with log.open("wb") as said, subprocess.Popen(command, env=environment, stdout=said, stderr=said) as child:
+        while child.poll() is None:
+            time.sleep(LOOK_SECONDS)
+            seen = watch(_events(store))
+            if len(seen.idle) >= alone and seen.staleness[-1][0] >= refreshed:
+                child.send_signal(signal.SIGINT)
+                child.wait()
+                return replace(seen, staleness=tuple(one for one in seen.staleness if one[0] <= refreshed))
+    raise RuntimeError(f"hone train ended with {child.returncode} by itself:\n{log.read_text()[-2000:]}")
+
+
+def _events(store: Path) -> list[dict[str, Any]]:
+    """Return what was reported so far; a line that is being written is left for the next look."""
+    path = store / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def watch(events: Sequence[dict[str, Any]]) -> Watched:
@@ -167,11 +188,11 @@ def cost(contestant: Contestant) -> dict[str, float]:
 
 
 def _report(
-    host: dict[str, Any], passages: int, watched: dict[int, Watched], costs: Sequence[dict[str, float]]
+    host: dict[str, Any], passages: int, refreshed: int, watched: dict[int, Watched], costs: Sequence[dict[str, float]]
 ) -> None:
     lines = {f"every {interval} steps": seen.staleness for interval, seen in watched.items()}
     Path(PICTURE).write_text(draw_lines("Staleness of the negatives in use", "step", "steps stale", lines))
-    show(f"{passages} passages, {STEPS} steps of 8 queries; staleness is drawn in {PICTURE}")
+    show(f"{passages} passages, steps of 8 queries; refreshed in {refreshed} steps; staleness is drawn in {PICTURE}")
     for interval, seen in watched.items():
         stale = [steps for _, steps in seen.staleness]
         ratio = "no step alone" if seen.ratio is None else f"steps/s beside the refresher ÷ alone {seen.ratio:.2f}"
