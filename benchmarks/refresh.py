@@ -26,21 +26,23 @@ from retriever.beir import read_passages, read_queries
 from retriever.trec import read_qrels
 
 KEYS = ("steps_ratio", "rescored_cost", "unchanged_cost", "staleness_steps", "refresh_seconds")
-PASSAGES, QUICK_PASSAGES = 600, 240
-QUERIES = 150
-INTERVALS, QUICK_INTERVALS = (10, 20, 40), (20, 40)
-REFRESHED, QUICK_REFRESHED = 120, 60
-"""Steps in which refreshes are asked for; a training goes on after them, so that steps are taken alone, too."""
-ALONE, QUICK_ALONE = 40, 20
-"""Steps alone after which a training is stopped."""
+PASSAGES, QUICK_PASSAGES = 600, 160
+"""What a refresh alone is measured with."""
+TRAINED_PASSAGES, QUERIES = 160, 150
+"""What a training refreshes beside its steps: few, for the refresher has the lowest priority."""
+INTERVALS, QUICK_INTERVALS = (10, 30), (30,)
+LAST_MARK, QUICK_LAST_MARK = 60, 30
+"""The step of a training's last refresh, a multiple of each interval."""
+ALONE = 15
+"""Steps with the negatives of the last refresh, and so without the refresher, after which a training is stopped."""
 MOST_STEPS = 2000
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 PICTURE = "refresh-staleness.svg"
 RUN = """\
 seed = 13
 [data]
-path = "data"
-dev = "{dev}"
+path = "{data}"
+dev = "train:0.1"
 [model]
 name = "minilm"
 query_max_length = 32
@@ -54,7 +56,7 @@ save_every = {most}
 [negatives]
 depth = 100
 [refresh]
-trigger = "0-{refreshed}:{interval}"
+trigger = "0-{end}:{interval}"
 method = "{method}"
 full_every = 1000000
 [index]
@@ -89,20 +91,20 @@ def main() -> None:
     passages = QUICK_PASSAGES if options.quick else PASSAGES
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch)
-        dev = take(options.data, folder / "data", passages)
-        intervals = QUICK_INTERVALS if options.quick else INTERVALS
-        lengths = (QUICK_REFRESHED, QUICK_ALONE) if options.quick else (REFRESHED, ALONE)
-        watched = {interval: train(folder, interval, dev, *lengths) for interval in intervals}
-        write_run(folder / "partial.toml", MOST_STEPS, MOST_STEPS, dev, "partial")
+        take(options.data, folder / "trained", TRAINED_PASSAGES)
+        intervals, last = (QUICK_INTERVALS, QUICK_LAST_MARK) if options.quick else (INTERVALS, LAST_MARK)
+        watched = {interval: train(folder, interval, last) for interval in intervals}
+        take(options.data, folder / "refreshed", passages)
+        write_run(folder / "partial.toml", "refreshed", 1, 1, "partial")
         settings = {"config": str(folder / "partial.toml"), "store": str(folder / "costs")}
         entrant = Entrant("hone", "benchmarks.contestants.hone_refresh", settings=settings)
         with started([entrant]) as (contestant,):
             costs = [cost(contestant) for _ in range(options.rounds)]
-    _report(host.as_facts(), passages, lengths[0], watched, costs)
+    _report(host.as_facts(), passages, watched, costs)
 
 
-def take(data: Path, folder: Path, passages: int) -> str:
-    """Write a sample of the BEIR folder ``data`` with that many passages to ``folder``; return its dev split.
+def take(data: Path, folder: Path, passages: int) -> None:
+    """Write a sample of the BEIR folder ``data`` with that many passages to ``folder``.
 
     Training queries come first, with their positives; the passages are filled up in the order of the corpus.
     """
@@ -124,34 +126,38 @@ def take(data: Path, folder: Path, passages: int) -> str:
     (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
     judged = [f"{query}\t{passage}\t1" for query, passage in chosen.items()]
     (folder / "qrels/train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
-    return "train:0.1"
 
 
-def write_run(path: Path, interval: int, refreshed: int, dev: str, method: str) -> None:
-    """Write a run.toml that refreshes every ``interval`` of the first ``refreshed`` steps by ``method``."""
-    path.write_text(RUN.format(most=MOST_STEPS, interval=interval, refreshed=refreshed, dev=dev, method=method))
+def write_run(path: Path, data: str, interval: int, last: int, method: str) -> None:
+    """Write a run.toml that refreshes by ``method`` at step 0 and every ``interval`` steps up to step ``last``."""
+    path.write_text(RUN.format(data=data, most=MOST_STEPS, interval=interval, end=last + 1, method=method))
 
 
-def train(folder: Path, interval: int, dev: str, refreshed: int, alone: int) -> Watched:
+def train(folder: Path, interval: int, last: int) -> Watched:
     """Train with a refresher as the trainer's child, as `hone train` does, and watch. Raises RuntimeError.
 
-    It ends once ``refreshed`` steps are over and ``alone`` steps were taken with the refresher at rest.
+    It is stopped ALONE steps after the negatives of step ``last``, the last refresh, were adopted. However long a
+    refresh takes, that gives steps of both kinds. Staleness is told up to when a further refresh would be asked for.
     """
     config, store, log = folder / f"{interval}.toml", folder / f"store-{interval}", folder / f"{interval}.log"
-    write_run(config, interval, refreshed, dev, "full")
+    write_run(config, "trained", interval, last, "full")
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     command = [sys.executable, "-m", "app.cli", "train", str(config), "--store", str(store), "--json"]
     environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    seen = Watched((), (), ())
     with log.open("wb") as said, subprocess.Popen(command, env=environment, stdout=said, stderr=said) as child:
         while child.poll() is None:
             time.sleep(LOOK_SECONDS)
             seen = watch(_events(store))
-            if len(seen.idle) >= alone and seen.staleness[-1][0] >= refreshed:
+            if is_over(seen, last):
                 child.send_signal(signal.SIGINT)
                 child.wait()
-                return replace(seen, staleness=tuple(one for one in seen.staleness if one[0] <= refreshed))
+                return replace(seen, staleness=tuple(one for one in seen.staleness if one[0] <= last + interval))
     raise RuntimeError(f"hone train ended with {child.returncode} by itself:\n{log.read_text()[-2000:]}")
+
+
+def is_over(seen: Watched, last: int) -> bool:
+    """Tell whether ALONE steps were taken with the negatives of step ``last``."""
+    return sum(step - stale == last for step, stale in seen.staleness) >= ALONE
 
 
 def _events(store: Path) -> list[dict[str, Any]]:
@@ -171,7 +177,7 @@ def watch(events: Sequence[dict[str, Any]]) -> Watched:
         kind = event["event"]
         if kind in ("build_started", "negatives_published"):
             working, changed = kind == "build_started", True
-        elif kind in ("adopted", "checkpoint", "waiting"):
+        elif kind in ("adopted", "checkpoint", "staleness", "waiting"):
             changed = True  # the step after it holds more than a step
         elif kind == "step":
             if previous is not None and not changed and event["negatives"] is not None:
@@ -188,11 +194,11 @@ def cost(contestant: Contestant) -> dict[str, float]:
 
 
 def _report(
-    host: dict[str, Any], passages: int, refreshed: int, watched: dict[int, Watched], costs: Sequence[dict[str, float]]
+    host: dict[str, Any], passages: int, watched: dict[int, Watched], costs: Sequence[dict[str, float]]
 ) -> None:
     lines = {f"every {interval} steps": seen.staleness for interval, seen in watched.items()}
     Path(PICTURE).write_text(draw_lines("Staleness of the negatives in use", "step", "steps stale", lines))
-    show(f"{passages} passages, steps of 8 queries; refreshed in {refreshed} steps; staleness is drawn in {PICTURE}")
+    show(f"steps of 8 queries beside refreshes of {TRAINED_PASSAGES} passages; staleness is drawn in {PICTURE}")
     for interval, seen in watched.items():
         stale = [steps for _, steps in seen.staleness]
         ratio = "no step alone" if seen.ratio is None else f"steps/s beside the refresher ÷ alone {seen.ratio:.2f}"
@@ -200,19 +206,19 @@ def _report(
             f"refresh every {interval} steps: {len(seen.busy)} steps beside it, {len(seen.idle)} alone, {ratio}; "
             f"staleness {statistics.mean(stale):.1f} on average, {max(stale)} at most"
         )
-    busy = [seconds for seen in watched.values() for seconds in seen.busy]
-    idle = [seconds for seen in watched.values() for seconds in seen.idle]
+    ratios = [seen.ratio for seen in watched.values() if seen.ratio is not None]
+    show(f"refreshes of {passages} passages, alone:")
     for name in costs[0]:
         show(f"{name} refresh: {statistics.median(one[name] for one in costs):.2f} s of {len(costs)}")
     every = max(watched)
     figures = {
-        "steps_ratio": statistics.mean(idle) / statistics.mean(busy) if busy and idle else None,
+        "steps_ratio": statistics.mean(ratios) if ratios else None,
         "rescored_cost": statistics.median(one["partial"] / one["full"] for one in costs),
         "unchanged_cost": statistics.median(one["unchanged"] / one["full"] for one in costs),
         "staleness_steps": statistics.mean(steps for _, steps in watched[every].staleness),
         "refresh_seconds": statistics.median(one["full"] for one in costs),
     }
-    reasons = {} if figures["steps_ratio"] else {"steps_ratio": "no step was taken beside the refresher, or none alone"}
+    reasons = {} if figures["steps_ratio"] else {"steps_ratio": "a refresh is over within a step"}
     by_interval = {interval: max(steps for _, steps in seen.staleness) for interval, seen in watched.items()}
     last_line(KEYS, figures, reasons, passages=passages, most_stale=by_interval, machine=host)
 

@@ -1,10 +1,12 @@
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.refresh import take, watch
+from benchmarks.refresh import ALONE, is_over, take, watch, write_run
 from retriever.beir import read_passages, read_queries
+from retriever.refresh_policy import parse_trigger
 from retriever.trec import read_qrels
 from tests.stand_ins import write_tiny_data
 
@@ -47,10 +49,31 @@ def test_without_a_step_on_both_sides_there_is_no_ratio() -> None:
     assert watch([step(1, 1), step(2, 2), step(3, 3)]).ratio is None
 
 
+def test_the_step_in_which_staleness_is_measured_counts_for_neither_side() -> None:
+    seen = watch([step(1, 1), step(2, 2), event(6, "staleness"), step(7, 3), step(8, 4)])
+    assert seen.idle == (1, 1) and seen.busy == ()
+
+
+def test_a_training_is_over_once_enough_steps_were_taken_after_the_last_refresh() -> None:
+    before = [step(number, number, staleness=number) for number in range(1, 31)]  # of step 0, also at step 30
+    after = [step(number, number, staleness=number - 30) for number in range(31, 31 + ALONE)]
+    assert not is_over(watch([]), 30)
+    assert not is_over(watch(before), 30)
+    assert not is_over(watch([*before, *after[:-1]]), 30)
+    assert is_over(watch([*before, *after]), 30)
+
+
+def test_no_refresh_is_asked_for_after_the_last_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "run.toml", "data", 30, 60, "full")
+    run = tomllib.loads((tmp_path / "run.toml").read_text())
+    marked = parse_trigger(run["refresh"]["trigger"], run["train"]["save_every"])
+    assert [step for step in range(200) if marked(step)] == [0, 30, 60]
+
+
 def test_the_sample_holds_its_queries_positives(tmp_path: Path) -> None:
-    dev = take(write_tiny_data(tmp_path / "whole"), tmp_path / "data", 30)
+    take(write_tiny_data(tmp_path / "whole"), tmp_path / "data", 30)
     passages = {key for _, key, _, _ in read_passages(tmp_path / "data")}
     pairs = [(query, passage) for _, query, passage, _ in read_qrels(tmp_path / "data/qrels/train.tsv")]
-    assert dev == "train:0.1" and len(passages) == 30 and len(pairs) == 20
+    assert len(passages) == 30 and len(pairs) == 20
     assert {passage for _, passage in pairs} <= passages
     assert {key for _, key, _ in read_queries(tmp_path / "data")} == {query for query, _ in pairs}
