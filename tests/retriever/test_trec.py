@@ -82,7 +82,9 @@ def test_bad_qrels_name_file_and_line(tmp_path: Path, content: str | bytes, mess
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(b"q 0 d 1\n" * 999)[:-9], b"\x1f\x8b\x08\x00" + b"\xff" * 30]
+    "content",
+    [b"not gzip", gzip.compress(b"q 0 d 1\n" * 999, mtime=0)[:-9], b"\x1f\x8b\x08\x00" + b"\xff" * 30],
+    ids=["text", "cut", "broken"],
 )
 def test_damaged_gzip_is_bad_input(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "qrels.gz"

@@ -10,7 +10,7 @@ from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from tests.stand_ins import WORDS
 from tests.tiny_ranker import ARCHITECTURES, write_tiny_ranker
 
-GENERIC = {"deberta-v2", "xlnet", "gpt2"}
+GENERIC = ("deberta-v2", "xlnet", "gpt2")
 FAST = [
     *((name, {}) for name in ARCHITECTURES if name not in GENERIC),
     ("modernbert", {"classifier_pooling": "cls"}),
