@@ -22,8 +22,8 @@ help: ## list the targets
 demo: $(VENV)/.installed ## train on real text, print before and after, then serve (SERVE=0: without the server)
 	$(BIN)/hone demo$(if $(filter 0,$(SERVE)), --no-serve)
 
-test: $(VENV)/.installed-dev ## run the tests, real processes included (at most 20 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not soak and not gpu"
+test: $(VENV)/.installed-dev ## run the tests, real processes included (under 30 minutes on 2 slow cores)
+	$(BIN)/python -m pytest -m "not soak and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: check-static ## lint, types, import contracts and the quick tests
 	$(BIN)/python -m pytest
