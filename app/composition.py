@@ -74,10 +74,10 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
     loaded: list[tuple[QuerySet, QuerySet | None, StoredVerdicts | None]] = []
 
     def load(corpus: Corpus) -> None:
-        if config.negatives.depth > len(corpus):
-            raise InputError(
-                f"{path}: negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages"
-            )
+        try:
+            check_depth(config, corpus)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         load_split = partial(load_query_set, folder, corpus=corpus, skip_missing=skip_missing, warn=warn)
         train_split, dev_split = splits(config)
         train = with_positives(load_split(train_split), warn)
@@ -85,10 +85,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
         train, judged = with_verdicts(config, path.parent, corpus, train, warn)
         loaded.append((train, dev, judged))
         try:
-            check_slices(config.index.slices, dev)
-            config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
-            if config.ranker is not None:
-                RandomPlan(len(train), config.ranker.batch_size, config.seed, "ranker")
+            check_queries(config, train, dev)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -96,6 +93,21 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
     check_pinned(store, config.negatives.sources)
     corpus = Corpus(ingest_corpus(store, folder, load))
     return Run(config, store, corpus, *loaded[-1])
+
+
+def check_depth(config: RunConfig, corpus: Corpus) -> None:
+    """Raise InputError for pools that are deeper than ``corpus``."""
+    if config.negatives.depth > len(corpus):
+        raise InputError(f"negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages")
+
+
+def check_queries(config: RunConfig, train: QuerySet, dev: QuerySet | None) -> None:
+    """Raise InputError where a run cannot be made of the queries ``train`` and ``dev``."""
+    check_slices(config.index.slices, dev)
+    config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
+    _first_planner(config, train)
+    if config.ranker is not None:
+        RandomPlan(len(train), config.ranker.batch_size, config.seed, "ranker")
 
 
 def splits(config: RunConfig) -> tuple[str, str | None]:
@@ -133,24 +145,30 @@ def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
     All its plans have equally many batches.
     """
     config, queries = run.config, len(run.train)
-    size, seed = config.train.batch_size, config.seed
+    size = config.train.batch_size
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
-        if config.batches.name == "ngame":
-            return ClusterPlan(queries, size, seed=seed, **config.batches.knobs)
-        if config.mix is not None:
-            return MixedPlan([dataset_of(name) for name in run.train.ids], config.mix, size, seed)
-        random = RandomPlan(queries, size, seed)
-        if config.batches.name == "random" or artifact is None:
-            return random
+        first = _first_planner(config, run.train)
+        if config.batches.name != "b3" or artifact is None:
+            return first
         batches = open_batches(artifact.path)
-        if batches is None or batches.shape != random.plan(0).shape:
+        if batches is None or batches.shape != first.plan(0).shape:
             raise InputError(
                 f"{artifact.path}: holds no batches of {size} for {queries} queries; mine it again for [batches] b3"
             )
-        return StoredPlan(batches, artifact.number, seed)
+        return StoredPlan(batches, artifact.number, config.seed)
 
     return open_planner
+
+
+def _first_planner(config: RunConfig, train: QuerySet) -> BatchPlanner:
+    """Return what plans batches before the first negative set. Raises InputError where ``train`` does not fill one."""
+    queries, size, seed = len(train), config.train.batch_size, config.seed
+    if config.batches.name == "ngame":
+        return ClusterPlan(queries, size, seed=seed, **config.batches.knobs)
+    if config.mix is not None:
+        return MixedPlan([dataset_of(name) for name in train.ids], config.mix, size, seed)
+    return RandomPlan(queries, size, seed)
 
 
 def mining_task(run: Run) -> MiningTask:
@@ -171,7 +189,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     """Return the trainer of ``run``."""
     config = run.config
 
-    def open_source(artifact: Artifact, batches_per_epoch: int, encode_queries: EncodeQueries) -> NegativeSource:
+    def open_source(artifact: Artifact, batches_per_turn: int, encode_queries: EncodeQueries) -> NegativeSource:
         pool = open_checked_set(artifact, run.corpus, run.train)
         sampler, count = config.negatives.sampler, config.train.drawn_negatives or config.train.num_negatives
         if config.negatives.live:
@@ -180,7 +198,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         if config.negatives.per_query is not None:
             return PerQueryPool(pool, config.negatives.per_query, count)
         wanted = config.negatives.wanted(count)
-        return StoredPool(pool, artifact.number, sampler, wanted, config.seed, batches_per_epoch)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed, batches_per_turn)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
@@ -197,6 +215,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         _teacher(run),
         keep_bank=config.batches.name == "ngame",
         memory=None if config.audit is None else pair_memory(run, examples),
+        repeats=config.mix is not None,
     )
     parts = Training(
         store=run.store,
@@ -218,10 +237,10 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
     if settings is None:
         return None
 
-    def open_source(artifact: Artifact, batches_per_epoch: int) -> NegativeSource:
+    def open_source(artifact: Artifact, batches_per_turn: int) -> NegativeSource:
         pool, sampler = open_checked_set(artifact, run.corpus, run.train), config.negatives.sampler
         wanted = config.negatives.wanted(settings.num_negatives)
-        return StoredPool(pool, artifact.number, sampler, wanted, config.seed + 1, batches_per_epoch)
+        return StoredPool(pool, artifact.number, sampler, wanted, config.seed + 1, batches_per_turn)
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
         return RandomPlan(len(run.train), settings.batch_size, config.seed + 1, "ranker")

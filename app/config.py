@@ -141,9 +141,8 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _check_values(config: RunConfig) -> None:
-    model, train, refresh = config.model, config.train, config.refresh
-    parse_trigger(refresh.trigger, train.save_every)
-    measured = staleness_limit(refresh.trigger) is not None
+    model, train = config.model, config.train
+    parse_trigger(config.refresh.trigger, train.save_every)
     rules = {
         "seed must not be negative": config.seed >= 0,
         "model.query_max_length and passage_max_length must be at least 1": all(
@@ -173,12 +172,33 @@ def _check_values(config: RunConfig) -> None:
         or train.num_negatives > 0,
         "loss.debias needs vectors of length 1: take model.normalize = false out": config.loss.debias is None
         or model.normalize is not False,
+        **_refresh_rules(config),
+        **({} if config.teacher is None else _teacher_rules(config, config.teacher)),
+        "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
+    }
+    drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
+    config.negatives.check_drawn(*drawn, *([] if config.ranker is None else [config.ranker.num_negatives]))
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(rule)
+
+
+def _refresh_rules(config: RunConfig) -> dict[str, bool]:
+    refresh, train = config.refresh, config.train
+    measured = staleness_limit(refresh.trigger) is not None
+    return {
         "refresh.lag must not be negative": refresh.lag >= 0,
         'refresh.trigger = "never" needs train.num_negatives = 0, since nothing is mined': (
             refresh.trigger != "never" or train.num_negatives == 0
         ),
         'refresh.trigger = "never" needs refresh.on_stale = "warn", since nothing comes': (
             refresh.trigger != "never" or refresh.on_stale == "warn"
+        ),
+        'refresh.trigger = "once" mines once and for all: on_stale = "wait" would wait for ever': (
+            refresh.trigger != "once" or refresh.on_stale != "wait"
+        ),
+        'batches.name = "b3" is planned with each negative set: it needs a refresh.trigger other than "never"': (
+            config.batches.name != "b3" or refresh.trigger != "never"
         ),
         "refresh.query_fraction must lie in (0, 1]": 0 < refresh.query_fraction <= 1,
         "refresh.probe_every must not be negative": refresh.probe_every >= 0,
@@ -192,14 +212,7 @@ def _check_values(config: RunConfig) -> None:
             refresh.query_fraction == 1 or refresh.method != "rescore"
         ),
         "refresh.full_every must be at least 2": refresh.full_every >= 2,
-        **({} if config.teacher is None else _teacher_rules(config, config.teacher)),
-        "loss.in_batch = false needs train.num_negatives above 0": config.loss.in_batch or train.num_negatives > 0,
     }
-    drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
-    config.negatives.check_drawn(*drawn, *([] if config.ranker is None else [config.ranker.num_negatives]))
-    for rule, holds in rules.items():
-        if not holds:
-            raise InputError(rule)
 
 
 def _ranker_rules(config: RunConfig) -> dict[str, bool]:

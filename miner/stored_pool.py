@@ -18,7 +18,7 @@ from retriever.protocols import IntArray, Negatives
 class StoredPool:
     """A NegativeSource over the negative set ``number``.
 
-    A draw is a function of seed, set, epoch (step // ``steps_per_epoch``), query and passage: neither the
+    A draw is a function of seed, set, turn (step // ``steps_per_turn``), query and passage: neither the
     order of the batch nor its other queries change it.
     """
 
@@ -29,7 +29,7 @@ class StoredPool:
         sampler: SamplerConfig,
         num_negatives: int | Quotas,
         seed: int,
-        steps_per_epoch: int,
+        steps_per_turn: int,
     ) -> None:
         """``num_negatives`` of a query, or of each source. Raises InputError if the pool is shallower than that."""
         depth = negatives.passages.shape[1]
@@ -43,11 +43,11 @@ class StoredPool:
         self._sampler = sampler
         self._num_negatives = num_negatives
         self._seed = seed
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_turn = steps_per_turn
 
     def draw(self, query_rows: IntArray, step: int) -> Negatives:
         """Return negatives of ``query_rows`` int32 [batch]; an empty place: row −1, score 0, mask False."""
-        words = (self._seed, self._number, step // self._steps_per_epoch)
+        words = (self._seed, self._number, step // self._steps_per_turn)
         return draw_negatives(self._pool.lines(query_rows), query_rows, self._sampler, self._num_negatives, words)
 
 

@@ -4,12 +4,13 @@ Does not know the model or the loss.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event
 from typing import Any, Protocol
 
 from retriever.artifacts import CURRENT, Artifact
 from retriever.durable import sha256_file
-from retriever.errors import CorruptError, StoreError
+from retriever.errors import CorruptError, HoneError, StoreError
 from retriever.refresh_policy import RefreshConfig, Trigger, scheduled_origin
 from retriever.store import Store
 
@@ -51,12 +52,14 @@ class Adoption:
         self._stop = stop
         self._recorded: list[dict[str, Any]] = []
         self._said: set[str] = set()
+        self._resumed_at = 0
         self.adopted: Artifact | None = None
         self.count = 0
         self.max_staleness = 0
 
     def resume(self, step: int) -> None:
         """Take up the set in use before the boundary of ``step``; adoptions recorded from there on are replayed."""
+        self._resumed_at = step
         recorded = self._store.adoptions()
         earlier = [record for record in recorded if record["step"] < step]
         self._recorded = [record for record in recorded if record["step"] >= step]
@@ -81,6 +84,16 @@ class Adoption:
         if self.adopted is not None:
             self.max_staleness = max(self.max_staleness, self.staleness(step))
         return found
+
+    def overdue(self, step: int, marked: int) -> bool:
+        """Tell whether the boundary of ``step`` waits in vain unless a checkpoint is marked now.
+
+        So it does where negatives are staler than on_stale = "wait" allows, and the last checkpoint that was marked, at
+        step ``marked``, is no newer than the one behind them.
+        """
+        if self._config.adopt != "ready" or self._config.on_stale != "wait" or self._recorded or self.adopted is None:
+            return False
+        return self.staleness(step) > self._config.max_staleness and marked <= int(self.adopted.facts["step"])
 
     def staleness(self, step: int) -> int:
         """Return the steps trained since the checkpoint behind the negatives in use (0 before the first set)."""
@@ -123,7 +136,24 @@ class Adoption:
 
     def _scheduled(self, step: int) -> Artifact | None:
         origin = scheduled_origin(self._config, self._trigger, step)
-        return None if origin is None else self._wait(lambda: self._mined_at(origin), step)
+        if origin is None:
+            return None
+        if origin < self._resumed_at and not self._may_come(origin):
+            self._say(f"step {step} adopts nothing: the run before did not mark its checkpoint of step {origin}")
+            return None
+        return self._wait(lambda: self._mined_at(origin), step)
+
+    def _may_come(self, origin: int) -> bool:
+        """Tell whether a set of step ``origin`` is there, or what it will be mined from."""
+        if self._mined_at(origin) is not None:
+            return True
+        for kept in (self._store.checkpoints, self._store.generations):
+            for number in kept.numbers():
+                with suppress(HoneError):  # damaged, or just removed by the refresher
+                    facts = kept.at(number).facts
+                    if facts["step"] == origin and facts.get("refresh", True):
+                        return True
+        return False
 
     def _mined_at(self, origin: int) -> Artifact | None:
         number = self._store.negatives.pointed(CURRENT)

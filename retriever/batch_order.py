@@ -21,6 +21,7 @@ BANK = "bank.safetensors"
 class BatchOrder:
     """The batches of a run by position: position // batches_per_epoch is the epoch.
 
+    What a query meets in a batch is drawn anew in each turn: an epoch, or a batch where queries repeat within an epoch.
     With ``dimensions`` it keeps a bank of each query's newest embedding as training made it, and hands it to the
     planner at the start of an epoch, once every query has one (NGAME: nothing is encoded for it).
     """
@@ -31,28 +32,39 @@ class BatchOrder:
         queries: int,
         dimensions: int | None = None,
         memory: PairMemory | None = None,
+        *,
+        repeats: bool = False,
     ) -> None:
-        """Plan as ``open_planner`` says before the first negative set; ``memory`` may leave bad pairs out."""
+        """Plan as ``open_planner`` says before the first negative set; ``memory`` may leave bad pairs out.
+
+        ``repeats``: a query may come several times an epoch, as where small data sets are mixed with large ones.
+        """
         self._memory = memory
         self._open_planner = open_planner
         self._planner = open_planner(None)
         self._bank = None if dimensions is None else np.full((queries, dimensions), np.nan, np.float32)
         plan = self._planner.plan(0)
         self.batches_per_epoch = len(plan)
+        self.batches_per_turn = 1 if repeats else len(plan)
         self._epoch, self._plan = 0, plan
 
     def at(self, position: int) -> tuple[IntArray, int]:
-        """Return the query rows int32 [at most batch size] of the batch at ``position``, and its epoch."""
+        """Return the query rows int32 [at most batch size] of the batch at ``position``, and its turn."""
         epoch, place = divmod(position, self.batches_per_epoch)
         if epoch != self._epoch:
             self._make(epoch)
         rows = self._plan[place]
-        return (rows if self._memory is None else self._memory.kept(rows, epoch)), epoch
+        turn = position // self.batches_per_turn
+        return (rows if self._memory is None else self._memory.kept(rows, epoch, turn)), turn
 
     def adopt(self, negatives: Artifact) -> None:
-        """Go on in the plan that belongs to ``negatives``, at the place of the epoch that was reached."""
+        """Go on in the plan that belongs to ``negatives``, at the place of the epoch that was reached.
+
+        A plan made by the bank of embeddings stays until the next epoch.
+        """
         self._planner = self._open_planner(negatives)
-        self._make(self._epoch)
+        if self._bank is None:
+            self._epoch = -1
 
     def _make(self, epoch: int) -> None:
         whole = self._bank is not None and bool(np.isfinite(self._bank[:, 0]).all())

@@ -58,13 +58,13 @@ class Examples:
         """Return the texts of the batch's queries and passages."""
         return [self.queries.texts[row] for row in batch.query_rows], self.corpus.texts(batch.passage_rows)
 
-    def batch(self, query_rows: IntArray, epoch: int, negatives: Negatives | None) -> Batch:
+    def batch(self, query_rows: IntArray, turn: int, negatives: Negatives | None) -> Batch:
         """Return the batch of ``query_rows`` int32 [b] with one positive each and the drawn ``negatives``.
 
-        Of several positives an epoch takes one at random. A known positive, a text-duplicate of one and the query's
+        Of several positives a turn takes one at random. A known positive, a text-duplicate of one and the query's
         own text never stand among a query's negatives, whichever query brought them.
         """
-        positives = np.array([self.positive_of(int(row), epoch) for row in query_rows], np.int32)
+        positives = np.array([self.positive_of(int(row), turn) for row in query_rows], np.int32)
         drawn = negatives.rows[negatives.mask] if negatives is not None else np.empty(0, np.int32)
         passage_rows, first = np.unique(np.concatenate([positives, drawn]), return_index=True)
         passage_rows = passage_rows[np.argsort(first)]
@@ -78,12 +78,12 @@ class Examples:
         allowed[np.arange(len(query_rows)), positive] = True
         return Batch(query_rows, passage_rows, positive, allowed, hard & allowed)
 
-    def positive_of(self, query_row: int, epoch: int) -> int:
-        """Return the corpus row of the positive that a query is learned with in ``epoch``."""
+    def positive_of(self, query_row: int, turn: int) -> int:
+        """Return the corpus row of the positive that a query is learned with in ``turn``."""
         rows = self.queries.positives(query_row)
         if len(rows) == 1:
             return int(rows[0])
-        return int(np.random.default_rng((self._seed, epoch, query_row)).choice(rows))
+        return int(np.random.default_rng((self._seed, turn, query_row)).choice(rows))
 
     def _known(self, query_rows: IntArray, passage_rows: IntArray) -> BoolArray:
         hashes = self.corpus.text_hash

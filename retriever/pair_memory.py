@@ -85,7 +85,7 @@ class PairMemory:
     ) -> None:
         """Know all pairs of ``queries`` over a corpus of ``passages`` rows.
 
-        ``positive_of``: query row and epoch → the corpus row of the positive that is learned from.
+        ``positive_of``: query row and turn → the corpus row of the positive that is learned from.
         """
         rows = [queries.positives(row).astype(np.int64) + row * passages for row in range(len(queries))]
         self._keys: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *rows])  # ascending
@@ -121,8 +121,8 @@ class PairMemory:
             raise ValueError("a batch has a positive that the memory does not know")
         return places
 
-    def kept(self, query_rows: IntArray, epoch: int) -> IntArray:
-        """Return those of a batch's ``query_rows`` int32 [b] whose pair takes part in ``epoch``, in their order.
+    def kept(self, query_rows: IntArray, epoch: int, turn: int) -> IntArray:
+        """Return those of a batch's ``query_rows`` int32 [b] whose pair takes part in this ``turn``, in their order.
 
         Which pairs are bad is decided at the start of an epoch, from all that was seen before.
         """
@@ -131,11 +131,11 @@ class PairMemory:
         config = self._config
         if config.exclude == "off" or epoch < config.warmup_epochs:
             return query_rows
-        positives = np.array([self._positive_of(int(row), epoch) for row in query_rows], np.int32)
+        positives = np.array([self._positive_of(int(row), turn) for row in query_rows], np.int32)
         far = np.abs(self._distance[self._places(query_rows, positives)])
         bad = far > config.beta
         chance = np.exp(-(far**2) / 2) if config.exclude == "thin" else np.zeros(len(far))
-        drawn = np.array([np.random.default_rng((self._seed, epoch, int(row), 1)).random() for row in query_rows])
+        drawn = np.array([np.random.default_rng((self._seed, turn, int(row), 1)).random() for row in query_rows])
         out = np.flatnonzero(bad & (drawn >= chance))
         out = out[np.argsort(-far[out], kind="stable")][: len(query_rows) // 2]
         kept: IntArray = np.delete(query_rows, out)

@@ -178,9 +178,9 @@ class RankerLearner:
         self._tally = SourceTally(self._sources) if self._sources else None
         for part in range(parts):
             position = step * parts + part
-            rows, epoch = self._order.at(position)
+            rows, turn = self._order.at(position)
             drawn = None if self._source is None else self._source.draw(rows, position)
-            batch = self._parts.examples.batch(rows, epoch, drawn)
+            batch = self._parts.examples.batch(rows, turn, drawn)
             watch = None if self._tally is None or drawn is None else Watch(self._tally, brought(batch, drawn))
             total += self._step.backward(batch, last=part == parts - 1, watch=watch) / parts
         if self._tally is not None:
@@ -201,7 +201,7 @@ class RankerLearner:
         self._order.adopt(negatives)
 
     def _use(self, negatives: Artifact) -> None:
-        self._source = self._parts.open_source(negatives, self._order.batches_per_epoch)
+        self._source = self._parts.open_source(negatives, self._order.batches_per_turn)
         self._sources = several_sources(negatives.facts)
 
     def save(self, folder: Path) -> Saved:

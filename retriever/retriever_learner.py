@@ -35,10 +35,10 @@ OPTIMIZER, ADAPTER, HEAD = "optimizer.safetensors", "adapter", "teacher_head.saf
 class RetrieverParts:
     """Everything that training a retriever is made of.
 
-    ``open_source`` takes an adopted set, the batches of an epoch and the query tower as it is. ``open_vectors`` gives
+    ``open_source`` takes an adopted set, the batches of a turn and the query tower as it is. ``open_vectors`` gives
     the passage vectors behind an adopted set, for ``towers`` "query". ``guide`` is the frozen model that [loss] names,
     ``teacher`` whom [teacher] names. ``keep_bank``: the planner reads the embeddings that training makes of queries.
-    ``memory`` keeps what is seen of each pair.
+    ``memory`` keeps what is seen of each pair. ``repeats``: the planner may give a query several times an epoch.
     """
 
     model: DualEncoder
@@ -51,6 +51,7 @@ class RetrieverParts:
     teacher: Teacher = field(default_factory=Teacher)
     keep_bank: bool = False
     memory: PairMemory | None = None
+    repeats: bool = False
 
 
 class RetrieverLearner:
@@ -100,7 +101,9 @@ class RetrieverLearner:
         self._sources: dict[str, int] = {}
         self._tally: SourceTally | None = None
         dimensions = model.dimensions if parts.keep_bank else None
-        self._order = BatchOrder(parts.open_planner, len(parts.examples), dimensions, parts.memory)
+        self._order = BatchOrder(
+            parts.open_planner, len(parts.examples), dimensions, parts.memory, repeats=parts.repeats
+        )
         self._optimiser.model.train()
 
     @property
@@ -144,11 +147,11 @@ class RetrieverLearner:
             self._said_waiting = True
 
     def _batch(self, position: int) -> tuple[Batch, Negatives | None]:
-        rows, epoch = self._order.at(position)
+        rows, turn = self._order.at(position)
         drawn = None if self._source is None else self._source.draw(rows, position)
         if drawn is not None and self._train.drawn_negatives is not None:
             drawn = self.batch_step.hardest(rows, drawn, self._train.num_negatives)
-        return self._parts.examples.batch(rows, epoch, drawn), drawn
+        return self._parts.examples.batch(rows, turn, drawn), drawn
 
     def adopt(self, negatives: Artifact) -> None:
         """Draw negatives from this set, in the plan that belongs to it, from the next step on."""
@@ -157,7 +160,7 @@ class RetrieverLearner:
 
     def _use(self, negatives: Artifact) -> None:
         parts = self._parts
-        self._source = parts.open_source(negatives, self._order.batches_per_epoch, self.batch_step.shared_query_vectors)
+        self._source = parts.open_source(negatives, self._order.batches_per_turn, self.batch_step.shared_query_vectors)
         self._sources = several_sources(negatives.facts)
         self.batch_step.objective.keeps_gradient = bool(self._sources)
         if self._train.towers == "query":

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from retriever.adoption import Report
 from retriever.artifacts import Artifact
-from retriever.negatives import NegativeSet, open_negative_set
-from retriever.protocols import FloatArray, IntArray
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, open_negative_set
+from retriever.protocols import BoolArray, FloatArray, IntArray
 from retriever.refresh_policy import RefreshConfig, staleness_limit
 
 TOP = 10
@@ -27,12 +27,14 @@ class Probe:
     """A sample of P queries with the best of their candidates as they stood when the index was made.
 
     ``queries`` int32 [P] · ``passages`` int32 [P, D], best first, −1 pads · ``scores`` float32 [P, D] ·
-    ``positives`` int32 [P].
+    ``negatives`` bool [P, D], which of them may be drawn · ``positives`` int32 [P], the one that scored lowest, −1 for
+    none.
     """
 
     queries: IntArray
     passages: IntArray
     scores: FloatArray
+    negatives: BoolArray
     positives: IntArray
 
     @property
@@ -47,7 +49,7 @@ class Staleness:
     """``overlap``: the share of each query's best TOP candidates that still are its best TOP, averaged.
 
     Among the candidates alone, so a new search would find less. ``drift``: mean change of their scores. ``easy``: the
-    share of the best TOP that training learns next to nothing from any more.
+    share of the negatives among the best TOP that training learns next to nothing from any more.
     """
 
     overlap: float
@@ -63,8 +65,15 @@ def take_probe(negatives: NegativeSet, queries: int, depth: int, seed: int) -> P
         rows,
         np.array(negatives.passages[rows, :depth]),
         np.array(negatives.scores[rows, :depth]),
-        np.array(negatives.positives[rows, 0]),
+        np.isin(negatives.verdicts[rows, :depth], MAY_BE_DRAWN),
+        _lowest(np.asarray(negatives.positives[rows]), np.asarray(negatives.positive_scores[rows])),
     )
+
+
+def _lowest(positives: IntArray, scores: FloatArray) -> IntArray:
+    lowest = np.where(positives >= 0, scores, np.inf).argmin(axis=1)
+    found: IntArray = np.take_along_axis(positives, lowest[:, None], axis=1)[:, 0]
+    return found
 
 
 def measure(probe: Probe, query_vectors: FloatArray, passage_vectors: FloatArray, temperature: float) -> Staleness:
@@ -81,7 +90,7 @@ def measure(probe: Probe, query_vectors: FloatArray, passage_vectors: FloatArray
     order = np.argsort(-np.where(real, now, -np.inf), axis=1, kind="stable")
     best_now = np.zeros_like(real)
     np.put_along_axis(best_now, order[:, :top], True, axis=1)
-    negatives = best_then & known[:, None] & (probe.passages != probe.positives[:, None])
+    negatives = best_then & known[:, None] & probe.negatives
     share = 1 / (1 + np.exp(np.clip((of_positive[:, None] - now) / temperature, -50, 50)))
     return Staleness(
         overlap=_mean((best_then & best_now).sum(axis=1) / np.maximum(best_then.sum(axis=1), 1)),

@@ -18,7 +18,7 @@ from retriever.learner import Learner, open_workplace
 from retriever.learner import TrainConfig as TrainConfig
 from retriever.phases import RETRIEVER_ALONE, LearnerName, PhasesConfig
 from retriever.ranker_learner import RankerLearner, RankerParts
-from retriever.refresh_policy import RefreshConfig, parse_trigger
+from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.retriever_learner import RetrieverLearner, RetrieverParts
 from retriever.staleness import Present, StalenessWatch
 from retriever.store import Store
@@ -81,6 +81,7 @@ class Trainer:
         self._adoption = Adoption(parts.store, parts.refresh, self._due, parts.refresher, self._report, stop)
         self._state = TrainingState(parts.seed)
         self._marked: set[int] = set()
+        self._marked_step = -1
         self._checkpoint = self._saved = -1
 
     def run(self) -> Outcome:
@@ -113,15 +114,18 @@ class Trainer:
                 self._warn(f"{checkpoint.path}: trained without {missing}; that begins anew")
         for name in states:
             self._warn(f"{checkpoint.path}: holds a {name} that this run does not train; later checkpoints do not")
-        if adopted is not None and self._ranks.is_first:
-            self._watch.adopt(adopted)
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
+            if adopted is not None and not self._found_stale(adopted):
+                self._watch.adopt(adopted)
             mined = store.negatives.get()
             told = -1 if mined is None else mined.parents.get("checkpoint", -1)
             if checkpoint.facts["refresh"] and told < checkpoint.number:
                 self._parts.refresher.marked(checkpoint)  # a kill may have come before the first telling
+            self._marked_step = self._last_marked_step(mined)
+        if self._is_overdue():
+            self._save(refresh=True)
 
     def _wants_refresh(self, number: int) -> bool:
         try:
@@ -129,6 +133,19 @@ class Trainer:
         except CorruptError as error:
             self._warn(f"{error}; it is passed over")
             return False
+
+    def _found_stale(self, negatives: Artifact) -> bool:
+        """Tell whether a checkpoint that waits for its refresh was marked because ``negatives`` were measured stale."""
+        if staleness_limit(self._parts.refresh.trigger) is None:
+            return False
+        checkpoints = self._parts.store.checkpoints
+        return any(checkpoints.at(number).parents.get("negatives") == negatives.number for number in self._marked)
+
+    def _last_marked_step(self, mined: Artifact | None) -> int:
+        """Return the step of the newest checkpoint that was marked, which may be gone once its generation is built."""
+        made = [self._parts.store.checkpoints.at(number) for number in self._marked]
+        later = [one for one in (mined, self._parts.store.generations.get()) if one is not None]
+        return max((int(one.facts["step"]) for one in [*made, *later]), default=-1)
 
     def _steps(self) -> str:
         config = self._parts.train
@@ -144,7 +161,7 @@ class Trainer:
             name, loss = self._step()
             self._state.step += 1
             self._report_step(name, loss, (self._state.step - first) / (time.monotonic() - started))
-            marked = self._is_stale() or self._due(self._state.step)
+            marked = self._is_stale() or self._due(self._state.step) or self._is_overdue()
             if self._state.step < config.max_steps and (marked or self._state.step % config.save_every == 0):
                 self._save(refresh=marked)
         return "finished"
@@ -173,6 +190,13 @@ class Trainer:
         if not self._watch.is_due(step):
             return False
         return self._ranks.any(self._ranks.is_first and self._watch.is_stale(step, self._report))
+
+    def _is_overdue(self) -> bool:
+        """Tell whether the next boundary would wait for negatives that no marked checkpoint brings."""
+        if self._parts.refresh.on_stale != "wait":
+            return False
+        overdue = self._ranks.is_first and self._adoption.overdue(self._state.step, self._marked_step)
+        return self._ranks.any(overdue)
 
     def _judge_generation(self) -> bool:
         """Count the generation behind the negatives (so that it depends on the step alone); True ends the run."""
@@ -213,6 +237,7 @@ class Trainer:
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
         if refresh:
             self._marked.add(saved.number)
+            self._marked_step = self._state.step
             self._parts.refresher.marked(saved)
         newest = store.generations.get()
         built = -1 if newest is None else newest.parents["checkpoint"]

@@ -211,6 +211,8 @@ def test_a_run_that_is_never_refreshed_waits_for_nothing_and_draws_nothing(tmp_p
     assert read(tmp_path, text.format(0, "warn")).refresh.trigger == "never"
     assert "train.num_negatives" in refused(tmp_path, text.format(1, "warn"))
     assert "refresh.on_stale" in refused(tmp_path, text.format(0, "wait"))
+    assert '"b3"' in refused(tmp_path, text.format(0, "warn") + '[batches]\nname = "b3"\n')
+    assert 'trigger = "once"' in refused(tmp_path, text.format(0, "wait").replace("never", "once"))
 
 
 def test_what_is_no_toml_file(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def negatives(tmp_path_factory: pytest.TempPathFactory) -> NegativeSet:
 
 
 def pool(negatives: NegativeSet, sampler: str = "uniform", k: int = 3, number: int = 1, seed: int = 13) -> StoredPool:
-    return StoredPool(negatives, number, SamplerConfig(sampler), k, seed, steps_per_epoch=10)
+    return StoredPool(negatives, number, SamplerConfig(sampler), k, seed, steps_per_turn=10)
 
 
 def test_it_is_a_source_of_negatives(negatives: NegativeSet) -> None:

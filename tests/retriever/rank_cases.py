@@ -200,7 +200,7 @@ def mixed(bench: Bench, parts: RetrieverParts) -> RetrieverParts:
     """Batches of one of two data sets each."""
     names = ["a" if row < 8 else "b" for row in range(len(bench.queries))]
     plan = MixedPlan(names, MixConfig("weights", {"a": 2, "b": 1}), 4, seed=3)
-    return replace(parts, open_planner=lambda artifact: plan)
+    return replace(parts, open_planner=lambda artifact: plan, repeats=True)
 
 
 def scored(config: TeacherConfig) -> Callable[[Bench], Teacher]:

@@ -139,6 +139,16 @@ def test_wait_waits_for_the_next_set(store: Store) -> None:
     assert side.warnings()
 
 
+def test_who_would_wait_in_vain_is_told_to_mark_a_checkpoint(store: Store) -> None:
+    adoption = Side(store, RefreshConfig(trigger="steps:200", max_staleness=50, on_stale="wait")).adoption()
+    assert not adoption.overdue(60, 0)  # the first set is on its way
+    mine(store, 10)
+    numbers(adoption, range(61))
+    assert not adoption.overdue(60, 10)
+    assert adoption.overdue(61, 10) and adoption.overdue(61, 0)
+    assert not adoption.overdue(61, 20)  # a marked checkpoint brings the next
+
+
 @pytest.mark.parametrize("config", [RefreshConfig(max_staleness=50, on_stale="wait"), SCHEDULED])
 def test_a_wait_ends_if_nothing_can_come(store: Store, config: RefreshConfig) -> None:
     adoption = Side(store, config, trouble_is="the refresher is gone").adoption()
@@ -285,3 +295,21 @@ def test_ready_uses_the_newest_sound_set_and_says_so_once(store: Store) -> None:
     assert numbers(side.adoption(), range(2, 8)) == {2: sound}
     (warning,) = side.warnings()
     assert "using the one before it" in warning
+
+
+def test_a_run_that_goes_on_with_another_schedule_waits_for_no_checkpoint_that_was_never_marked(store: Store) -> None:
+    first = mine(store, 0)
+    with store.checkpoints.stage({}) as draft:
+        (draft.path / "weights").write_text("of step 20")
+        draft.facts.update(step=20, refresh=True)
+    side = Side(store, SCHEDULED)
+    adoption = side.adoption()
+    adoption.resume(18)
+    assert numbers(adoption, range(5, 6)) == {5: first}
+    assert adoption.at(15) is None  # step 10 was not marked
+    (warning,) = side.warnings()
+    assert "step 10" in warning
+    later = threading.Timer(0.05, mine, (store, 20))
+    later.start()
+    assert numbers(adoption, range(25, 26)) == {25: 1}
+    later.join()

@@ -87,6 +87,26 @@ def test_a_resumed_epoch_keeps_the_plan_of_the_bank_that_it_began_with(tmp_path:
     assert run_to(9, resumed, start=5) == whole[5:]
 
 
+def test_a_plan_by_the_bank_stays_when_a_set_is_adopted_and_is_made_anew_where_none_was_saved(tmp_path: Path) -> None:
+    banks: list[FloatArray | None] = []
+    run = order(banks, dimensions=2)
+    expected = [run.at(position)[0].tolist() for position in range(3)]
+    for position in range(3):
+        run.note(run.at(position)[0], np.ones((SIZE, 2), np.float32))
+        run.adopt(negatives(2))
+    assert [run.at(position)[0].tolist() for position in range(3)] == expected and len(banks) == 1
+    assert not run.restore(tmp_path, None)
+    run.adopt(negatives(1))
+    assert run.at(4)[0].tolist() == np.roll(np.arange(QUERIES), 2).reshape(-1, SIZE)[1].tolist()
+
+
+def test_where_queries_repeat_within_an_epoch_each_batch_is_a_turn() -> None:
+    run = BatchOrder(lambda negatives: Turned(0, []), QUERIES, repeats=True)
+    assert (run.batches_per_epoch, run.batches_per_turn) == (3, 1)
+    assert [turn for _, turn in map(run.at, range(7))] == list(range(7))
+    assert run.at(3)[0].tolist() == [5, 0]
+
+
 def test_without_a_bank_nothing_is_written(tmp_path: Path) -> None:
     run = order([])
     run.save(tmp_path)

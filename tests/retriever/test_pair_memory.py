@@ -90,32 +90,32 @@ def test_a_positive_that_nobody_announced_is_refused() -> None:
 def test_nothing_is_left_out_unless_asked_and_not_before_the_warm_up() -> None:
     losses = [0.1] * 9 + [9.0]
     rows = np.arange(10, dtype=np.int32)
-    assert told(losses).kept(rows, 5).tolist() == rows.tolist()
+    assert told(losses).kept(rows, 5, 5).tolist() == rows.tolist()
     held = told(losses, exclude="drop", warmup_epochs=2)
-    assert held.kept(rows, 1).tolist() == rows.tolist()
-    assert held.kept(rows[::-1].copy(), 2).tolist() == list(range(8, -1, -1)), "in their order, the bad one left out"
+    assert held.kept(rows, 1, 1).tolist() == rows.tolist()
+    assert held.kept(rows[::-1].copy(), 2, 2).tolist() == list(range(8, -1, -1)), "in their order, the bad one left out"
 
 
 def test_both_sides_of_the_mean_are_bad_and_at_most_half_of_a_batch_goes() -> None:
     losses = [1e-4] + [4.0] * 20 + [8.0]
     held = told(losses, exclude="drop", beta=2.0)
     rows = np.arange(22, dtype=np.int32)
-    assert held.kept(rows, 1).tolist() == list(range(1, 21))
-    assert held.kept(np.array([0, 21], np.int32), 1).tolist() == [0], "the farther one of the two goes"
-    assert held.kept(np.array([21], np.int32), 1).tolist() == [21]
+    assert held.kept(rows, 1, 1).tolist() == list(range(1, 21))
+    assert held.kept(np.array([0, 21], np.int32), 1, 1).tolist() == [0], "the farther one of the two goes"
+    assert held.kept(np.array([21], np.int32), 1, 1).tolist() == [21]
 
 
 def test_which_pairs_are_bad_is_settled_for_an_epoch() -> None:
     rows = np.arange(10, dtype=np.int32)
     held = told([0.1] * 9 + [9.0], exclude="drop")
-    first = held.kept(rows, 1)
+    first = held.kept(rows, 1, 1)
     columns = [*range(10), 45]
     allowed = np.eye(10, 11, dtype=bool) | (np.arange(11) == 10)
     scores = np.zeros((10, 11), np.float32)
     scores[0, 10] = 99
     held.observe(batch(list(range(10)), allowed.tolist(), columns), scores, 1.0)
-    assert held.kept(rows, 1).tolist() == first.tolist() == list(range(9))
-    assert held.kept(rows, 2).tolist() == list(range(1, 10)), "query 0 has become the bad one"
+    assert held.kept(rows, 1, 1).tolist() == first.tolist() == list(range(9))
+    assert held.kept(rows, 2, 2).tolist() == list(range(1, 10)), "query 0 has become the bad one"
 
 
 def test_thinning_draws_by_seed_epoch_and_query_as_often_as_its_weight() -> None:
@@ -123,21 +123,21 @@ def test_thinning_draws_by_seed_epoch_and_query_as_often_as_its_weight() -> None
     held = told(losses, exclude="thin", beta=1.0)
     rows = np.arange(60, dtype=np.int32)
     weight = math.exp(-float(standardised(np.array(losses))[-1] ** 2) / 2)
-    taken = np.array([np.isin(rows, held.kept(rows, epoch)) for epoch in range(1, 61)])
+    taken = np.array([np.isin(rows, held.kept(rows, epoch, epoch)) for epoch in range(1, 61)])
     assert taken[:, :40].all()
     assert taken[:, 40:].mean() == pytest.approx(weight, abs=4 * math.sqrt(weight / 1200)) and 0.3 < weight < 0.4
     again = told(losses, exclude="thin", beta=1.0)
-    backwards = [np.isin(rows, again.kept(rows[::-1].copy(), epoch)) for epoch in range(1, 61)]
+    backwards = [np.isin(rows, again.kept(rows[::-1].copy(), epoch, epoch)) for epoch in range(1, 61)]
     assert (taken == backwards).all(), "the order of a batch changes nothing"
 
 
 def test_a_memory_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     rows = np.arange(10, dtype=np.int32)
     held = told([0.1] * 9 + [9.0], exclude="drop")
-    expected = held.kept(rows, 1)
+    expected = held.kept(rows, 1, 1)
     held.save(tmp_path)
     again = memory(10, exclude="drop")
-    assert again.restore(tmp_path) and again.kept(rows, 1).tolist() == expected.tolist()
+    assert again.restore(tmp_path) and again.kept(rows, 1, 1).tolist() == expected.tolist()
     found, table = read_pairs(tmp_path), held.table()
     assert found is not None
     for name in ("queries", "passages", "seen", "margins", "losses", "similarities"):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retriever.negatives import NegativeSet
+from retriever.negatives import NegativeSet, Verdict
 from retriever.staleness import EASY, TOP, Probe, measure, take_probe
 
 
@@ -35,6 +36,18 @@ def test_a_probe_is_a_sample_that_the_seed_fixes() -> None:
     assert set(one.rows) == {*one.passages.ravel(), *one.positives}
 
 
+def test_a_probe_measures_from_the_lowest_positive_and_knows_what_may_be_drawn() -> None:
+    found = pool(3, 4)
+    verdicts = np.array([Verdict.POSITIVE, Verdict.DUPLICATE, Verdict.JUDGED_IRRELEVANT, Verdict.ELIGIBLE], np.uint8)
+    positives = np.array([[7, 8, -1], [9, -1, -1], [-1, -1, -1]], np.int32)
+    scores = np.array([[0.8, 0.3, 0.0], [0.5, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    probe = take_probe(
+        replace(found, verdicts=np.tile(verdicts, (3, 1)), positives=positives, positive_scores=scores), 3, 4, 0
+    )
+    assert probe.positives.tolist() == [8, 9, -1]
+    assert probe.negatives.tolist() == [[False, False, True, True]] * 3
+
+
 def test_a_probe_takes_no_more_than_there_is() -> None:
     found = take_probe(pool(3, 4), 8, 9, 0)
     assert found.passages.shape == (3, 4)
@@ -46,7 +59,7 @@ def probe_of(scores: list[list[float]]) -> Probe:
     then = np.array(scores, np.float32)
     passages = np.arange(then.size, dtype=np.int32).reshape(then.shape)
     queries = np.arange(len(then), dtype=np.int32)
-    return Probe(queries, passages, then, queries + 1000)
+    return Probe(queries, passages, then, np.ones(then.shape, np.bool_), queries + 1000)
 
 
 def vectors(probe: Probe, now: Any, positive: float) -> tuple[Any, Any]:
@@ -78,9 +91,9 @@ def test_overlap_drift_and_easy_are_counted() -> None:
     assert 0 < found.easy < 1
 
 
-def test_pads_and_positives_among_the_candidates_are_no_negatives() -> None:
+def test_pads_and_what_may_not_be_drawn_are_no_negatives() -> None:
     probe = probe_of([[0.9, 0.8, 0.7]])
-    probe.passages[0, 2], probe.positives[0] = -1, 0
+    probe.passages[0, 2], probe.positives[0], probe.negatives[0, 0] = -1, 0, False
     found = measure(probe, np.ones((1, 1), np.float32), np.array([[0.9], [-9.0]], np.float32), temperature=0.05)
     assert found.easy == 1.0  # of the one negative that is left
     assert found.drift == pytest.approx((0 - 9.8) / 2, abs=1e-5)

@@ -262,6 +262,14 @@ def test_a_stale_run_stops_with_its_checkpoints_and_can_be_resumed(tmp_path: Pat
     assert bench.run().reason == "finished"
 
 
+def test_who_waits_for_fresh_negatives_marks_the_checkpoint_that_brings_them(tmp_path: Path) -> None:
+    config = RefreshConfig(trigger="steps:100", max_staleness=2, on_stale="wait")
+    bench = Bench(tmp_path, refresh=config)
+    assert bench.run().reason == "finished"
+    assert bench.refresher.marks == [0, 3, 6, LAST]
+    assert [step for step, _ in bench.adoptions()] == [0, 3, 6]
+
+
 def test_a_checkpoint_that_waits_for_its_refresh_is_kept(tmp_path: Path) -> None:
     def age(event: str, fields: dict[str, Any], stop: Event) -> None:
         if event == "checkpoint":
