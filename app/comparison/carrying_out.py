@@ -18,7 +18,8 @@ from app.comparison.plan import TEST, Comparison, PlannedRun, run_table
 from app.comparison.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
 from app.comparison.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
 from app.comparison.run_history import Clock, costs, refreshes, seconds_of_checkpoints
-from app.composition import splits, with_positives, with_verdicts
+from app.composition import check_depth, check_queries, splits, with_positives, with_verdicts
+from app.config import RunConfig
 from app.opening import encoder_opener
 from app.options import warn
 from app.progress import Report
@@ -26,6 +27,7 @@ from app.rankers import named_ranker
 from app.toml_text import toml_text
 from app.training import STOPPING
 from indexer.builder import IndexConfig
+from miner.generations import check_pinned
 from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file
 from retriever.data import Corpus, QuerySet
@@ -38,7 +40,8 @@ from retriever.store import Store
 RUNS, REFERENCE = "runs", "reference"
 DIGEST_CHARACTERS = 8
 UNREFRESHED = (
-    "no negative set was adopted, so it trained on in-batch negatives alone: the refresher was too slow or gone"
+    "no negative set was adopted, so it trained on random batches and in-batch negatives alone: "
+    "the refresher was too slow or gone"
 )
 GOES_ON = "the same command goes on from there"
 
@@ -52,21 +55,22 @@ class Interrupted(HoneError):
 
 @dataclass(frozen=True)
 class Bench:
-    """A comparison with the data and the encoders that it is measured by, and the folder that it is carried out in."""
+    """A comparison with the data and the encoders that it is measured by, and the folder that it is carried out in.
+
+    ``inputs`` tells by system the digests of the queries, the verdicts and the models that its runs read.
+    """
 
     comparison: Comparison
     folder: Path
     judged: Judged
     test_is_dev: bool
-    train_sha256: Mapping[str, str]
+    inputs: Mapping[str, list[Any]]
     open_encoder: Callable[[Artifact], Encoder]
     rankers: RankerChoice
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return where ``run`` lies: under a digest of all that it depends on, so that a changed run is another."""
-        verdicts = run.config.negatives.verdicts
-        judged = None if verdicts is None else sha256_file(self.comparison.origin / verdicts)
-        depends = [_without_path(run.table), self.train_sha256[run.system], self.judged.sha256, judged]
+        depends = [_without_path(run.table), *self.inputs[run.system], self.judged.sha256]
         digest = sha256_json([*depends, self.comparison.budget.minutes])[:DIGEST_CHARACTERS]
         return RunFolder(self.folder / RUNS / f"{run.system}-{run.seed}-{digest}")
 
@@ -86,36 +90,50 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
 
     Raises InputError for what does not fit.
     """
-    corpus = Corpus(ingest_corpus(Store(folder / REFERENCE, create=True), comparison.data))
+    reference = Store(folder / REFERENCE, create=True)
+    corpus = Corpus(ingest_corpus(reference, comparison.data))
 
     def load(split: str) -> QuerySet:
         return load_query_set(comparison.data, split, corpus, skip_missing=skip_missing, warn=warn)
 
-    shas: dict[str, str] = {}
-    for run in comparison.runs:
-        if run.system in shas:
-            continue
-        place = f"{comparison.path}: systems.{run.system}"
-        depth = run.config.negatives.depth
-        if depth > len(corpus):
-            raise InputError(f"{place}: negatives.depth = {depth}, but the corpus has {len(corpus)} passages")
-        train_set = with_positives(load(splits(run.config)[0]), lambda _: None)
-        try:
-            train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
-            run.config.batches.check(len(train_set), run.config.train.batch_size, in_batch=run.config.loss.in_batch)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-        shas[run.system] = train_set.sha256
     dev_split = splits(comparison.base)[1]
     if dev_split is None:
         raise InputError(f'{comparison.path}: dev queries choose the checkpoints; write data.dev = "train:0.1"')
-    test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
     dev = load(dev_split)
+    inputs: dict[str, list[Any]] = {}
+    for run in comparison.runs:
+        if run.system in inputs:
+            continue
+        train_set = with_positives(load(splits(run.config)[0]), lambda _: None)
+        try:
+            check_depth(run.config, corpus)
+            check_pinned(reference, run.config.negatives.sources)  # a run's own store is as new
+            train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
+            check_queries(run.config, train_set, dev)
+        except InputError as error:
+            raise InputError(f"{comparison.path}: systems.{run.system}: {error}") from error
+        verdicts = run.config.negatives.verdicts
+        judged_by = None if verdicts is None else sha256_file(comparison.origin / verdicts)
+        inputs[run.system] = [train_set.sha256, judged_by, _models(run.config)]
+    test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
     test = dev if test_split == dev_split else load(test_split)
     index = _evaluation(comparison)
     rankers = RankerChoice(comparison.rerank, None if comparison.ranker is None else named_ranker(comparison.ranker))
     judged = Judged(corpus, dev, test, asdict(index))
-    return Bench(comparison, folder, judged, test_split == dev_split, shas, encoder_opener(index, corpus), rankers)
+    return Bench(comparison, folder, judged, test_split == dev_split, inputs, encoder_opener(index, corpus), rankers)
+
+
+def _models(config: RunConfig) -> dict[str, str]:
+    """Return the digest of each folder with a model that a run reads: what lies there may change under its name."""
+    teacher, ranker = config.teacher, config.ranker
+    names = [config.model.name, config.loss.guide, teacher and teacher.name, ranker and ranker.name]
+    names.append(ranker and ranker.teacher)
+    return {name: _sha256_folder(Path(name)) for name in names if isinstance(name, str) and Path(name).is_dir()}
+
+
+def _sha256_folder(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256_json([[str(path.relative_to(folder)), sha256_file(path)] for path in files])
 
 
 def _has_split(data: Path, split: str) -> bool:
@@ -225,7 +243,7 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
     newest = store.checkpoints.get(CURRENT)
     adopted = refreshes(events, clock)
     said = [event["message"] for event in events if event["event"] == "warning" and event["message"] != STOPPING]
-    if not adopted and run.config.train.num_negatives > 0:
+    if not adopted and (run.config.train.num_negatives > 0 or run.config.batches.name == "b3"):
         said.append(UNREFRESHED)
     return RunResult(
         system=run.system,

@@ -26,6 +26,7 @@ steps = 10
 [run.data]
 path = "data"
 [run.train]
+batch_size = 4
 warmup_steps = 0
 save_every = 5
 [run.negatives]
@@ -210,6 +211,17 @@ def test_changed_data_run_anew(comparing: Comparing) -> None:
     assert comparing.trainer.trained == EVERY and results["data"]["test"]["queries"] == 9
 
 
+def test_another_model_under_the_same_name_is_another_run(comparing: Comparing) -> None:
+    (comparing.folder / "ranker/deep").mkdir(parents=True)
+    weights = comparing.folder / "ranker/deep/weights"
+    weights.write_text("before")
+    teacher = f'[systems.static.teacher]\nname = "{comparing.folder / "ranker"}"\nloss = "kl"\n'
+    comparing.run(COMPARE + teacher)
+    weights.write_text("after")
+    comparing.run(COMPARE + teacher)
+    assert comparing.trainer.trained == ["static, seed 1", "static, seed 2"] and "runs anew" in comparing.said[0]
+
+
 def test_the_folder_may_be_moved_with_its_data(comparing: Comparing) -> None:
     comparing.run()
     moved = comparing.folder / "moved"
@@ -238,6 +250,9 @@ def test_without_a_test_split_dev_is_read_and_it_is_said(comparing: Comparing) -
             'trigger = "once"\n[systems.static.negatives]\ndepth = 61',
             r"systems\.static: negatives\.d",
         ),
+        ("batch_size = 4", "batch_size = 999", r"systems\.static: \[train\] batch_size = 999"),
+        ("[run.negatives]", '[run.mix]\nby = "sizes"\n[run.negatives]', r"systems\.static: .*hone dataset join"),
+        ("depth = 10", 'depth = 10\nsources = ["ann", "generation:WARMUP"]', r"systems\.static: .*WARMUP"),
         ('path = "data"', 'path = "nowhere"', r"nowhere"),
         ('path = "data"', 'path = "data"\ndev = "none"', r"qrels/none\.tsv"),
         ('path = "data"', 'path = "data"\ntrain = "none"', r"qrels/none\.tsv"),
