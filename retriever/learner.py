@@ -3,7 +3,7 @@
 Does not know which models there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -84,6 +84,11 @@ class Learner(Protocol):
         Raises CorruptError if something does not fit.
         """
         ...
+
+
+def missing(found: Mapping[str, bool]) -> str | None:
+    """Return the names of what was not ``found`` in a checkpoint, as ``Learner.restore`` does."""
+    return " and ".join(name for name, was_found in found.items() if not was_found) or None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from torch import nn
 
 from retriever.errors import InputError
 
+MOMENTS = "the optimiser's moments of what is trained now"
+
 
 def learning_rate(step: int, peak: float, warmup_steps: int, max_steps: int) -> float:
     """Return the rate of optimiser step ``step`` (from 0): linear warm-up, then linear decay to 0 at max_steps."""
@@ -80,9 +82,13 @@ class Optimiser:
         """Write the tensors to ``path``, and return the rest as JSON has it."""
         return save_optimizer(self._adamw, path)
 
-    def restore(self, path: Path, groups: list[dict[str, Any]]) -> None:
-        """Take up what ``save`` wrote and returned."""
+    def restore(self, path: Path, groups: list[dict[str, Any]]) -> bool:
+        """Take up what ``save`` wrote and returned; False if it moved another number of weights: MOMENTS begin anew."""
+        before, now = ([len(group["params"]) for group in of] for of in (groups, self._adamw.param_groups))
+        if before != now:
+            return False
         restore_optimizer(self._adamw, path, groups)
+        return True
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> list[dict[str, Any]]:

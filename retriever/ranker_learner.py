@@ -19,11 +19,11 @@ from retriever.checkpoint import ranker_folder, resuming
 from retriever.errors import InputError
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
-from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.learner import Saved, TrainConfig, Warn, Workplace, missing
 from retriever.lora import LoraConfig, load_adapter, save_adapter
 from retriever.losses.coupled import coupled
 from retriever.losses.ranking import RANKING_LOSSES, Groups, RankingLossConfig
-from retriever.optimiser import Optimiser, Schedule
+from retriever.optimiser import MOMENTS, Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
@@ -241,10 +241,11 @@ class RankerLearner:
                     model.classifier.load_state_dict(saved.classifier.state_dict())
             else:
                 load_adapter(model.classifier, training / ADAPTER)
-            if self._selection is not None:
-                self._selection.restore(training)
-            self._optimiser.restore(training / OPTIMIZER, state["groups"])
-        return None
+            found = {
+                "the head of selection": self._selection is None or self._selection.restore(training),
+                MOMENTS: self._optimiser.restore(training / OPTIMIZER, state["groups"]),
+            }
+        return missing(found)
 
 
 def configured_loss(model: PairClassifier, config: RankingLossConfig) -> GroupLoss:

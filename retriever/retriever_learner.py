@@ -17,10 +17,10 @@ from retriever.checkpoint import model_folder, resuming
 from retriever.encoder import DualEncoder, load_encoder
 from retriever.errors import InputError
 from retriever.examples import Batch, Examples
-from retriever.learner import Saved, TrainConfig, Warn, Workplace
+from retriever.learner import Saved, TrainConfig, Warn, Workplace, missing
 from retriever.losses.contrastive import LossConfig
 from retriever.objective import Objective
-from retriever.optimiser import Optimiser, Schedule
+from retriever.optimiser import MOMENTS, Optimiser, Schedule
 from retriever.pair_memory import PairMemory
 from retriever.protocols import Encoder, FloatArray, IntArray, Negatives, NegativeSource, WatchingSource
 from retriever.source_tally import SourceTally, brought, several_sources
@@ -190,9 +190,15 @@ class RetrieverLearner:
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote, of an adapted model the adapters alone.
 
-        Raises CorruptError if it does not fit, InputError if the model beneath adapters is not that of before.
+        Raises CorruptError if it does not fit, InputError if the model beneath adapters is not that of before, or had
+        another number of towers.
         """
         training, model = checkpoint.path / "training", self._parts.model
+        if (tied := checkpoint.facts["model"]["tied"]) != model.config.tied:
+            raise InputError(
+                f"{checkpoint.path}: trained with [model] tied = {str(tied).lower()}; put that back, or start afresh "
+                "with --new"
+            )
         if model.adapted is not None:
             model.adapted.check(checkpoint.facts.get("lora"), checkpoint.path)
         with resuming(checkpoint):
@@ -200,7 +206,7 @@ class RetrieverLearner:
                 model.load_state_dict(load_encoder(model_folder(checkpoint)).state_dict())
             else:
                 model.load_adapters(training / ADAPTER)
-            self._optimiser.restore(training / OPTIMIZER, state["groups"])
+            moments = self._optimiser.restore(training / OPTIMIZER, state["groups"])
             self.batch_step.objective.restore(state["temperature"])
             head = self.batch_step.objective.head
             headed = head is None or (training / HEAD).exists()
@@ -212,7 +218,7 @@ class RetrieverLearner:
         if isinstance(self._source, WatchingSource):
             found &= self._source.restore(training)
         found &= self._teacher.restore(training) & headed
-        return None if found else "what [batches], [audit], per_query or [teacher] keep"
+        return missing({"what [batches], [audit], per_query or [teacher] keep": found, MOMENTS: moments})
 
 
 def _check_shares(batch_size: int, memory: PairMemory | None, ranks: int) -> None:

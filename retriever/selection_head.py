@@ -56,9 +56,12 @@ class SelectionHead:
         """Write the weights of selection into ``folder``."""
         save_file(dict(self.heads.selection.state_dict()), folder / SELECTION)
 
-    def restore(self, folder: Path) -> None:
-        """Take up what ``save`` wrote."""
+    def restore(self, folder: Path) -> bool:
+        """Take up what ``save`` wrote; False if it is missing: selection stays what it begins as."""
+        if not (folder / SELECTION).exists():
+            return False
         self.heads.selection.load_state_dict(load_file(folder / SELECTION))
+        return True
 
 
 def add_selection(classifier: Any) -> SelectionHead:

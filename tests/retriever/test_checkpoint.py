@@ -9,7 +9,7 @@ import torch
 from retriever.artifacts import Artifact
 from retriever.checkpoint import TrainingState, model_folder, publish_checkpoint, publish_model, read_state
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
-from retriever.errors import CorruptError
+from retriever.errors import CorruptError, InputError
 from retriever.learner import Learner
 from retriever.store import Store
 from tests.retriever.training_stand_ins import Bench
@@ -126,10 +126,12 @@ def test_a_checkpoint_that_is_damaged_cannot_be_resumed(
     assert str(checkpoint.path) in str(caught.value)
 
 
-def test_a_checkpoint_of_another_shape_cannot_be_resumed(store: Store, tmp_path: Path) -> None:
-    checkpoint = publish(store, trained(tmp_path))
-    with pytest.raises(CorruptError, match="cannot be resumed"):
-        restore(checkpoint, learner(tmp_path, tied=False))
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_of_another_number_of_towers_is_refused(store: Store, tmp_path: Path, tied: bool) -> None:
+    """One tower would take up the second of two without a word."""
+    checkpoint = publish(store, trained(tmp_path, tied))
+    with pytest.raises(InputError, match=rf"tied = {str(tied).lower()}; put that back, or start afresh with --new"):
+        restore(checkpoint, learner(tmp_path, tied=not tied))
 
 
 def test_an_untrained_model_is_published_once(store: Store, tiny: Path) -> None:

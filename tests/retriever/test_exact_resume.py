@@ -1,15 +1,22 @@
 """Exact resumption: a run that is stopped or killed anywhere ends with the bits of the undisturbed one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
 
 from retriever.errors import CorruptError
+from retriever.lora import LoraConfig
+from retriever.losses.ranking import RankingLossConfig
+from retriever.phases import PhasesConfig
 from retriever.refresh_policy import RefreshConfig
+from retriever.teacher import Teacher, TeacherConfig, asking_ranker
 from retriever.trainer import Outcome
-from tests.retriever.training_stand_ins import TRAIN, Bench, Killed, ignore, killing_at, stopping_at
+from tests.retriever.training_stand_ins import LOSS, TRAIN, Bench, Killed, ignore, killing_at, stopping_at
+from tests.stand_ins import OverlapRanker
 
 pytestmark = pytest.mark.usefixtures("own_process")
 
@@ -108,3 +115,44 @@ def test_scheduled_resumes_with_the_same_bits(tmp_path: Path) -> None:
             bench.run()
         ends.append((bench.weights(), bench.adoptions()))
     assert ends == ends[:1] * 4
+
+
+def headed(bench: Bench) -> Teacher:
+    return Teacher(TeacherConfig("tiny", live=True, head=True), asking_ranker(OverlapRanker().score))
+
+
+PLAIN: dict[str, Any] = {"teacher": lambda bench: Teacher()}
+HEAD: dict[str, Any] = {"teacher": headed}
+LEARNED: dict[str, Any] = {"loss": replace(LOSS, temperature_schedule="learned")}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(PLAIN, HEAD), (HEAD, PLAIN), ({}, LEARNED), (LEARNED, {"loss": LOSS}), ({"lora": LoraConfig(4)}, {"lora": None})],
+    ids=["a head", "no head", "a learned temperature", "a constant one", "no adapters"],
+)
+def test_with_other_weights_to_train_the_optimiser_s_moments_begin_anew_and_that_is_said(
+    tmp_path: Path, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    bench = Bench(tmp_path, hears=stopping_at("step", 4), **first)
+    bench.run()
+    bench.hears = ignore
+    for name, value in then.items():
+        setattr(bench, name, value)
+    assert bench.run().reason == "finished"
+    assert bench.told("resumed")[0]["step"] == 4
+    said = [one["message"] for one in bench.told("warning") if "begins anew" in one["message"]]
+    assert len(said) == 1 and "the optimiser's moments of what is trained now" in said[0]
+
+
+def test_a_ranker_s_loss_may_change_to_cet_and_back(tmp_path: Path) -> None:
+    """Cross-entropy for coupled estimation grows a second head, which a checkpoint of listwise does not hold."""
+    bench = Bench(tmp_path, hears=stopping_at("step", 2), phases=PhasesConfig(1, 0), refresh=RefreshConfig("once"))
+    listwise = bench.ranker = bench.ranking()
+    bench.run()
+    for step, config in ((4, replace(listwise, loss=RankingLossConfig("cet"))), (LAST, listwise)):
+        bench.ranker, bench.hears, bench.events = config, stopping_at("step", step), []
+        assert bench.run().step == step
+        said = [one["message"] for one in bench.told("warning")]
+        assert len(said) == 1 and "the optimiser's moments of what is trained now" in said[0]
+        assert ("the head of selection" in said[0]) == (config is not listwise)
