@@ -5,7 +5,7 @@ peft puts the layers in place and defines the files. Does not know towers, ranke
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,35 @@ class Adapted:
     name: str
     weights_sha256: str
 
-    def check(self, saved: Any, place: Path) -> None:
-        """Raise InputError if what a checkpoint at ``place`` saved of itself, ``asdict`` or None, had other weights."""
-        before = (saved or {}).get("weights_sha256")
+    def check(self, saved: Any, place: Path, table: str) -> None:
+        """Raise InputError if what a checkpoint at ``place`` saved of itself, ``asdict`` or None, is of another model.
+
+        That is other weights beneath, or another rank, alpha or target modules than ``table`` of the run has.
+        """
+        if saved is None:
+            raise InputError(f"{place}: trained without [{table}]; take it out, or start afresh with --new")
+        before = saved["weights_sha256"]
         if before != self.weights_sha256:
             raise InputError(
-                f"{place}: its adapters belong to other weights of the model {self.name!r} ({str(before)[:12]}, now "
+                f"{place}: its adapters belong to other weights of the model {self.name!r} ({before[:12]}, now "
                 f"{self.weights_sha256[:12]}); put those back, or train into another store"
             )
+        was, now = _shape(saved["lora"]), _shape(asdict(self.lora))
+        for key in (key for key in now if was[key] != now[key]):
+            raise InputError(
+                f"{place}: its adapters have [{table}] {key} = {was[key]}, here it is {now[key]}; put that back, or "
+                "start afresh with --new"
+            )
+
+
+def _shape(lora: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides, of a LoraConfig ``asdict``, what the same A and B add to a model."""
+    targets = lora["target_modules"]
+    return {
+        "rank": lora["rank"],
+        "alpha": lora["alpha"],
+        "target_modules": None if targets is None else sorted(targets),
+    }
 
 
 def adapt(model: Any, config: LoraConfig, seed: int) -> None:

@@ -224,7 +224,7 @@ class RankerLearner:
         """Take up what ``save`` wrote; a checkpoint without a ranker leaves this one as it starts.
 
         Of an adapted one the adapters and the head are loaded. Raises CorruptError if something does not fit,
-        InputError if the model beneath adapters is not that of before.
+        InputError if adapters are not those of before, or the model beneath them is not.
         """
         if negatives is not None:
             self._use(negatives)
@@ -233,7 +233,7 @@ class RankerLearner:
             return "the ranker"
         model, training = self._parts.model, checkpoint.path / "training"
         if model.adapted is not None:
-            model.adapted.check(checkpoint.facts["ranker"].get("lora"), checkpoint.path)
+            model.adapted.check(checkpoint.facts["ranker"].get("lora"), checkpoint.path, "ranker.lora")
         with resuming(checkpoint):
             if model.adapted is None:
                 saved = load_ranker(RankerConfig(str(ranker_folder(checkpoint))))

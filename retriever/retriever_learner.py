@@ -190,8 +190,8 @@ class RetrieverLearner:
     def restore(self, checkpoint: Artifact, state: dict[str, Any], negatives: Artifact | None) -> str | None:
         """Take up what ``save`` wrote, of an adapted model the adapters alone.
 
-        Raises CorruptError if it does not fit, InputError if the model beneath adapters is not that of before, or had
-        another number of towers.
+        Raises CorruptError if it does not fit, InputError if adapters are not those of before or the model beneath
+        them is not, or if it had another number of towers.
         """
         training, model = checkpoint.path / "training", self._parts.model
         if (tied := checkpoint.facts["model"]["tied"]) != model.config.tied:
@@ -200,7 +200,7 @@ class RetrieverLearner:
                 "with --new"
             )
         if model.adapted is not None:
-            model.adapted.check(checkpoint.facts.get("lora"), checkpoint.path)
+            model.adapted.check(checkpoint.facts.get("lora"), checkpoint.path, "model.lora")
         with resuming(checkpoint):
             if model.adapted is None:
                 model.load_state_dict(load_encoder(model_folder(checkpoint)).state_dict())

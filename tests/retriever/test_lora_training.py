@@ -112,3 +112,37 @@ def test_a_damaged_adapter_cannot_be_resumed(tmp_path: Path) -> None:
     (checkpoint.path / "training/adapter/adapter_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(CorruptError):
         bench.run()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (replace(LORA, alpha=16), r"\[model\.lora\] alpha = 8, here it is 16; put that back"),
+        (replace(LORA, rank=2), r"\[model\.lora\] rank = 4, here it is 2; .* start afresh with --new"),
+        (replace(LORA, target_modules=("query",)), r"target_modules = None, here it is \['query'\]"),
+    ],
+    ids=["alpha", "rank", "target_modules"],
+)
+def test_adapters_of_another_make_are_refused(tmp_path: Path, other: LoraConfig, said: str) -> None:
+    """The same A and B under another alpha are another model."""
+    bench = Bench(tmp_path, hears=stopping_at("step", 2), lora=LORA)
+    bench.run()
+    bench.lora = other
+    with pytest.raises(InputError, match=said):
+        bench.run()
+
+
+def test_dropout_may_change_and_target_modules_their_order(tmp_path: Path) -> None:
+    lora = replace(LORA, target_modules=("query", "value"))
+    bench = Bench(tmp_path, hears=stopping_at("step", 2), lora=lora)
+    bench.run()
+    bench.lora, bench.hears = replace(lora, dropout=0.1, target_modules=("value", "query")), ignore
+    assert bench.run().reason == "finished"
+
+
+def test_adapters_are_not_put_on_what_was_trained_in_full(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, hears=stopping_at("step", 2))
+    bench.run()
+    bench.lora = LORA
+    with pytest.raises(InputError, match=r"trained without \[model\.lora\]; take it out"):
+        bench.run()

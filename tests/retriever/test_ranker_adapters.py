@@ -60,6 +60,15 @@ def test_a_resumed_ranker_with_adapters_ends_with_the_same_bits(
     }
 
 
+def test_another_alpha_of_a_ranker_s_adapters_is_refused(tmp_path: Path) -> None:
+    made = with_adapters(tmp_path, hears=stopping_at("step", 2))
+    made.run()
+    assert made.ranker is not None
+    made.ranker = replace(made.ranker, lora=LoraConfig(rank=4, alpha=8))
+    with pytest.raises(InputError, match=r"\[ranker\.lora\] alpha = 16\.0, here it is 8; put that back"):
+        made.run()
+
+
 def test_other_weights_beneath_a_ranker_s_adapters_are_refused(tmp_path: Path) -> None:
     made = with_adapters(tmp_path, hears=stopping_at("step", 2))
     made.run()
