@@ -135,7 +135,7 @@ def _unread(config: TeacherConfig) -> set[str]:
     if config.name in (OWN, ANCHOR):
         unread |= {"kind", "live", "max_length", "label"}
     if config.gives_vectors:
-        unread |= {"live", "label"}
+        unread |= {"live", "max_length", "label"}
     if not config.is_stored:
         unread.add("depth")
     return unread

@@ -57,6 +57,7 @@ CPU = torch.device("cpu")
         ({"name": "ranker", "live": True}, "live: nothing reads it"),
         ({"name": "r", "live": True, "depth": 5}, "depth: nothing reads it"),
         ({"name": "r", "kind": "encoder", "label": 1}, "label: nothing reads it"),
+        ({"name": "r", "kind": "encoder", "max_length": 64}, "max_length: nothing reads it"),
     ],
 )
 def test_what_contradicts_itself_is_refused_with_the_reason(keys: dict[str, Any], message: str) -> None:
