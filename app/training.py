@@ -17,6 +17,7 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from app.composition import Run, make_trainer
+from app.config import RunConfig
 from app.live import training_view
 from app.options import warn
 from app.progress import Report
@@ -196,11 +197,27 @@ def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outco
     if newest is not None:
         _refuse_untrained(run.store, newest)  # once more: `hone index` may have come between
     if newest is None or not _is_done(newest, run):
+        if (told := drawn_without_quotas(run.config)) is not None:
+            report("warning", message=told)
         return make_trainer(run, refresher, report, stop).run()
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)
     report("warning", message=f"checkpoint {newest.number} ended this run already; --new starts afresh")
     return Outcome("finished", newest.facts["step"], newest.number, len(run.store.adoptions()), 0)
+
+
+def drawn_without_quotas(config: RunConfig) -> str | None:
+    """Return what to say where quotas are one learner's and the other draws another number, so without them."""
+    quotas, ranker, train = config.negatives.quotas, config.ranker, config.train
+    if quotas is None or ranker is None or config.turns.retriever == 0:
+        return None
+    key = "num_negatives" if train.drawn_negatives is None else "drawn_negatives"
+    total, drawn = sum(quotas.values()), train.drawn_negatives or train.num_negatives
+    by = {f"[train] draws its {key}": drawn, "[ranker] draws its num_negatives": ranker.num_negatives}
+    for who, count in by.items():
+        if count not in (0, total):
+            return f"[negatives] quotas add up to {total} negatives: {who} = {count} by the sampler alone"
+    return None
 
 
 def _is_mined(store: Store, checkpoint: int | None) -> bool:

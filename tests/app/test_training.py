@@ -3,17 +3,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
+from app.config import read_config
 from app.indexing import index_data
 from app.refreshing import InlineRefresher
 from app.training import (
     ElsewhereRefresher,
     Where,
+    drawn_without_quotas,
     prepare_store,
     put_back_on_error,
     run_training,
@@ -25,6 +28,7 @@ from retriever.errors import BusyError, CorruptError, InputError
 from retriever.pair_memory import read_pairs
 from retriever.store import Store, is_store
 from tests.app.command_line import contents, opened, signal_once_heard, silent, write_run
+from tests.tiny_ranker import write_tiny_ranker
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,6 +39,41 @@ def sha256(tiny: Path, store: Path) -> str:
 
 def events(store: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in read_lines(store / "events.jsonl") if event["event"] == name]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "of_ranker", "said"),
+    [
+        ("num_negatives = 2", 1, "[ranker] draws its num_negatives = 1 by the sampler alone"),
+        ("num_negatives = 1", 2, "[train] draws its num_negatives = 1 by the sampler alone"),
+        ("num_negatives = 1\ndrawn_negatives = 3", 2, "[train] draws its drawn_negatives = 3 by the sampler alone"),
+        ("num_negatives = 2", 2, None),
+        ("num_negatives = 0", 2, None),
+    ],
+)
+def test_who_draws_without_the_quotas_is_named(
+    tiny: Path, tmp_path: Path, drawn: str, of_ranker: int, said: str | None
+) -> None:
+    table = (
+        f'[ranker]\nname = "none"\nnum_negatives = {of_ranker}\nwarmup_steps = 0\n[phases]\nranker = 2\nretriever = 1\n'
+    )
+    quotas = 'sources = ["ann", "bm25"]\nquotas = { ann = 1, bm25 = 1 }\n'
+    changes = (("batch_size = 4\n", f"batch_size = 4\n{drawn}\n"), ("[negatives]\n", f"{table}[negatives]\n{quotas}"))
+    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
+    told = drawn_without_quotas(config)
+    assert told == (None if said is None else f"[negatives] quotas add up to 2 negatives: {said}")
+    assert drawn_without_quotas(replace(config, negatives=replace(config.negatives, quotas=None))) is None
+
+
+def test_a_run_says_at_its_start_who_draws_without_the_quotas(tiny: Path, tmp_path: Path) -> None:
+    ranker = write_tiny_ranker(tmp_path / "ranker")
+    table = f'[ranker]\nname = "{ranker}"\nbatch_size = 4\nnum_negatives = 2\nwarmup_steps = 0\n'
+    quotas = 'sources = ["ann", "bm25"]\nquotas = { ann = 1, bm25 = 1 }\n'
+    change = ("[negatives]\n", f"{table}[phases]\nranker = 1\nretriever = 1\n[negatives]\n{quotas}")
+    path = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change)
+    run_training(opened(path, tmp_path / "store"), path, "inline")
+    said = events(tmp_path / "store", "warning")[0]["message"]
+    assert said == "[negatives] quotas add up to 2 negatives: [train] draws its num_negatives = 1 by the sampler alone"
 
 
 def test_a_store_of_the_same_run_and_one_without_training_are_gone_on_with(
