@@ -29,7 +29,7 @@ class RankerJudge:
     """A judge of kind "ranker": relevant is what a sequence classifier scores at least ``threshold``.
 
     ``relative``: the threshold is counted from the score of the query's own positive. ``model`` is a folder, relative
-    to the file, or a hub id.
+    to the file, or a hub id. ``label`` is the number or name of the label that means relevant, where it has several.
     """
 
     model: str
@@ -37,6 +37,7 @@ class RankerJudge:
     relative: bool = False
     name: str = "ranker"
     max_length: int | None = None
+    label: int | str | None = None
     precision: str = "auto"
 
 
@@ -143,7 +144,7 @@ def _local(model: str, folder: Path) -> str:
 
 
 def _ranker(config: RankerJudge, folder: Path) -> Judge:
-    model = load_ranker(RankerConfig(_local(config.model, folder), config.max_length))
+    model = load_ranker(RankerConfig(_local(config.model, folder), config.max_length, label=config.label))
     scorer = TorchRanker(model, config.precision)
     return ScoreJudge(config.name, scorer, config.threshold, relative=config.relative)
 

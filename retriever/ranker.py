@@ -19,6 +19,7 @@ from retriever.encoder import model_path
 from retriever.errors import InputError
 from retriever.lora import Adapted, LoraConfig, adapt
 from retriever.ranker_files import (
+    SETTINGS,
     longest_input,
     refuse_other_modules,
     saved_activation,
@@ -236,5 +237,8 @@ def _label_number(name: str, label: int | str | None, config: Any) -> int:
     if label not in numbers:
         known = ", ".join(f"{number} ({label_name})" for number, label_name in labels.items())
         given = "several labels" if label is None else f"no label {label!r}"
-        raise InputError(f"[ranker] label: {name} has {given}; name the one that means relevant: {known}")
+        raise InputError(
+            f"[ranker] label: {name} has {given}; name the one that means relevant: {known}. Where there is no key "
+            f'label, the model\'s folder says it: write {{"label": NUMBER}} into its {SETTINGS}'
+        )
     return numbers[label]

@@ -60,7 +60,8 @@ def test_the_gate_asks_the_ranker_that_a_generation_holds(hone: Hone, tiny: Path
 
 def test_all_settings_of_a_named_ranker_come_along(indexed: Path, tmp_path: Path) -> None:
     folder = write_tiny_ranker(tmp_path / "two", num_labels=2, id2label={0: "no", 1: "yes"})
-    with pytest.raises(InputError, match="several labels"), saved_ranker(str(folder)):
+    where = r'several labels; name .*: 0 \(no\), 1 \(yes\)\. .* write {"label": NUMBER} into its hone\.json'
+    with pytest.raises(InputError, match=where), saved_ranker(str(folder)):
         pass
     config = json.loads((folder / "config.json").read_text())
     activation = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}

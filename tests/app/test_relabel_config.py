@@ -4,6 +4,7 @@ import pytest
 
 from app.relabel_config import open_judges, read_relabel_config
 from retriever.errors import InputError
+from retriever.protocols import Judge
 from tests.stand_ins import write_json_lines
 from tests.tiny_model import write_tiny_model
 from tests.tiny_ranker import write_tiny_ranker
@@ -49,6 +50,22 @@ def test_every_kind_of_judge_is_opened_in_order(tmp_path: Path, monkeypatch: pyt
     judges = open_judges(read_relabel_config(path), path)
     assert [judge.name for judge in judges] == ["encoder", "cross", "m-1", "file"]
     assert [judge.reads_positive for judge in judges] == [False, True, False, False]
+
+
+def test_a_ranker_of_several_labels_judges_by_the_one_that_is_named(tmp_path: Path) -> None:
+    write_tiny_ranker(tmp_path / "ranker", num_labels=2, id2label={0: "no", 1: "yes"})
+    judge = '[[judges]]\nkind = "ranker"\nmodel = "ranker"\nthreshold = 0.5\n'
+
+    def opened(label: str) -> Judge:
+        path = written(tmp_path, HEAD + judge + label)
+        return open_judges(read_relabel_config(path), path)[0]
+
+    with pytest.raises(
+        InputError, match=r"judges\.0: .*several labels; name the one that means relevant: 0 \(no\), 1 \(yes\)"
+    ):
+        opened("")
+    named, numbered, other = (opened(f"label = {label}") for label in ('"yes"', "1", "0"))
+    assert named.fingerprint == numbered.fingerprint != other.fingerprint
 
 
 def test_the_example_in_the_documentation_is_valid() -> None:
