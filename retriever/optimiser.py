@@ -87,7 +87,7 @@ class Optimiser:
         before, now = ([len(group["params"]) for group in of] for of in (groups, self._adamw.param_groups))
         if before != now:
             return False
-        restore_optimizer(self._adamw, path, groups)
+        restore_optimizer(self._adamw, path)
         return True
 
 
@@ -104,10 +104,10 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> list[dict[st
     return groups
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path, groups: list[dict[str, Any]]) -> None:
-    """Take up what ``save_optimizer`` wrote and returned."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Take up the tensors that ``save_optimizer`` wrote; weight decay stays what ``optimizer`` was made with."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path).items():
         parameter, name = key.split(".", 1)
         state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

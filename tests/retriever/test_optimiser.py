@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from retriever.optimiser import adamw, learning_rate
+from retriever.optimiser import adamw, learning_rate, restore_optimizer, save_optimizer
 
 
 @given(st.integers(1, 60), st.data())
@@ -34,3 +36,15 @@ def test_what_is_frozen_is_not_optimised() -> None:
     still.requires_grad_(False)
     groups = adamw([still, moving], 0.0).param_groups
     assert sum(len(group["params"]) for group in groups) == 2
+
+
+def test_restored_moments_go_with_the_weight_decay_of_now(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+    before = adamw([layer], weight_decay=0.1)
+    before.step()
+    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    now = adamw([layer], weight_decay=0.3)
+    restore_optimizer(now, tmp_path / "optimizer.safetensors")
+    assert [group["weight_decay"] for group in now.param_groups] == [0.3, 0.0]
+    assert torch.equal(now.state[layer.weight]["exp_avg"], before.state[layer.weight]["exp_avg"])
