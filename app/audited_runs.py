@@ -13,6 +13,7 @@ import numpy as np
 
 from app.composition import splits, with_positives, with_verdicts
 from app.config import RunConfig, data_folder, read_config
+from retriever.artifacts import CURRENT
 from retriever.data import Corpus, QuerySet
 from retriever.errors import InputError
 from retriever.ingest import load_query_set
@@ -57,10 +58,12 @@ def find_runs(places: Sequence[Path], store: Path, config: Path | None, warn: Wa
             raise InputError(f"{root}: its corpus is another than that of {runs[0].store.root}; audit them apart")
         judged = settings.negatives.verdicts
         verdicts = None if judged is None else (file.parent / judged).resolve()
-        key = (folder.resolve(), split, own.sha256, verdicts, settings.negatives.on_relevant)
+        mined = own_store.negatives.intact(CURRENT, warn)
+        then = () if mined is None else (mined.facts.get("verdicts_sha256"),)
+        key = (folder.resolve(), split, own.sha256, verdicts, settings.negatives.on_relevant, then)
         if key not in opened:
             loaded = with_positives(load_query_set(folder, split, own, skip_missing=True, warn=warn), lambda _: None)
-            opened[key] = with_verdicts(settings, file.parent, own, loaded, warn)[0]
+            opened[key] = with_verdicts(settings, file.parent, own, loaded, warn, mined)[0]
         runs.append(AuditedRun(name, system, settings, own_store, opened[key]))
     assert corpus is not None
     return runs, corpus

@@ -26,7 +26,7 @@ from miner.mixing import MixedPlan
 from miner.per_query import PerQueryPool
 from miner.publish import open_checked_scores, open_checked_set, open_to_vectors
 from miner.stored_pool import StoredPool
-from miner.verdicts import StoredVerdicts, corrected, read_verdicts
+from miner.verdicts import StoredVerdicts, corrected, read_verdicts, verdicts_of_then
 from retriever.adoption import Refresher
 from retriever.artifacts import Artifact
 from retriever.batch_step import Gather
@@ -130,12 +130,26 @@ def with_positives(queries: QuerySet, warn: Callable[[str], None]) -> QuerySet:
 
 
 def with_verdicts(
-    config: RunConfig, folder: Path, corpus: Corpus, train: QuerySet, warn: Callable[[str], None]
+    config: RunConfig,
+    folder: Path,
+    corpus: Corpus,
+    train: QuerySet,
+    warn: Callable[[str], None],
+    mined: Artifact | None = None,
 ) -> tuple[QuerySet, StoredVerdicts | None]:
-    """Return the training queries as the run's stored verdicts correct them, and these; paths start from ``folder``."""
+    """Return the training queries as the run's stored verdicts correct them, and these; paths start from ``folder``.
+
+    ``mined``: by the verdicts that this negative set was mined with. Where those are gone it is by those of now, and
+    whoever opens the set is told if its queries are others.
+    """
     if config.negatives.verdicts is None:
         return train, None
     path = folder / config.negatives.verdicts
+    if mined is not None:
+        sha256 = mined.facts.get("verdicts_sha256")
+        if sha256 is None:
+            return train, None
+        path = verdicts_of_then(path, sha256)
     return corrected(train, read_verdicts(path, corpus, train, warn, config.negatives.on_relevant), warn)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.composition import Run
+from app.composition import Run, splits, with_positives, with_verdicts
+from app.config import data_folder
 from app.trainer_formats import FORMATS, Example, line
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
@@ -19,6 +20,7 @@ from retriever.checkpoint import model_folder
 from retriever.durable import appearing
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
+from retriever.ingest import load_query_set
 from retriever.negatives import Verdict
 from retriever.teacher_scores import open_teacher_scores
 
@@ -43,6 +45,19 @@ def export_model(artifact: Artifact, out: Path) -> str | None:
         f"sentence-transformers cuts both sides of one model at one length, here that of passages "
         f"({config.passage_max_length} tokens): set model.max_seq_length = {config.query_max_length} to encode queries"
     )
+
+
+def as_mined(run: Run, path: Path, artifact: Artifact, *, skip_missing: bool) -> Run:
+    """Return the ``run`` of the run.toml at ``path`` with the training queries that a negative set was mined for.
+
+    Raises InputError if its verdicts of that time are gone, or other data changed.
+    """
+    folder, split = data_folder(run.config, path), splits(run.config)[0]
+    loaded = load_query_set(folder, split, run.corpus, skip_missing=skip_missing, warn=lambda _: None)
+    queries = with_positives(loaded, lambda _: None)
+    train, judged = with_verdicts(run.config, path.parent, run.corpus, queries, lambda _: None, artifact)
+    open_checked_set(artifact, run.corpus, train)
+    return replace(run, train=train, judged=judged)
 
 
 def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, count: int) -> int:

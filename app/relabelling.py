@@ -18,7 +18,7 @@ from miner.judgements import Ledger, texts_digest
 from miner.publish import open_checked_set
 from miner.relabel import Outcome, Suspects, ask, find_suspects, outcomes
 from miner.relabel_report import agreement, by_judge, pruning
-from miner.verdicts import DROP_EXAMPLE
+from miner.verdicts import DROP_EXAMPLE, replace_verdicts
 from retriever.artifacts import CURRENT, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import exclusive, write_atomic
@@ -61,7 +61,7 @@ def open_relabelling(
     corpus = Corpus(store.corpora.at(artifact.parents["corpus"]))
     loaded = load_query_set(folder, splits(run)[0], corpus, skip_missing=skip_missing, warn=warn)
     queries = with_positives(loaded, lambda _: None)
-    mined_for = _mined_for(run, run_path.parent, corpus, queries, artifact)
+    mined_for = with_verdicts(run, run_path.parent, corpus, queries, lambda _: None, artifact)[0]
     suspects = find_suspects(open_checked_set(artifact, corpus, mined_for), mined_for, config.suspects)
     return Relabelling(config, run, folder, corpus, queries, artifact, _pairs(suspects, corpus, mined_for, queries))
 
@@ -75,14 +75,6 @@ def _negative_set(store: Store, config: RelabelConfig, run_path: Path, warn: Cal
     if newest is None:
         raise InputError(f"{store.root}: no negatives to judge; `hone mine {run_path}` or `hone train` makes them")
     return newest
-
-
-def _mined_for(run: RunConfig, folder: Path, corpus: Corpus, queries: QuerySet, artifact: Artifact) -> QuerySet:
-    """Return the training queries that a set was mined for: those of the qrels, or as earlier verdicts left them."""
-    verdicts = run.negatives.verdicts
-    if artifact.facts["queries_sha256"] == queries.sha256 or verdicts is None or not (folder / verdicts).exists():
-        return queries
-    return with_verdicts(run, folder, corpus, queries, lambda _: None)[0]
 
 
 def _pairs(suspects: Suspects, corpus: Corpus, mined_for: QuerySet, queries: QuerySet) -> list[PairText]:
@@ -124,7 +116,7 @@ def carry_out(work: Relabelling, folder: Path, judges: Sequence[Judge], report: 
         ask(judges, work.pairs, ledger, work.config.check, progress)
         found = _current(work, outcomes(judges, ledger))
         lines = [*_verdict_lines(found, work.config.action)]
-        write_atomic(folder / VERDICTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        replace_verdicts(folder / VERDICTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
         seconds = time.monotonic() - started
         told = {**_summary(work, found), **_of_judges(work, ledger, found), "seconds": round(seconds, 1)}
         write_atomic(folder / REPORT, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
-from retriever.durable import sha256_file
+from retriever.durable import sha256_file, write_atomic
 from retriever.errors import InputError
 from retriever.negatives import Verdict
 from retriever.protocols import BoolArray, IntArray
@@ -110,6 +110,23 @@ def read_verdicts(
     relevant = np.array([found[key][0] for key in keys.tolist()], np.bool_)
     actions = np.array([found[key][1] for key in keys.tolist()], np.uint8)
     return StoredVerdicts(keys, relevant, len(corpus), sha256_file(path), actions)
+
+
+def replace_verdicts(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``; another file there is kept beside it, for negative sets that were mined with it."""
+    if path.exists() and (old := path.read_bytes()) != data:
+        write_atomic(_kept(path, sha256_file(path)), old)
+    write_atomic(path, data)
+
+
+def verdicts_of_then(path: Path, sha256: str) -> Path:
+    """Return where the verdicts with this digest are: ``path``, or what was kept of it; ``path`` if they are gone."""
+    found = (one for one in (path, _kept(path, sha256)) if one.exists() and sha256_file(one) == sha256)
+    return next(found, path)
+
+
+def _kept(path: Path, sha256: str) -> Path:
+    return path.with_name(f"{path.stem}-{sha256[:8]}{path.suffix}")
 
 
 def corrected(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from app.composition import open_run
-from app.exporting import export_model, export_negatives
+from app.exporting import as_mined, export_model, export_negatives
 from app.judgement_export import VERDICTS, export_judgements
 from app.judgements import Judgements
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
@@ -91,6 +91,9 @@ def negatives(
         raise InputError(
             f"{run.store.root}: no negatives yet; `hone mine {config}` or `hone train {config}` makes them"
         )
+    if newest.facts["queries_sha256"] != run.train.sha256:
+        run = as_mined(run, config, newest, skip_missing=skip_missing)
+        warn(f"negative set {newest.number} was mined with earlier verdicts; `hone mine {config}` respects today's")
     lines = export_negatives(run, newest, out, file_format, count)
     if json_output:
         print_json({"out": str(out), "negatives": newest.number, "lines": lines})

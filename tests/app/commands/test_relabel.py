@@ -98,6 +98,31 @@ def test_a_cascade_over_http_makes_verdicts_that_training_respects(hone: Hone, r
     assert next_round["to_ask"] <= next_round["suspects"] == 60
 
 
+def test_the_next_rounds_find_the_verdicts_that_a_set_was_mined_with(hone: Hone, run: Path, trained: Path) -> None:
+    out, yes = run.parent / "relabel", iter(["yes"] * 4)
+
+    def relevant() -> int:
+        told = hone("relabel", config, "--store", trained, "--json").json
+        assert sum(bool(one["relevant"]) for one in lines(out / "verdicts.jsonl")) == told["actions"]["relabel"]
+        return int(told["actions"]["relabel"])
+
+    with chatting(lambda prompt, times: next(yes, "no")) as chat:
+        config = relabel_toml(run.parent, chat_judge(chat.url, "weak"))
+        assert relevant() == 4 and [*out.glob("verdicts-*")] == []
+        run.write_text(run.read_text().replace("depth = 10", 'depth = 10\nverdicts = "relabel/verdicts.jsonl"'))
+        assert hone("mine", run, "--store", trained).code == 0
+        yes, first = iter(["yes"]), (out / "verdicts.jsonl").read_bytes()
+        assert [relevant(), relevant()] == [5, 5]
+        assert [path.read_bytes() for path in out.glob("verdicts-*.jsonl")] == [first]
+        audited = hone("audit", run, "--store", trained)
+        assert audited.code == 0 and "negatives/000003" not in audited.err, "the set votes"
+        exported = hone("export", "negatives", run, "old.jsonl", "--store", trained, "--count", 1)
+        assert exported.code == 0 and "mined with earlier verdicts" in exported.err
+        assert hone("mine", run, "--store", trained).code == 0
+        yes = iter(["yes"])
+        assert [relevant(), relevant()] == [6, 6]
+
+
 def test_bad_answers_make_no_label_and_are_counted(hone: Hone, run: Path, trained: Path) -> None:
     def reply(prompt: str, times: int) -> object:
         choice = sum(map(ord, prompt)) % 3
