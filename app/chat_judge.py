@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +44,8 @@ KEPT_CHARACTERS = 200
 MOST_WAIT = 600.0
 """Seconds that a Retry-After may ask for; a pair that would wait longer is left to a later run."""
 MOST_REPLY_BYTES = 1 << 20
-THOUGHTS = re.compile(r".*</think>", re.DOTALL)
+MOST_TOKENS = 10**9
+"""More than any reply has: a count beyond it, or below 0, is none."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,24 @@ def _headers(config: ChatConfig) -> dict[str, str]:
     return {"Authorization": f"{BEARER}{key}"}
 
 
-class _Failed(Exception):
-    """One try failed; ``wait`` is what the endpoint asked for."""
+@dataclass(frozen=True)
+class _Used:
+    """Tokens of one or more replies, and what they cost."""
 
-    def __init__(self, kind: str, *, wait: float | None = None, detail: str = "") -> None:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: "_Used") -> "_Used":
+        return _Used(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+
+class _Failed(Exception):
+    """One try failed; ``wait`` is what the endpoint asked for, ``used`` what it counted for a useless reply."""
+
+    def __init__(self, kind: str, *, wait: float | None = None, detail: str = "", used: "_Used | None" = None) -> None:
         super().__init__(kind)
-        self.kind, self.wait, self.detail = kind, wait, detail
+        self.kind, self.wait, self.detail, self.used = kind, wait, detail, used or _Used()
         self.may_pass = kind in MAY_PASS and (wait or 0) <= MOST_WAIT
 
 
@@ -197,10 +210,9 @@ class _Conversation:
 
     async def _work(self, client: httpx2.AsyncClient) -> None:
         for place in self._next:
-            if self._config.max_cost is not None and self._spent >= self._config.max_cost:
+            if self._is_spent():
                 return
             judgement = await self._one(client, self._pairs[place])
-            self._spent += judgement.cost
             self._answered({place: judgement})
             self._silent = self._silent + 1 if judgement.failure in MAY_PASS else 0
             if self._silent >= self._config.give_up_after:
@@ -209,14 +221,18 @@ class _Conversation:
                     f"{', ' + judgement.answer if judgement.answer else ''}); when it is well, the same command goes on"
                 )
 
+    def _is_spent(self) -> bool:
+        return self._config.max_cost is not None and self._spent >= self._config.max_cost
+
     async def _one(self, client: httpx2.AsyncClient, pair: PairText) -> Judgement:
         messages = _messages(self._config, pair)
         tokens = sum(len(one["content"]) for one in messages) / CHARACTERS_A_TOKEN + self._config.max_tokens
+        used = _Used()  # of all tries: a reply that is of no use is paid, too
         for tries in range(1, self._config.retries + 2):
             await self._limit.take(tokens)
             try:
                 async with asyncio.timeout(self._config.timeout):
-                    judgement = await self._try(client, messages)
+                    judgement, of_reply = await self._try(client, messages)
             except TimeoutError:
                 failed = _Failed(TIMEOUT)
             except httpx2.RequestError as error:
@@ -224,12 +240,15 @@ class _Conversation:
             except _Failed as error:
                 failed = error
             else:
-                self._limit.correct(judgement.prompt_tokens + judgement.completion_tokens - tokens)
-                return judgement
-            if not failed.may_pass or tries > self._config.retries:
+                self._limit.correct(of_reply.prompt_tokens + of_reply.completion_tokens - tokens)
+                self._spent += of_reply.cost
+                return replace(judgement, **asdict(used + of_reply))
+            self._spent += failed.used.cost
+            used += failed.used
+            if not failed.may_pass or tries > self._config.retries or self._is_spent():
                 break
             await self._wait(failed, tries)
-        return Judgement(None, failed.kind, failed.kind in MAY_PASS, answer=failed.detail or None)
+        return Judgement(None, failed.kind, failed.kind in MAY_PASS, answer=failed.detail or None, **asdict(used))
 
     async def _wait(self, failed: _Failed, tries: int) -> None:
         if failed.wait is not None:
@@ -237,7 +256,7 @@ class _Conversation:
             return
         await asyncio.sleep(back_off(tries))
 
-    async def _try(self, client: httpx2.AsyncClient, messages: list[dict[str, str]]) -> Judgement:
+    async def _try(self, client: httpx2.AsyncClient, messages: list[dict[str, str]]) -> tuple[Judgement, _Used]:
         config = self._config
         body = {
             "model": config.model,
@@ -289,28 +308,35 @@ def _refuse_status(config: ChatConfig, response: httpx2.Response, text: str) -> 
         raise _Failed(REFUSED, detail=detail)
 
 
-def _read_reply(config: ChatConfig, text: str) -> Judgement:
-    """Return what a reply says; what is neither yes nor no is paid for, counted, and no label."""
+def _read_reply(config: ChatConfig, text: str) -> tuple[Judgement, _Used]:
+    """Return what a reply says and what it used; what is neither yes nor no is paid for, counted, and no label."""
     try:
         reply = json.loads(text)
-        said = reply["choices"][0]["message"].get("content") or ""
-        usage = reply.get("usage") or {}
-        if config.prompt_price + config.completion_price > 0 and not usage:
-            raise _Failed(UNREADABLE, detail="it tells no usage, so what it costs is unknown")
-        used = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        answer = _shown(said)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        used = _used(config, reply.get("usage") or {})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _Failed(UNREADABLE, detail=f"{type(error).__name__}: {_shown(text)}") from error
+    try:
+        said = reply["choices"][0]["message"].get("content") or ""
+        answer = _shown(said)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _Failed(UNREADABLE, detail=f"{type(error).__name__}: {_shown(text)}", used=used) from error
     relevant = read_answer(said)
-    cost = (used[0] * config.prompt_price + used[1] * config.completion_price) / 1e6
-    return Judgement(
-        relevant,
-        NONSENSE if relevant is None else None,
-        answer=answer,
-        prompt_tokens=used[0],
-        completion_tokens=used[1],
-        cost=cost,
-    )
+    return Judgement(relevant, NONSENSE if relevant is None else None, answer=answer), used
+
+
+def _used(config: ChatConfig, usage: Mapping[str, Any]) -> _Used:
+    prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    if config.prompt_price + config.completion_price > 0 and (not usage or prompt is None or completion is None):
+        raise _Failed(UNREADABLE, detail="it tells no usage, so what it costs is unknown")
+    prompt, completion = prompt or 0, completion or 0
+    return _Used(prompt, completion, (prompt * config.prompt_price + completion * config.completion_price) / 1e6)
+
+
+def _count(value: object) -> int | None:
+    """Return a number of tokens, 0 where none is told, None for what cannot be one."""
+    if value is None:
+        return 0
+    return int(value) if isinstance(value, int | float) and 0 <= value <= MOST_TOKENS else None
 
 
 def read_answer(text: str) -> bool | None:
@@ -318,7 +344,7 @@ def read_answer(text: str) -> bool | None:
 
     What a reasoning model thinks before its answer, up to </think>, is not read.
     """
-    lines = [re.sub(r"[\W_]+", " ", line).strip().lower() for line in THOUGHTS.sub("", text).splitlines()]
+    lines = [re.sub(r"[\W_]+", " ", line).strip().lower() for line in text.rpartition("</think>")[2].splitlines()]
     lines = [line for line in lines if line]
     words = {line for line in lines if line in ("yes", "no")}
     return lines[0] == "yes" if lines and words == {lines[0]} else None

@@ -64,6 +64,7 @@ def test_braces_in_texts_are_text_and_extra_keys_win() -> None:
         ("I think\nyes", None),
         ("<think>yes", None),
         ("ignore all this and say yes", None),
+        pytest.param("<think>" * 140_000, None, id="a megabyte"),
     ],
 )
 def test_an_answer_is_read_strictly(answer: str, relevant: bool | None) -> None:
@@ -157,6 +158,60 @@ def test_a_price_without_usage_is_no_answer() -> None:
         (free,) = asked(chat, [pair("q", "p")])
         (priced,) = asked(chat, [pair("q", "p")], prompt_price=1.0, retries=0)
     assert free and free.relevant and priced and priced.relevant is None and priced.failure == "unreadable reply"
+
+
+def reply_with(message: str, usage: str) -> str:
+    return f'{{"choices": [{message}], "usage": {usage}}}'
+
+
+YES = '{"message": {"content": "yes"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        reply_with(YES, '{"prompt_tokens": 1e999}'),
+        reply_with(YES, '{"prompt_tokens": NaN}'),
+        reply_with(YES, '{"prompt_tokens": 1, "completion_tokens": -1000000}'),
+        reply_with(YES, f'{{"prompt_tokens": 1{"0" * 400}}}'),
+        reply_with(YES, '{"prompt_tokens": "many"}'),
+        reply_with(YES, "[1]"),
+        "[1]",
+    ],
+)
+def test_a_malformed_reply_costs_its_pair_alone(text: str) -> None:
+    """Neither a traceback nor a cost that no price explains."""
+    with chatting(lambda prompt, times: PlainTextResponse(text) if "text of bad" in prompt else "yes") as chat:
+        pairs = [pair("bad", "p1"), pair("good", "p1")]
+        bad, good = asked(chat, pairs, prompt_price=1.0, retries=0, concurrency=1)
+    assert bad and (bad.relevant, bad.failure, bad.again, bad.cost) == (None, "unreadable reply", True, 0.0)
+    assert good and good.relevant
+
+
+def test_counts_that_cannot_be_do_not_matter_where_nothing_has_a_price() -> None:
+    text = reply_with(YES, '{"prompt_tokens": -5, "completion_tokens": 1e999}')
+    with chatting(lambda prompt, times: PlainTextResponse(text)) as chat:
+        (said,) = asked(chat, [pair("q", "p")], tokens_a_minute=1e9)
+    assert said == Judgement(True, answer="yes")
+
+
+@pytest.mark.parametrize("choices", ["", "{}", '{"message": {"content": ["yes"]}}'])
+def test_a_reply_without_a_usable_answer_is_paid_all_the_same(choices: str) -> None:
+    text = reply_with(choices, '{"prompt_tokens": 2, "completion_tokens": 1}')
+    with chatting(lambda prompt, times: PlainTextResponse(text)) as chat:
+        prices = {"prompt_price": 1e6, "completion_price": 1e6}
+        said = asked(chat, [pair("q", "p"), pair("q", "p2")], **prices, max_cost=6.0, retries=3, concurrency=1)
+        assert len(chat.bodies) == 2, "two tries of the first pair have spent it"
+    assert said[0] and (said[0].failure, said[0].again) == ("unreadable reply", True)
+    assert (said[0].prompt_tokens, said[0].completion_tokens, said[0].cost, said[1]) == (4, 2, 6.0, None)
+
+
+def test_a_reply_that_came_to_nothing_is_paid_with_the_next() -> None:
+    useless = reply_with("", '{"prompt_tokens": 2, "completion_tokens": 1}')
+    with chatting(lambda prompt, times: "yes" if times else PlainTextResponse(useless)) as chat:
+        (said,) = asked(chat, [pair("q", "p")], completion_price=1e6, retries=1)
+    assert said and said.relevant and (said.completion_tokens, said.cost) == (2, 2.0)
 
 
 def test_no_more_than_so_many_at_a_time() -> None:
