@@ -118,7 +118,7 @@ def carry_out(work: Relabelling, folder: Path, judges: Sequence[Judge], report: 
         lines = [*_verdict_lines(found, work.config.action)]
         replace_verdicts(folder / VERDICTS, "".join(json.dumps(line) + "\n" for line in lines).encode())
         seconds = time.monotonic() - started
-        told = {**_summary(work, found), **_of_judges(work, ledger, found), "seconds": round(seconds, 1)}
+        told = {**_summary(work, found), **_of_judges(work, judges, ledger, found), "seconds": round(seconds, 1)}
         write_atomic(folder / REPORT, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     return told
 
@@ -169,11 +169,13 @@ def _summary(work: Relabelling, found: Mapping[tuple[str, str], Outcome]) -> dic
     }
 
 
-def _of_judges(work: Relabelling, ledger: Ledger, found: Mapping[tuple[str, str], Outcome]) -> dict[str, Any]:
+def _of_judges(
+    work: Relabelling, judges: Sequence[Judge], ledger: Ledger, found: Mapping[tuple[str, str], Outcome]
+) -> dict[str, Any]:
     prune = work.config.pruning
     return {
         "judges": by_judge(ledger.added),
         "judges_in_all": by_judge(ledger.entries),
-        "agreement": agreement(ledger),
+        "agreement": agreement(judges, ledger, work.config.check),
         "pruning": pruning(found, prune.group, prune.above, prune.least),
     }

@@ -43,11 +43,6 @@ class Entry:
         """Whether the pair need not be asked about again."""
         return not self.judgement.again
 
-    @property
-    def weight(self) -> float:
-        """How many pairs it stands for: more than 1 where it was drawn for a check of agreement alone."""
-        return 1 / float(self.line.get("sampled") or 1)
-
 
 def texts_digest(pair: PairText) -> str:
     """Return what identifies the two texts of ``pair``: a judgement on others says nothing of them."""
@@ -88,16 +83,14 @@ class Ledger:
             return None
         return entry.judgement
 
-    def add(
-        self, judge: Judge, answers: Sequence[tuple[PairText, Judgement]], sampled: Mapping[PairText, float]
-    ) -> None:
-        """Append the ``answers`` of ``judge``; ``sampled`` are the shares by which pairs were drawn for a check."""
-        lines = [self._line(judge, pair, judgement, sampled.get(pair)) for pair, judgement in answers]
+    def add(self, judge: Judge, answers: Sequence[tuple[PairText, Judgement]]) -> None:
+        """Append the ``answers`` of ``judge``."""
+        lines = [self._line(judge, pair, judgement) for pair, judgement in answers]
         append_lines(self._path, lines)
         for line in lines:
             self._take(_entry(line, str(self._path)))
 
-    def _line(self, judge: Judge, pair: PairText, judgement: Judgement, sampled: float | None) -> dict[str, Any]:
+    def _line(self, judge: Judge, pair: PairText, judgement: Judgement) -> dict[str, Any]:
         given = {name: getattr(judgement, name) for name in STORED}
         line = {
             "query": pair.query_id,
@@ -113,7 +106,7 @@ class Ledger:
         }
         if judge.reads_positive:
             line["positive"] = _digest(pair.positive)
-        return line if sampled is None else {**line, "sampled": sampled}
+        return line
 
     def _take(self, entry: Entry) -> None:
         self.entries.append(entry)

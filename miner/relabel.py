@@ -116,10 +116,9 @@ def ask(
     given: list[dict[int, Judgement]] = []
     places, checked = [*range(len(pairs))], list[int]()
     for judge in judges:
-        sampled = {pairs[place]: check for place in checked}
-        given.append(_ask_one(judge, pairs, [*places, *checked], ledger, sampled, progress(judge)))
+        given.append(_ask_one(judge, pairs, [*places, *checked], ledger, progress(judge)))
         refused = [place for place in places if (said := given[-1].get(place)) and said.relevant is False]
-        checked = [place for place in refused if _draw(pairs[place]) < check]
+        checked = [place for place in refused if _draw(pairs[place].query_id, pairs[place].passage_id) < check]
         places = [place for place in places if (said := given[-1].get(place)) and said.relevant]
     return given
 
@@ -129,7 +128,6 @@ def _ask_one(
     pairs: Sequence[PairText],
     places: Sequence[int],
     ledger: Ledger,
-    sampled: Mapping[PairText, float],
     progress: Progress,
 ) -> dict[int, Judgement]:
     found = {place: said for place in places if (said := ledger.known(judge, pairs[place])) is not None}
@@ -138,7 +136,7 @@ def _ask_one(
 
     def answered(answers: Mapping[int, Judgement]) -> None:
         nonlocal done
-        ledger.add(judge, [(pairs[fresh[n]], judgement) for n, judgement in answers.items()], sampled)
+        ledger.add(judge, [(pairs[fresh[n]], judgement) for n, judgement in answers.items()])
         found.update({fresh[n]: judgement for n, judgement in answers.items()})
         done += len(answers)
         progress(done, len(fresh))
@@ -148,9 +146,20 @@ def _ask_one(
     return found
 
 
-def _draw(pair: PairText) -> float:
+def _draw(query_id: str, passage_id: str) -> float:
     """Return a number in [0, 1) that the pair's ids alone decide."""
-    return hash64(f"check\0{pair.query_id}\0{pair.passage_id}") / 2**64
+    return hash64(f"check\0{query_id}\0{passage_id}") / 2**64
+
+
+def stands_for(pair: tuple[str, str], before: Sequence[bool | None], check: float) -> float:
+    """Return for how many pairs one of (query id, passage id) stands among those that ``ask`` gives to a judge.
+
+    ``before``: what the judges before it said, None where one said nothing. 0: it is not asked about that pair.
+    """
+    *flagged, last = before
+    if not all(flagged) or last is None:
+        return 0.0
+    return 1.0 if last else 1 / check if _draw(*pair) < check else 0.0
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from itertools import combinations
 from typing import Any
 
 from miner.judgements import Entry
-from miner.relabel import Outcome
+from miner.relabel import Outcome, stands_for
+from retriever.protocols import Judge
 
 Z95 = 1.959963984540054
 """The standard normal quantile of a two-sided 95 % interval."""
+_Said = dict[tuple[str, str, str], bool | None]
+"""What a judge says by query id, passage id and hash of their texts."""
 
 
 def by_judge(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
@@ -40,31 +43,35 @@ def _nothing() -> dict[str, Any]:
     return {**counts, "cost": 0.0, "failures": Counter()}
 
 
-def agreement(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Return how far each two judges agree on the pairs that both judged: {"judges", "pairs", "table", "kappa"}.
+def agreement(judges: Sequence[Judge], entries: Iterable[Entry], check: float) -> list[dict[str, Any]]:
+    """Return how far each two ``judges`` agree on what both are asked about, with ``check`` as ``ask`` has it.
 
-    ``table`` counts [[both relevant, first alone], [second alone, neither]]. Kappa (Cohen 1960) weighs each pair by how
-    many it stands for, so that a check by a sample estimates that of all; None where a judge always says the same,
-    as the second of a cascade without a check does not meet what the first refused.
+    That is {"judges", "pairs", "table", "kappa"}; ``table`` counts [[both relevant, first alone], [second alone,
+    neither]]. Kappa (Cohen 1960) weighs each pair by how many it stands for, so that a check by a sample estimates that
+    of all; None where a judge always says the same, as the second of a cascade without a check does not meet what the
+    first refused. A pair that is in ``entries`` by another check or cascade would count too much, and is left out.
     """
-    said: dict[tuple[str, str], dict[tuple[str, str], Entry]] = {}
+    said: dict[str, _Said] = {judge.fingerprint: {} for judge in judges}
     for entry in entries:
-        if entry.judgement.relevant is not None:
-            judge = said.setdefault((entry.judge, entry.fingerprint), {})
-            judge[entry.query_id, entry.passage_id] = entry
-    return [
-        {"judges": [one[0], other[0]], **_agreement(said[one], said[other])} for one, other in combinations(said, 2)
-    ]
+        if entry.fingerprint in said:
+            said[entry.fingerprint][entry.query_id, entry.passage_id, entry.texts] = entry.judgement.relevant
+    found = []
+    for one, other in combinations(range(len(judges)), 2):
+        names = [judges[one].name, judges[other].name]
+        found.append({"judges": names, **_agreement([*said.values()][: other + 1], one, check)})
+    return found
 
 
-def _agreement(one: Mapping[tuple[str, str], Entry], other: Mapping[tuple[str, str], Entry]) -> dict[str, Any]:
+def _agreement(said: Sequence[_Said], one: int, check: float) -> dict[str, Any]:
+    """Return the agreement of the judge at place ``one`` with the last."""
+    *before, last = said
     table, weights = [[0, 0], [0, 0]], [[0.0, 0.0], [0.0, 0.0]]
-    for pair in one.keys() & other.keys():
-        first, second = one[pair], other[pair]
-        if first.texts == second.texts:
-            row, column = int(not first.judgement.relevant), int(not second.judgement.relevant)
+    for pair, relevant in last.items():
+        weight = stands_for(pair[:2], [of.get(pair) for of in before], check)
+        if relevant is not None and weight:
+            row, column = int(not before[one][pair]), int(not relevant)
             table[row][column] += 1
-            weights[row][column] += max(first.weight, second.weight)
+            weights[row][column] += weight
     return {"pairs": sum(map(sum, table)), "table": table, "kappa": kappa(weights)}
 
 

@@ -44,10 +44,10 @@ def test_wilson_s_interval_of_published_figures() -> None:
 def test_counts_failures_and_cost_by_judge(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "j.jsonl", {})
     one, two = TruthfulJudge("one", []), TruthfulJudge("two", [])
-    ledger.add(one, [(pair("q1", "p1"), Judgement(True, cost=0.5, prompt_tokens=9, completion_tokens=1))], {})
-    ledger.add(one, [(pair("q1", "p2"), Judgement(False, cost=0.25, prompt_tokens=8, completion_tokens=1))], {})
-    ledger.add(one, [(pair("q1", "p3"), Judgement(None, "nonsense", cost=0.25))], {})
-    ledger.add(two, [(pair("q1", "p1"), Judgement(None, "timeout", again=True))], {})
+    ledger.add(one, [(pair("q1", "p1"), Judgement(True, cost=0.5, prompt_tokens=9, completion_tokens=1))])
+    ledger.add(one, [(pair("q1", "p2"), Judgement(False, cost=0.25, prompt_tokens=8, completion_tokens=1))])
+    ledger.add(one, [(pair("q1", "p3"), Judgement(None, "nonsense", cost=0.25))])
+    ledger.add(two, [(pair("q1", "p1"), Judgement(None, "timeout", again=True))])
     assert by_judge(ledger.entries) == {
         "one": {
             "asked": 3,
@@ -81,18 +81,52 @@ def test_a_check_by_a_sample_estimates_the_agreement_on_all(tmp_path: Path) -> N
     whole, sampled = Ledger(tmp_path / "whole.jsonl", {}), Ledger(tmp_path / "sampled.jsonl", {})
     ask([first, second], PAIRS, whole, 1.0, lambda judge: silent)
     ask([first, second], PAIRS, sampled, 0.3, lambda judge: silent)
-    (exact,), (estimate,) = agreement(whole), agreement(sampled)
+    (exact,), (estimate,) = agreement([first, second], whole, 1.0), agreement([first, second], sampled, 0.3)
     assert exact["judges"] == ["first", "second"] and exact["table"] == [[300, 100], [100, 1500]]
     assert exact["kappa"] == pytest.approx(0.6875)
     assert estimate["table"][0] == [300, 100] and estimate["pairs"] < 1000
     assert estimate["kappa"] == pytest.approx(exact["kappa"], abs=0.04)
 
 
+@pytest.mark.parametrize("checks", [(0.05, 0.5), (0.5, 0.05), (1.0, 0.0)])
+def test_another_check_before_changes_no_agreement(tmp_path: Path, checks: tuple[float, float]) -> None:
+    """The first sample stays in the ledger: what stands there for many pairs stands for fewer now, or for none."""
+    judges = [TruthfulJudge("first", IDS[:400]), TruthfulJudge("second", IDS[100:500])]
+    twice, once = Ledger(tmp_path / "twice.jsonl", {}), Ledger(tmp_path / "once.jsonl", {})
+    for check in checks:
+        ask(judges, PAIRS, twice, check, lambda judge: silent)
+    ask(judges, PAIRS, once, checks[-1], lambda judge: silent)
+    assert len([*twice]) >= len([*once])
+    assert agreement(judges, twice, checks[-1]) == agreement(judges, once, checks[-1])
+
+
+def test_three_judges_meet_what_the_cascade_gives_them(tmp_path: Path) -> None:
+    judges = [
+        TruthfulJudge(f"judge {n}", IDS[start:end]) for n, (start, end) in enumerate([(0, 400), (100, 500), (0, 300)])
+    ]
+    ledger = Ledger(tmp_path / "j.jsonl", {})
+    ask(judges[2:], PAIRS, ledger, 0.0, lambda judge: silent)  # alone, about all
+    ask(judges, PAIRS, ledger, 1.0, lambda judge: silent)
+    found = {tuple(one["judges"]): one["table"] for one in agreement(judges, ledger, 1.0)}
+    assert found["judge 0", "judge 1"] == [[300, 100], [100, 1500]]
+    assert found["judge 0", "judge 2"] == [[300, 100], [0, 0]]
+    assert found["judge 1", "judge 2"] == [[200, 100], [100, 0]]
+
+
+def test_a_ledger_whose_lines_have_a_share_of_then_is_read(tmp_path: Path) -> None:
+    judges = [TruthfulJudge("first", IDS[:400]), TruthfulJudge("second", IDS[100:500])]
+    path = tmp_path / "j.jsonl"
+    ask(judges, PAIRS, Ledger(path, {}), 0.3, lambda judge: silent)
+    plain = agreement(judges, Ledger(path, {}), 0.3)
+    path.write_text(path.read_text().replace('"judge":"second"', '"sampled":0.05,"judge":"second"'))
+    assert agreement(judges, Ledger(path, {}), 0.3) == plain and plain[0]["kappa"] is not None
+
+
 def test_a_cascade_without_a_check_has_no_kappa(tmp_path: Path) -> None:
     first, second = TruthfulJudge("first", IDS[:400]), TruthfulJudge("second", IDS[100:500])
     ledger = Ledger(tmp_path / "j.jsonl", {})
     ask([first, second], PAIRS, ledger, 0.0, lambda judge: silent)
-    assert agreement(ledger) == [
+    assert agreement([first, second], ledger, 0.0) == [
         {"judges": ["first", "second"], "pairs": 400, "table": [[300, 100], [0, 0]], "kappa": None}
     ]
 
