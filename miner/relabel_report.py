@@ -92,7 +92,7 @@ def pruning(outcomes: Mapping[tuple[str, str], Outcome], group: str, above: floa
     """Return, of each group of judged queries, how many have a false negative; the worst group first.
 
     ``group``: a regular expression whose first bracket, matched at the start of a query id, names the group; queries
-    that it does not match stand together without a name, and are never left out.
+    that it does not name stand together without a name, and are never left out.
     ``interval`` is Wilson's of 95 % on the share; ``leave_out`` says that it lies above ``above``, of at least
     ``least`` queries.
     """
@@ -100,7 +100,7 @@ def pruning(outcomes: Mapping[tuple[str, str], Outcome], group: str, above: floa
     queries: dict[str, dict[str, int]] = {}
     for (query, _), outcome in outcomes.items():
         matched = pattern.match(query)
-        counts = queries.setdefault(matched[1] if matched else "", {})
+        counts = queries.setdefault((matched and matched[1]) or "", {})
         counts[query] = counts.get(query, 0) + outcome.relevant
     found = []
     for name, counts in queries.items():

@@ -131,6 +131,13 @@ def test_a_cascade_without_a_check_has_no_kappa(tmp_path: Path) -> None:
     ]
 
 
+def test_a_bracket_that_takes_no_part_names_no_group(tmp_path: Path) -> None:
+    judge, ledger = TruthfulJudge("judge", []), Ledger(tmp_path / "j.jsonl", {})
+    ask([judge], [pair("plain", "p"), pair("named/q", "p")], ledger, 0.0, lambda judge: silent)
+    found = pruning(outcomes([judge], ledger), "(?:([^/]+)/)?", 0.3, 20)
+    assert [one["group"] for one in found] == ["", "named"]
+
+
 def test_data_sets_with_many_false_negatives_are_named(tmp_path: Path) -> None:
     pairs = [pair(f"{name}/{query}", f"p{n}") for name in ("bad", "good") for query in range(40) for n in range(3)]
     pairs += [pair(f"few/{query}", "p0") for query in range(5)] + [pair(f"none-{query}", "p0") for query in range(50)]
