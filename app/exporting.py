@@ -27,14 +27,19 @@ from retriever.teacher_scores import open_teacher_scores
 CHUNK = 1024
 
 
+def check_new(out: Path) -> None:
+    """Raise InputError if ``out`` exists."""
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose another name")
+
+
 def export_model(artifact: Artifact, out: Path) -> str | None:
     """Copy the model of a checkpoint or generation to ``out``, which sentence-transformers loads.
 
     With untied towers ``out`` holds query/ and passage/, a model each. Returns what its user must know to get the
     same vectors, None where there is nothing to know. Raises InputError if ``out`` exists.
     """
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another folder")
+    check_new(out)
     artifact.verify()
     with appearing(out) as temporary:
         shutil.copytree(model_folder(artifact), temporary)
@@ -70,8 +75,7 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     """
     if file_format not in FORMATS:
         raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose another name")
+    check_new(out)
     written = 0
     with appearing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in _examples(run, artifact, count):

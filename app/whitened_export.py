@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from app.exporting import export_model
+from app.exporting import check_new, export_model
 from app.model_figures import vector_figures
 from app.opening import open_generation_encoder
 from app.options import warn
@@ -24,6 +24,7 @@ from indexer.whitening import Whitening, fit_whitening
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.data import Corpus
+from retriever.durable import appearing
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
 from retriever.store import Store
@@ -37,17 +38,19 @@ def export_whitened(
 
     Returns what ``export_model`` does, and what became of the vectors: ``dimensions``, and by exact search over the dev
     queries that the generation keeps, if any, {measure, queries, before, after, flips}. Raises InputError for a partial
-    generation and what ``fit_whitening`` refuses.
+    generation, an existing ``out`` and what ``fit_whitening`` refuses.
     """
     if is_partial(generation.facts):
         raise InputError(f"generation {generation.number} is partial: most of its vectors are not its model's")
+    check_new(out)
     vectors = open_vectors(generation.path / "vectors")
     normalize = bool(saved_settings(model_folder(generation)).normalize)
     whitening = fit_whitening(vectors, dimensions, normalize=normalize)
     told = {"dimensions": len(whitening.bias), **_figures(store, generation, vectors, whitening)}
-    note = export_model(generation, out)
-    for tower in [out] if (out / "modules.json").is_file() else [out / "query", out / "passage"]:
-        add_whitening(tower, whitening)
+    with appearing(out) as stage:
+        note = export_model(generation, stage)
+        for tower in [stage] if (stage / "modules.json").is_file() else [stage / "query", stage / "passage"]:
+            add_whitening(tower, whitening)
     return note, told
 
 

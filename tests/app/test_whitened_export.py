@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from app import whitened_export
 from app.opening import open_generation_encoder
 from app.whitened_export import export_whitened
 from indexer.shards import open_vectors
@@ -39,6 +40,23 @@ def test_before_is_the_generation_s_own_figure(trained: Path, tmp_path: Path) ->
     _, told = export_whitened(Store(trained), generation, tmp_path / "out", None)
     assert told["before"] == pytest.approx(generation.facts["dev"]["nDCG@10"], abs=1e-6)
     assert 0 <= told["after"] <= 1 and told["queries"] == 10
+
+
+def test_a_model_appears_only_once_it_is_whitened(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(whitened_export, "save_file", full)
+    generation = Store(trained).generations.at(2)
+    with pytest.raises(OSError, match="No space"):
+        export_whitened(Store(trained), generation, tmp_path / "new" / "out", None)
+    assert [*(tmp_path / "new").iterdir()] == []
+    monkeypatch.undo()
+    (tmp_path / "new" / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        export_whitened(Store(trained), generation, tmp_path / "new" / "out", None)
 
 
 def test_towers_apart_and_vectors_of_any_length(hone: Hone, tiny: Path, tmp_path: Path) -> None:
