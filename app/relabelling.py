@@ -14,7 +14,7 @@ from app.composition import splits, with_positives, with_verdicts
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Meter, Report
 from app.relabel_config import RelabelConfig
-from miner.judgements import Ledger, texts_digest
+from miner.judgements import Ledger
 from miner.publish import open_checked_set
 from miner.relabel import Outcome, Suspects, ask, find_suspects, outcomes
 from miner.relabel_report import agreement, by_judge, pruning
@@ -124,14 +124,15 @@ def carry_out(work: Relabelling, folder: Path, judges: Sequence[Judge], report: 
 
 
 def _current(work: Relabelling, found: Mapping[tuple[str, str], Outcome]) -> dict[tuple[str, str], Outcome]:
-    """Leave out what was judged by texts that the data has no more: another corpus, another query."""
+    """Leave out what was judged by texts that the data has no more: another corpus, query or positive."""
     rows = {name: row for row, name in enumerate(work.queries.ids)}
     kept = {}
     for (query, passage), outcome in found.items():
         row = work.corpus.row_of(passage)
         if row is not None and query in rows:
-            pair = PairText(query, work.queries.texts[rows[query]], passage, work.corpus.text(row), "")
-            if outcome.entries[0].texts == texts_digest(pair):
+            positive = work.corpus.text(int(work.queries.positives(rows[query])[0]))
+            pair = PairText(query, work.queries.texts[rows[query]], passage, work.corpus.text(row), positive)
+            if all(entry.is_about(pair) for entry in outcome.entries):
                 kept[query, passage] = outcome
     return kept
 

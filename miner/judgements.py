@@ -43,6 +43,10 @@ class Entry:
         """Whether the pair need not be asked about again."""
         return not self.judgement.again
 
+    def is_about(self, pair: PairText) -> bool:
+        """Whether the texts that were judged, the positive's too where it was read, are those of ``pair``."""
+        return self.texts == texts_digest(pair) and self.positive in (None, _digest(pair.positive))
+
 
 def texts_digest(pair: PairText) -> str:
     """Return what identifies the two texts of ``pair``: a judgement on others says nothing of them."""
@@ -77,11 +81,7 @@ class Ledger:
     def known(self, judge: Judge, pair: PairText) -> Judgement | None:
         """Return what ``judge`` said of ``pair`` as its texts are now, None if it must be asked (anew)."""
         entry = self._last.get((judge.fingerprint, pair.query_id, pair.passage_id))
-        if entry is None or not entry.settled or entry.texts != texts_digest(pair):
-            return None
-        if judge.reads_positive and entry.positive != _digest(pair.positive):
-            return None
-        return entry.judgement
+        return entry.judgement if entry is not None and entry.settled and entry.is_about(pair) else None
 
     def add(self, judge: Judge, answers: Sequence[tuple[PairText, Judgement]]) -> None:
         """Append the ``answers`` of ``judge``."""

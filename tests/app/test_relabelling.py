@@ -6,8 +6,9 @@ import pytest
 
 from app.relabel_config import open_judges, read_relabel_config
 from app.relabelling import carry_out, open_relabelling
-from miner.judgements import Ledger
+from miner.judgements import Ledger, texts_digest
 from miner.relabel import outcomes
+from retriever.protocols import PairText
 from retriever.store import Store
 from tests.app.command_line import Hone, never, silent
 from tests.stand_ins import write_json_lines
@@ -86,8 +87,11 @@ def test_judgements_on_texts_that_changed_make_no_verdict(
         "fingerprint": judges[0].fingerprint,
     }
     gone = {**stale, "passage": "gone"}
-    path.write_text(path.read_text() + json.dumps(stale) + "\n" + json.dumps(gone) + "\n")
-    assert {("q0", "p9"), ("q0", "gone")} <= outcomes(judges, Ledger(path, {})).keys()
+    texts = work.queries.texts[work.queries.ids.index("q0")], work.corpus.text(8)
+    beside = {**stale, "passage": "p8", "texts": texts_digest(PairText("q0", texts[0], "p8", texts[1], ""))}
+    beside["positive"] = "0" * 16  # the judge read the positive, which is another now
+    path.write_text(path.read_text() + "".join(json.dumps(line) + "\n" for line in (stale, gone, beside)))
+    assert {("q0", "p9"), ("q0", "gone"), ("q0", "p8")} <= outcomes(judges, Ledger(path, {})).keys()
     carry_out(work, tmp_path, judges, silent)
     found = [json.loads(line)["passage"] for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
-    assert "gone" not in found and "p9" not in found
+    assert not {"gone", "p9", "p8"} & {*found}

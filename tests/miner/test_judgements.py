@@ -61,6 +61,10 @@ def test_another_positive_matters_to_a_judge_that_reads_it(tmp_path: Path) -> No
     ledger.add(JUDGE, [(PAIR, Judgement(True))])
     other = pair("q1", "p1", "another positive")
     assert ledger.known(reader, PAIR) and ledger.known(reader, other) is None and ledger.known(JUDGE, other)
+    assert [(entry.judge, entry.is_about(PAIR), entry.is_about(other)) for entry in ledger] == [
+        ("reader", True, False),
+        ("first", True, True),
+    ]
 
 
 def test_a_failure_that_may_pass_is_asked_about_again_and_nonsense_is_not(tmp_path: Path) -> None:
