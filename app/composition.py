@@ -102,10 +102,12 @@ def check_depth(config: RunConfig, corpus: Corpus) -> None:
 
 
 def check_queries(config: RunConfig, train: QuerySet, dev: QuerySet | None) -> None:
-    """Raise InputError where a run cannot be made of the queries ``train`` and ``dev``."""
+    """Raise InputError where a run cannot be made of the queries ``train`` and ``dev``.
+
+    Whether they fill a batch is for ``first_planner``: mining needs none.
+    """
     check_slices(config.index.slices, dev)
     config.batches.check(len(train), config.train.batch_size, in_batch=config.loss.in_batch)
-    _first_planner(config, train)
     if config.ranker is not None:
         RandomPlan(len(train), config.ranker.batch_size, config.seed, "ranker")
 
@@ -162,7 +164,7 @@ def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
     size = config.train.batch_size
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
-        first = _first_planner(config, run.train)
+        first = first_planner(config, run.train)
         if config.batches.name != "b3" or artifact is None:
             return first
         batches = open_batches(artifact.path)
@@ -175,7 +177,7 @@ def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
     return open_planner
 
 
-def _first_planner(config: RunConfig, train: QuerySet) -> BatchPlanner:
+def first_planner(config: RunConfig, train: QuerySet) -> BatchPlanner:
     """Return what plans batches before the first negative set. Raises InputError where ``train`` does not fill one."""
     queries, size, seed = len(train), config.train.batch_size, config.seed
     if config.batches.name == "ngame":

@@ -87,7 +87,7 @@ class Optimiser:
         before, now = ([len(group["params"]) for group in of] for of in (groups, self._adamw.param_groups))
         if before != now:
             return False
-        restore_optimizer(self._adamw, path)
+        restore_optimizer(self._adamw, path, groups)
         return True
 
 
@@ -104,10 +104,12 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> list[dict[st
     return groups
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Take up the tensors that ``save_optimizer`` wrote; weight decay stays what ``optimizer`` was made with."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path, groups: list[dict[str, Any]]) -> None:
+    """Take up what ``save_optimizer`` wrote and returned; weight decay stays what ``optimizer`` was made with."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path).items():
         parameter, name = key.split(".", 1)
         state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    now = [{**group, "weight_decay": decay} for group, decay in zip(groups, decays, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": now})

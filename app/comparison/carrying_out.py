@@ -18,7 +18,7 @@ from app.comparison.plan import TEST, Comparison, PlannedRun, run_table
 from app.comparison.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
 from app.comparison.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
 from app.comparison.run_history import Clock, costs, refreshes, seconds_of_checkpoints
-from app.composition import check_depth, check_queries, splits, with_positives, with_verdicts
+from app.composition import check_depth, check_queries, first_planner, splits, with_positives, with_verdicts
 from app.config import RunConfig
 from app.opening import encoder_opener
 from app.options import warn
@@ -110,6 +110,7 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
             check_pinned(reference, run.config.negatives.sources)  # a run's own store is as new
             train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
             check_queries(run.config, train_set, dev)
+            first_planner(run.config, train_set)
         except InputError as error:
             raise InputError(f"{comparison.path}: systems.{run.system}: {error}") from error
         verdicts = run.config.negatives.verdicts

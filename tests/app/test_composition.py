@@ -239,9 +239,9 @@ def test_joined_data_sets_are_mixed_batch_by_batch(tiny: Path, tmp_path: Path) -
 
 def test_data_that_was_not_joined_cannot_be_mixed(tiny: Path, tmp_path: Path) -> None:
     changes = ("[refresh]", '[mix]\nby = "sizes"\n[refresh]')
-    path = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", changes)
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", changes), tmp_path / "store")
     with pytest.raises(InputError, match="hone dataset join"):
-        opened(path, tmp_path / "store")
+        planner_opener(run)(None)
 
 
 @pytest.mark.parametrize(

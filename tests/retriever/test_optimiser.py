@@ -43,8 +43,8 @@ def test_restored_moments_go_with_the_weight_decay_of_now(tmp_path: Path) -> Non
     layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
     before = adamw([layer], weight_decay=0.1)
     before.step()
-    save_optimizer(before, tmp_path / "optimizer.safetensors")
+    groups = save_optimizer(before, tmp_path / "optimizer.safetensors")
     now = adamw([layer], weight_decay=0.3)
-    restore_optimizer(now, tmp_path / "optimizer.safetensors")
+    restore_optimizer(now, tmp_path / "optimizer.safetensors", groups)
     assert [group["weight_decay"] for group in now.param_groups] == [0.3, 0.0]
     assert torch.equal(now.state[layer.weight]["exp_avg"], before.state[layer.weight]["exp_avg"])

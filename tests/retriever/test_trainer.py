@@ -235,7 +235,7 @@ def test_an_adoption_is_recorded_before_the_first_batch_is_drawn_from_it(tmp_pat
             seen.append(bench.store.adoptions()[-1]["set"])
             return super().draw(query_rows, step)
 
-    def open_source(artifact: Artifact, batches_per_epoch: int, encode: EncodeQueries) -> Counted:
+    def open_source(artifact: Artifact, batches_per_turn: int, encode: EncodeQueries) -> Counted:
         return Watched(artifact.number, 60, bench.draws)
 
     bench.open_source = open_source  # type: ignore[method-assign]  # of this one bench

@@ -217,9 +217,9 @@ class Bench:
         self.events.append((event, fields))
         self.hears(event, fields, self.stop)
 
-    def open_source(self, artifact: Artifact, batches_per_epoch: int, encode: EncodeQueries) -> Counted:
+    def open_source(self, artifact: Artifact, batches_per_turn: int, encode: EncodeQueries) -> Counted:
         """Open the negatives of a set."""
-        assert batches_per_epoch == len(self.queries) // self.train.batch_size
+        assert batches_per_turn in (len(self.queries) // self.train.batch_size, 1)
         return Counted(artifact.number, len(self.corpus), self.draws)
 
     def open_planner(self, artifact: Artifact | None) -> BatchPlanner:
