@@ -2,9 +2,11 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
 
@@ -163,13 +165,16 @@ def test_a_process_that_nobody_reaps_is_given_up_in_time(
 
 
 def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
-    server: Callable[[str], JobProcesses], jobs: Jobs
+    server: Callable[[str], JobProcesses], jobs: Jobs, tmp_path: Path
 ) -> None:
     processes = server("slow")
     job, _ = processes.start("rebuild")
     running(jobs, job.id)
     (child,) = children(processes)
-    child.send_signal(signal.SIGSTOP)
+    with closing(sqlite3.connect(tmp_path / "hone.db")) as held:
+        held.execute("BEGIN IMMEDIATE")  # who is stopped in the middle of writing locks out all others
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     assert jobs.request_cancel(job.id)
     child.kill()
     assert ended(processes, job.id).state == "cancelled"
