@@ -6,6 +6,7 @@ Does not know how any of it is done.
 import errno
 import os
 import sys
+from importlib import import_module
 from typing import NoReturn
 
 import typer
@@ -17,24 +18,39 @@ CTRL_C = 130
 """What typer turns a KeyboardInterrupt of a command into."""
 
 
-def build_app() -> typer.Typer:
-    """Return the command line with all its commands; imports what they need, so not before ``main``."""
-    from app.commands import (
-        ask,
-        audit,
-        build,
-        compare,
-        data,
-        demo,
-        export,
-        keys,
-        merge,
-        promotion,
-        relabel,
-        rerank,
-        run,
-    )
+COMMANDS = {
+    "init": ("run", "Write a commented run.toml for a data set."),
+    "train": ("run", "Train, while a second process refreshes the negatives."),
+    "refresh": ("run", "Rebuild index and negatives as checkpoints appear."),
+    "cycle": ("run", "Train and refresh in turns, in one process."),
+    "compare": ("compare", "Train several systems alike and say which differ."),
+    "audit": ("audit", "List labels, passages and queries to look at first."),
+    "index": ("build", "Index a data set, or build the next generation of a store."),
+    "mine": ("build", "Mine hard negatives for the training queries."),
+    "relabel": ("relabel", "Have suspect negatives judged and write verdicts."),
+    "pin": ("build", "Name an artifact, so that it is never removed."),
+    "generations": ("promotion", "List the generations, what each measured and who is served."),
+    "promote": ("promotion", "Serve a generation if the gate lets it pass."),
+    "rollback": ("promotion", "Serve again what was served before."),
+    "diff": ("promotion", "Show which queries one generation answers better."),
+    "merge": ("merge", "Average the weights of several models into one."),
+    "search": ("ask", "Search the served generation, without a server."),
+    "evaluate": ("ask", "Measure a generation, a model or a TREC run."),
+    "rerank": ("rerank", "Put the first hits of each query in a ranker's order."),
+    "serve": ("serve", "Serve a store over HTTP."),
+    "demo": ("demo", "Train on text that is on this machine, then serve it."),
+    "dataset": ("data", "Make, convert or join data sets."),
+    "export": ("export", "Write the best model, mined negatives or judgements."),
+    "keys": ("keys", "Make, list and revoke the keys of a server."),
+}
+"""The module in app.commands of each command, and what the list of commands says of it."""
 
+
+def build_app(called: str | None = None) -> typer.Typer:
+    """Return the command line. Only the module of the command ``called`` is imported, of None all: torch takes seconds.
+
+    Environment variables that libraries read as they load must be set before.
+    """
     app = typer.Typer(
         name="hone",
         help="Train a dense retriever on the hard negatives that its newest self finds, and serve the result.",
@@ -43,33 +59,20 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-    app.add_typer(data.app, name="dataset")
-    app.add_typer(export.app, name="export")
-    app.add_typer(keys.app, name="keys")
-    for command in (
-        run.init,
-        run.train,
-        run.refresh,
-        run.cycle,
-        compare.compare,
-        audit.audit,
-        build.index,
-        build.mine,
-        relabel.relabel,
-        build.pin,
-        promotion.generations,
-        promotion.promote,
-        promotion.rollback,
-        promotion.diff,
-        merge.merge,
-        ask.search,
-        ask.evaluate,
-        rerank.rerank,
-        ask.serve,
-        demo.demo,
-    ):
-        app.command()(command)
+    for name, (place, summary) in COMMANDS.items():
+        if called not in (None, name):
+            app.command(name, help=summary)(_listed)
+            continue
+        module = import_module(f"app.commands.{place}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, short_help=summary)
+        else:
+            app.command(name, short_help=summary)(getattr(module, name))
     return app
+
+
+def _listed() -> NoReturn:
+    raise AssertionError("this command was not imported")
 
 
 def main() -> NoReturn:
@@ -80,7 +83,8 @@ def main() -> NoReturn:
     # bm25s computes by JAX where that is installed, which would fill the GPU that the models need.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
-        code = build_app()(prog_name="hone", standalone_mode=False)
+        called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        code = build_app(called)(prog_name="hone", standalone_mode=False)
         if code == CTRL_C:
             raise KeyboardInterrupt
     except HoneError as error:

@@ -1,15 +1,13 @@
-"""hone search, evaluate, serve: ask a generation, measure it, or put it on a port.
+"""hone search, evaluate: ask a generation, or measure it.
 
-Does not know how search, metrics or HTTP work.
+Does not know how search or metrics work.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.admission import AdmissionConfig
 from app.evaluating import Evaluated, Reranking, evaluate_split, indexed_model, scored_run
 from app.live import duration, progress_view
 from app.opening import ENCODER_ALONE, reranking_openers
@@ -26,13 +24,10 @@ from app.options import (
     store_path,
     warn,
 )
-from app.priority import Priority
 from app.progress import Meter, Report
 from app.rankers import named_ranker, required_ranker
 from app.reranking import Candidates, reranking_facts, warn_of_cut_pairs
 from app.reranking import rerank as rerank_hits
-from app.serving import ServeOptions, serve_store
-from app.settings import Settings
 from app.snapshot import load_snapshot
 from indexer.builder import IndexConfig
 from indexer.evaluation import Evaluation
@@ -174,50 +169,3 @@ def _show(done: Evaluated, split: str, *, as_json: bool) -> None:
 
 def _rounded(evaluation: Evaluation) -> dict[str, float]:
     return {name: round(value, 6) for name, value in evaluation.metrics.items()}
-
-
-def serve(
-    store: StoreOption = None,
-    host: Annotated[str | None, typer.Option("--host", help="Default: $HONE_HOST, else 127.0.0.1.")] = None,
-    port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help="Default: $HONE_PORT, else 8000.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens.")] = False,
-    require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for keys on 127.0.0.1, too.")] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; they share index and cores.")] = 1,
-    drain_seconds: Annotated[
-        float, typer.Option("--drain-seconds", min=0, help="After SIGTERM, answer this long though not ready.")
-    ] = 5.0,
-    ranker: Annotated[
-        Path | None, typer.Option("--ranker", help="Folder of a ranker; default: $HONE_RANKER, else the generation's.")
-    ] = None,
-    batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", min=1, help="Tokens that the model computes at once.")
-    ] = AdmissionConfig.batch_tokens,
-    queue_tokens: Annotated[
-        int, typer.Option("--queue-tokens", min=1, help="Tokens that may wait; beyond, clients get 429.")
-    ] = AdmissionConfig.queue_tokens,
-    deadline_seconds: Annotated[
-        float, typer.Option("--deadline-seconds", help="What waits longer gets 503 and is not computed.")
-    ] = AdmissionConfig.deadline_seconds,
-    job_priority: Annotated[
-        Priority, typer.Option("--job-priority", help="Rebuilds and mining get idle cores alone, few, or their share.")
-    ] = Priority.IDLE,
-) -> None:
-    """Serve a store over HTTP; follows SERVED, so a new generation is taken up without a restart."""
-    settings = Settings()
-    root = store_path(store)
-    limits = AdmissionConfig(
-        batch_tokens=batch_tokens,
-        patient_batch_tokens=min(batch_tokens, AdmissionConfig.patient_batch_tokens),
-        queue_tokens=queue_tokens,
-        deadline_seconds=deadline_seconds,
-    )
-    options = ServeOptions(
-        insecure, require_keys, workers, drain_seconds, ranker or settings.ranker, limits, job_priority
-    )
-
-    def tell(address: str) -> None:
-        print(f"{address}  (docs at /docs; Ctrl-C stops it)", file=sys.stderr)
-
-    serve_store(root, host or settings.host, settings.port if port is None else port, options, tell)

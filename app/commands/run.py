@@ -12,7 +12,6 @@ import typer
 
 from app.composition import Run, open_run
 from app.config import read_config
-from app.job_processes import following_jobs
 from app.live import duration
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
 from app.refresher_process import end_with_parent, stop_with_parent
@@ -152,6 +151,8 @@ def refresh(
     report = all_of(event_log(run.store, "refresher"), json_lines(sys.stderr))
     with stopping_at_signals(stop, report):
         if follow:
+            from app.job_processes import following_jobs  # it loads SQLAlchemy, which training has no use for
+
             with following_jobs(run.store.root, stop):
                 follow_runs(run, report, stop)
             return

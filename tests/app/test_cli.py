@@ -1,5 +1,6 @@
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -33,8 +34,28 @@ def test_help_lists_every_command_with_a_sentence(hone: Hone) -> None:
     answer = hone("--help")
     assert answer.code == 0 and answer.err == ""
     listed = {line.split()[0]: line for line in answer.out.splitlines() if line.startswith("  ") and line.split()}
-    for name in COMMANDS:
-        assert len(listed[name].split()) > 4, name
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert listed[name].endswith(f"  {summary}") and len(summary.split()) > 3, "whole, not cut with dots"
+    assert set(COMMANDS) <= set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["--help"], {"torch", "transformers", "fastapi", "sqlalchemy"}),
+        (["nonsense"], {"torch"}),
+        (["keys", "--help"], {"torch", "faiss"}),
+        (["train", "--help"], {"fastapi", "sqlalchemy"}),
+        (["search", "--help"], {"fastapi", "sqlalchemy"}),
+    ],
+)
+def test_a_command_does_not_load_what_others_need(words: list[str], spared: set[str]) -> None:
+    """Torch alone takes seconds, which whoever asks for help would wait."""
+    script = "import sys; from app.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if words == ["nonsense"] else 0)
+    assert not spared & set(done.stderr.splitlines()[-1].split())
 
 
 def test_jax_which_bm25s_takes_where_it_is_stays_off_the_gpu(hone: Hone, monkeypatch: pytest.MonkeyPatch) -> None:
