@@ -4,7 +4,9 @@ Does not know training, nor how a generation is built.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
@@ -81,15 +83,15 @@ def _refuse_trained(store: Store) -> None:
 
 def rebuild(
     store: Store,
-    config: IndexConfig | None,
+    changes: Mapping[str, Any],
     report: Report,
     progress: BuildProgress | None = None,
     ranker: RankerFiles | None = None,
 ) -> Artifact:
     """Publish a new generation over the store's newest corpus, of the checkpoint that is served (else the newest).
 
-    Without ``config`` the served generation's choices are kept, without ``ranker`` its ranker. Dev queries are those
-    that the served generation keeps.
+    It is made as the served one was, but for ``changes`` of [index]; another factory begins with parameters of its own.
+    Without ``ranker`` it has the served one's. Dev queries are those that the served generation keeps.
     """
 
     def warn(message: str) -> None:
@@ -103,8 +105,10 @@ def rebuild(
     corpus = store.corpora.intact(CURRENT, warn)
     if checkpoint is None or corpus is None:
         raise InputError(f"{store.root}: nothing to rebuild; begin with `hone index DATA` or `hone train run.toml`")
-    if config is None:
-        config = IndexConfig() if served is None else IndexConfig(**served.facts["index_config"])
+    as_served = {} if served is None else served.facts["index_config"]
+    if "factory" in changes:
+        as_served = {**as_served, "search": {}}
+    config = IndexConfig(**{**as_served, **changes})
     opened = Corpus(corpus)
     kept = None if served is None else read_record(served)
     dev = None if kept is None else kept.query_set(opened, warn)
@@ -120,7 +124,7 @@ def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Ar
     while True:
         try:
             with store.generations.writer():
-                return rebuild(store, None, report, progress)
+                return rebuild(store, {}, report, progress)
         except BusyError:
             newest = store.generations.get()
             if newest is not None and newest.number != before and not is_partial(newest.facts):

@@ -71,7 +71,8 @@ def test_the_wheel_holds_the_packages_and_what_they_need(wheel: Path) -> None:
     assert top == {*PACKAGES}, "no tests, no benchmarks, no data"
     modules = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert "app/comparison/report.css" in names
+    styles = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.css")}
+    assert {name for name in names if name.endswith(".css")} == styles
     assert "Name: hone\n" in described and "Provides-Extra: cpu\n" in described
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

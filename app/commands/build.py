@@ -6,7 +6,7 @@ Does not know how indexes are built or negatives mined.
 import sys
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,7 +82,7 @@ def index(
     queue: Annotated[bool, typer.Option("--queue", help="Queue a rebuild for whoever works on the store.")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Index DATA with a model as it is; without DATA, rebuild the index that a store serves."""
+    """Index DATA with a model as it is; without DATA, rebuild what the store serves, as it was made but for flags."""
     root = store_path(store)
     if job is not None:
         run_job(root, job, job_priority)
@@ -92,17 +92,19 @@ def index(
         _follow(root) if follow else _queue(root, as_json=json_output)
         return
     with progress_view() as report, saved_ranker(ranker) as files:
-        config = IndexConfig(
-            factory,
-            target_recall,
-            engine=engine.value,
-            precision=precision.value,
-            rerank_depth=rerank_depth,
-            slices=tuple(slices or ()),
-        )
+        choices: dict[str, Any] = {
+            "factory": factory,
+            "target_recall": target_recall,
+            "engine": engine.value,
+            "precision": precision.value,
+            "rerank_depth": rerank_depth,
+            "slices": tuple(slices or ()),
+        }
         if data is None:
-            generation = rebuild(Store(root), config, report, ranker=files)
+            changes = {name: value for name, value in choices.items() if is_given(context, name)}
+            generation = rebuild(Store(root), changes, report, ranker=files)
         else:
+            config = IndexConfig(**choices)
             generation = index_data(root, data, model, config, report, ranker=files, skip_missing=skip_missing)
     verdict = generation.facts["gate"]
     following = f'Next: hone search --store {root} "…", or hone serve --store {root}'

@@ -94,7 +94,7 @@ def test_a_store_that_was_trained_in_is_not_indexed_with_another_model(tiny: Pat
     with pytest.raises(InputError, match=r"holds a training \(checkpoint 2\).*--store names another"):
         index(tiny, trained)
     assert contents(trained) == before
-    assert rebuild(Store(trained), None, silent).number == 3, "what it serves may be indexed again"
+    assert rebuild(Store(trained), {}, silent).number == 3, "what it serves may be indexed again"
 
 
 def test_a_folder_without_data_makes_no_store(tiny: Path, tmp_path: Path) -> None:
@@ -108,16 +108,19 @@ def test_a_folder_without_data_makes_no_store(tiny: Path, tmp_path: Path) -> Non
 def test_rebuilding_keeps_the_choices_of_what_is_served(indexed: Path) -> None:
     store = Store(indexed)
     other = IndexConfig(factory="IVF2,Flat", search={"nprobe": 2}, precision="fp32")
-    first = rebuild(store, other, silent)
-    again = rebuild(store, None, silent)
+    first = rebuild(store, asdict(other), silent)
+    again = rebuild(store, {}, silent)
     assert again.facts["index_config"] == first.facts["index_config"] == {**asdict(other), "slices": []}
     assert again.facts["factory"] == "IVF2,Flat" and again.facts["weights_sha256"] == first.facts["weights_sha256"]
     assert again.parents == {"checkpoint": 0, "corpus": 0}
+    changed = rebuild(store, {"target_recall": 0.9}, silent).facts["index_config"]
+    assert changed == {**first.facts["index_config"], "target_recall": 0.9}
+    assert rebuild(store, {"factory": "Flat"}, silent).facts["index_config"]["search"] == {}, "nprobe was the lists'"
 
 
 def test_a_store_with_nothing_to_rebuild(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to rebuild; begin with `hone index DATA`"):
-        rebuild(Store(tmp_path, create=True), None, silent)
+        rebuild(Store(tmp_path, create=True), {}, silent)
 
 
 def test_a_rebuild_beside_a_refresher_takes_the_full_generation_that_it_publishes_next(

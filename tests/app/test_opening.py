@@ -51,7 +51,7 @@ def test_a_generation_is_asked_in_the_precision_of_its_vectors(indexed: Path) ->
 def test_a_server_keeps_its_encoder_over_a_rebuild(indexed: Path) -> None:
     """What it costs to open one again is memory for both, seconds, and the vectors of the queries asked lately."""
     open_encoder = openers().encoder
-    first, made = open_encoder(generation(indexed, 0)), rebuild(Store(indexed), None, silent)
+    first, made = open_encoder(generation(indexed, 0)), rebuild(Store(indexed), {}, silent)
     assert open_encoder(made) is first
     facts = {**made.facts, "index_config": {**made.facts["index_config"], "precision": "bf16"}}
     assert open_encoder(Artifact(made.kind, 1, made.path, {**made.manifest, "facts": facts})) is not first

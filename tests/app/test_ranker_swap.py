@@ -13,7 +13,6 @@ from app.indexing import rebuild
 from app.opening import openers
 from app.rankers import named_ranker, saved_ranker
 from app.snapshot import Openers
-from indexer.builder import IndexConfig
 from retriever.artifacts import SERVED, Artifact
 from retriever.protocols import TokenRanker
 from retriever.store import Store
@@ -56,8 +55,8 @@ def test_a_ranker_answers_from_its_generation_and_over_swaps(indexed: Path, tmp_
     store, folder = Store(indexed), write_tiny_ranker(tmp_path / "ranker")
     with saved_ranker(str(folder)) as files:
         # Its weights are random: the gate is not to ask what they make of the hits.
-        first = rebuild(store, IndexConfig(precision="fp32", rerank_depth=0), silent, ranker=files)
-    rebuilt = [rebuild(store, None, silent) for _ in range(2)]
+        first = rebuild(store, {"precision": "fp32", "rerank_depth": 0}, silent, ranker=files)
+    rebuilt = [rebuild(store, {}, silent) for _ in range(2)]
     store.generations.point(SERVED, first.number)
     watched, stop = Watched(), threading.Event()
     with listening(store, openers=watched.openers) as port:

@@ -9,7 +9,6 @@ from app.indexing import rebuild
 from app.opening import openers
 from app.rankers import kept, named_ranker, own_ranker, required_ranker, saved_ranker
 from app.training import run_training
-from indexer.builder import IndexConfig
 from retriever.artifacts import SERVED, Artifact
 from retriever.errors import CorruptError, InputError
 from retriever.ranker import RankerConfig, load_ranker
@@ -29,7 +28,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_ranker(store: Path, ranker: Path | None) -> Artifact:
     """Rebuild the index of ``store`` with ``ranker`` in it, whose random weights the gate is not to judge."""
     with saved_ranker(None if ranker is None else str(ranker)) as files:
-        return rebuild(Store(store), IndexConfig(precision="fp32", rerank_depth=0), silent, ranker=files)
+        return rebuild(Store(store), {"precision": "fp32", "rerank_depth": 0}, silent, ranker=files)
 
 
 def test_a_generation_holds_the_ranker_that_it_was_given_with_the_same_scores(indexed: Path, ranker: Path) -> None:

@@ -18,6 +18,8 @@ def test_index_without_data_rebuilds_what_is_served(hone: Hone, trained: Path) -
     served = Store(trained).generations.at(2)
     assert (made["number"], made["factory"], made["step"]) == (3, "IVF2,Flat", served.facts["step"])
     assert made["weights_sha256"] == served.facts["weights_sha256"]
+    again = hone("index", "--store", trained, "--json").json
+    assert (again["number"], again["factory"]) == (4, "IVF2,Flat"), "what no flag names stays as it is served"
 
 
 def test_index_tells_what_it_made_and_what_is_next(hone: Hone, tiny: Path) -> None:
