@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 class IndexSearcher:
     """Implements retriever.protocols.Searcher over an index and the parameters of its calls.
 
-    ``parameters`` hold up to depth 10, those of ``deep`` (its "parameters") from its "depth" on: deeper searches need
-    more lists and a smaller k_factor. Between the two they are interpolated. ``copy``: the same flat index on a GPU,
-    which answers from one thread at a time, and as deep as it can.
+    ``parameters`` hold at depth 10, those of ``deep`` (its "parameters") from its "depth" on: deeper searches need
+    more lists and a smaller k_factor. Between the two they are interpolated; a shallower search compares as many
+    candidates again as one of depth 10. ``copy``: the same flat index on a GPU, which answers from one thread at a
+    time, and as deep as it can.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class IndexSearcher:
 
     def parameters_at(self, depth: int) -> Mapping[str, float]:
         """Return the parameters of a search for ``depth`` passages."""
+        if depth < SERVED_DEPTH and "k_factor" in self.parameters:
+            return {**self.parameters, "k_factor": self.parameters["k_factor"] * SERVED_DEPTH / max(depth, 1)}
         if self._deep is None or depth <= SERVED_DEPTH:
             return self.parameters
         share = math.log(depth / SERVED_DEPTH) / math.log(self._deep["depth"] / SERVED_DEPTH)

@@ -50,10 +50,19 @@ def test_deeper_searches_take_the_parameters_of_their_depth(vectors: Vectors) ->
     deep = {"depth": 40, "parameters": {"nprobe": 16, "k_factor": 1}}
     searcher = IndexSearcher(index, {"nprobe": 4, "k_factor": 4}, deep)
     at = {depth: searcher.parameters_at(depth) for depth in (1, 10, 20, 40, 50)}
-    assert at[1] == at[10] == {"nprobe": 4, "k_factor": 4} and at[40] == at[50] == {"nprobe": 16, "k_factor": 1}
+    assert at[1] == {"nprobe": 4, "k_factor": 40}, "as many are compared again as at depth 10"
+    assert at[10] == {"nprobe": 4, "k_factor": 4} and at[40] == at[50] == {"nprobe": 16, "k_factor": 1}
     assert at[20] == {"nprobe": 8, "k_factor": 2}
     assert (searcher.search(QUERIES, 40)[0] >= 0).all()
     assert IndexSearcher(index, {"nprobe": 4}).parameters_at(50) == {"nprobe": 4}
+
+
+@pytest.mark.parametrize("depth", [1, 3, 7])
+def test_the_first_hits_do_not_depend_on_how_few_are_asked_for(tmp_path: Path, depth: int) -> None:
+    many, asking = plant_vectors(tmp_path, unit_rows(3000, 32)), unit_rows(200, 32, seed=1)
+    searcher = IndexSearcher(build_index("IVF8,PQ8x4fs,RFlat", many, 13), {"nprobe": 8, "k_factor": 2})
+    found, ten = searcher.search(asking, depth)[0], searcher.search(asking, 10)[0]
+    np.testing.assert_array_equal(found, ten[:, :depth])
 
 
 class CountingSearcher(IndexSearcher):
