@@ -129,6 +129,7 @@ def _opened(
         last = set_before(store, generation.facts["step"], task, warn, "momentum has no candidates", keys)
     if is_rescored(generation.facts):
         pools = store.negatives.at(generation.parents["negatives"])
+        _check_pools(generation, pools, task)
         pools.verify()
     return OpenGeneration(
         generation.number,
@@ -141,6 +142,17 @@ def _opened(
         else None,
         pools=None if pools is None else open_negative_set(pools.path),
     )
+
+
+def _check_pools(generation: Artifact, pools: Artifact, task: MiningTask) -> None:
+    """Raise InputError if the ``pools`` that ``generation`` scores do not fit the queries and sources of ``task``."""
+    ours = pool_facts(task)
+    asked = ("corpus_sha256", "queries_sha256", "depth", "sources")
+    if differing := [name for name in asked if pools.facts.get(name) != ours[name]]:
+        raise InputError(
+            f"{generation.path}: scores the pools of negative set {pools.number} alone, and that differs in "
+            f"{', '.join(differing)}; build a full one with `hone index`"
+        )
 
 
 def open_to_vectors(generation: Artifact) -> OpenGeneration:

@@ -278,6 +278,28 @@ def test_rescoring_keeps_each_query_s_candidates_and_gives_them_fresh_scores(tin
     assert (scored.scores != open_negative_set(sets[0].path).scores).any()
 
 
+def test_pools_of_other_queries_or_candidates_are_not_scored_anew(tiny: Path, tmp_path: Path) -> None:
+    run = rescoring(tiny, tmp_path)
+    steps = RefreshSteps(run, Heard())
+    steps.mine(steps.build(publish_moved(run, 0)))
+    rescored = steps.build(publish_moved(run, 3))
+
+    def mine(*changes: tuple[str, str]) -> Artifact:
+        changed = write_run(tmp_path / "changed.toml", tiny / "data", tiny / "model", *changes)
+        return RefreshSteps(opened(changed, run.store.root), Heard()).mine(rescored)
+
+    shallow = ("depth = 10", "depth = 2")
+    for changes, differing in (
+        ([], "depth"),
+        ([shallow, ("[negatives]\n", '[negatives]\nsources = ["ann", "bm25"]\n')], "sources"),
+        ([shallow, ("[data]\n", '[data]\ntrain = "test"\n')], "queries_sha256"),
+    ):
+        with pytest.raises(InputError, match=f"the pools of negative set 0 alone, and that differs in {differing}"):
+            mine(*changes)
+    filtered = mine(("depth = 10", "depth = 2\nrange_min = 1"))  # what is refused among them may be another
+    assert (open_negative_set(filtered.path).verdicts[:, 0] != Verdict.ELIGIBLE).all()
+
+
 def test_what_cannot_be_scored_anew_is_encoded_whole_and_said(tiny: Path, tmp_path: Path) -> None:
     run, heard = rescoring(tiny, tmp_path), Heard()
     steps = RefreshSteps(run, heard)
