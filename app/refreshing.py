@@ -134,8 +134,9 @@ def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
 
 
 def retention(run: Run) -> Retention:
-    """Return what the refresher of ``run`` keeps: also the generations that its sources reach back to."""
-    return Retention(reach=furthest_back(run.config.negatives.sources))
+    """Return what the refresher of ``run`` keeps: also the generations that its sources and its training read."""
+    config = run.config
+    return Retention(reach=furthest_back(config.negatives.sources), behind_sets=config.train.towers == "query")
 
 
 def follow_runs(run: Run, report: Report, stop: Event) -> None:

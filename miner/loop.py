@@ -4,6 +4,7 @@ Does not know how either is made, nor torch: both makers are handed in.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Literal, Protocol
@@ -38,13 +39,15 @@ class Retention:
     """How many of the newest ``generations`` and ``negatives`` the refresher keeps, and all younger than the grace.
 
     Negative sets that a resumed trainer may still need are kept beyond their number, generations that the sources of
-    the next set ``reach`` back to also.
+    the next set ``reach`` back to also. ``behind_sets``: also those that such sets were mined from, as where training
+    reads their vectors.
     """
 
     generations: int = 3
     negatives: int = 8
     grace_seconds: float = 300.0
     reach: int = 0
+    behind_sets: bool = False
 
 
 def refresh(
@@ -179,9 +182,17 @@ def _advance(store: Store, checkpoint: Artifact, build: Make, publish: Make, rep
 
 
 def _generation_of(generations: Series, checkpoint: int, report: Report) -> Artifact | None:
-    """Return the newest intact generation of ``checkpoint``, named by CURRENT, if a kill left one without its set."""
+    """Return the newest intact generation of ``checkpoint``, named by CURRENT, if a kill left one without its set.
+
+    One of another configuration, with which the run went on before, is none: it may not be what is mined from now.
+    """
+
+    def wanted(made: Artifact) -> bool:
+        same = made.manifest["config_sha256"] == generations.origin["config_sha256"]
+        return same and made.parents.get("checkpoint") == checkpoint
+
     for number in reversed(generations.numbers()):
-        found = _intact(generations, number, lambda made: made.parents.get("checkpoint") == checkpoint, report)
+        found = _intact(generations, number, wanted, report)
         if found is not None:
             _point_forward(generations, number)
             return found
@@ -190,10 +201,12 @@ def _generation_of(generations: Series, checkpoint: int, report: Report) -> Arti
 
 def _tidy(store: Store, step: int, retention: Retention, report: Report) -> None:
     """Remove what nobody reads any more, now that the checkpoint of ``step`` is done."""
-    sets = max(retention.negatives, _sets_needed(store, step))
+    needed = _sets_needed(store, step)
     generations = max(retention.generations, _generations_reached(store, retention.reach))
-    for kind, keep in (("generations", generations), ("negatives", sets)):
-        removed = store.retain(kind, keep, retention.grace_seconds)
+    behind = _generations_behind(store, needed) if retention.behind_sets else set()
+    keep = {"generations": generations, "negatives": max(retention.negatives, needed)}
+    for kind, newest in keep.items():
+        removed = store.retain(kind, newest, retention.grace_seconds, behind if kind == "generations" else ())
         if removed:
             report("removed", kind=kind, numbers=removed)
     drop_unused(store)
@@ -211,6 +224,15 @@ def _generations_reached(store: Store, reach: int) -> int:
     except StoreError:
         return len(numbers)  # one of them is gone or torn: nothing more is taken away
     return sum(number >= oldest.number for number in numbers)
+
+
+def _generations_behind(store: Store, sets: int) -> set[int]:
+    """Return the generations that the newest ``sets`` were mined from."""
+    found: set[int] = set()
+    for number in store.negatives.numbers()[-sets:] if sets else ():
+        with suppress(StoreError):  # its reader reports it
+            found |= store.negatives.at(number).numbers_of("generation")
+    return found
 
 
 def _sets_needed(store: Store, step: int) -> int:

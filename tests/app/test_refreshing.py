@@ -10,7 +10,7 @@ import torch
 
 from app.composition import Run, make_trainer
 from app.opening import encoder_opener
-from app.refreshing import InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs
+from app.refreshing import InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs, retention
 from miner.generations import BASELINE
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
@@ -117,6 +117,12 @@ def test_the_inline_refresher_is_done_when_it_returns(run: Run) -> None:
     refresher.marked(publish(run.store, run, 6, refresh=True, final=True))
     assert [event["step"] for event in heard.of("negatives_published")] == [0, 3, 6]
     assert refresher.trouble() is None
+
+
+def test_generations_stay_where_training_reads_their_vectors(run: Run) -> None:
+    assert not retention(run).behind_sets
+    train = replace(run.config.train, towers="query")
+    assert retention(replace(run, config=replace(run.config, train=train))).behind_sets
 
 
 def test_the_follower_ends_after_the_final_checkpoint(run: Run) -> None:

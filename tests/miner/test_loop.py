@@ -174,3 +174,27 @@ def test_sets_that_a_resumed_trainer_needs_stay(store: Store) -> None:
     Refresher(store, retention=sets).run()
     # A trainer that resumes at step 600 has set 2 in use and only then adopts set 4 anew.
     assert store.negatives.numbers() == [2, 3, 4, 5]
+
+
+def test_generations_behind_the_sets_that_a_trainer_needs_stay_where_it_reads_their_vectors(store: Store) -> None:
+    """A scheduled run may adopt a set that several others have followed."""
+    keep = Retention(generations=1, negatives=1, grace_seconds=0, behind_sets=True)
+    for step in range(0, 500, 100):
+        mark(store, step, refresh=True, final=step == 400)
+    store.record_adoption(150, 2, "")
+    Refresher(store, retention=keep).run()
+    pointed = set(store.generations.pointers().values())
+    assert set(store.generations.numbers()) == {2, 3, 4} | pointed
+    mark(store, 500, refresh=True, final=True)
+    store.record_adoption(450, 4, "")
+    Refresher(store, retention=keep).run()
+    assert set(store.generations.numbers()) == {4, 5} | set(store.generations.pointers().values())
+
+
+@pytest.mark.parametrize(("configuration", "built"), [("", []), ("another", [0])])
+def test_a_generation_left_without_its_set_is_mined_from_by_its_own_configuration_alone(
+    store: Store, configuration: str, built: list[int]
+) -> None:
+    mark(store, 0, refresh=True, final=True)
+    Refresher(store).build(store.checkpoints.at(0))  # then a kill, and the run goes on
+    assert Refresher(Store(store.root, configuration)).run().built == built
