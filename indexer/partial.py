@@ -21,6 +21,9 @@ from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
 from retriever.protocols import Encoder, FloatArray, IntArray, Progress
 
+FITTED_ROWS = 32_768
+"""Encoded passages that the map is fitted on at most, so that what this takes in memory is no share of the corpus."""
+
 
 @dataclass(frozen=True)
 class Partial:
@@ -80,7 +83,8 @@ def encode_partially(
     facts = {"method": part.method, "parent": part.parent.number, "turn": part.turn, "encoded_rows": len(rows)}
     moved: Callable[[FloatArray], FloatArray] = np.array  # a copy
     if part.pools is None:
-        moved = drift = fit_drift(parent.gather(due), encoded.gather(np.searchsorted(rows, due)))
+        sample = due[:FITTED_ROWS]  # the first of a random order
+        moved = drift = fit_drift(parent.gather(sample), encoded.gather(np.searchsorted(rows, sample)))
         facts |= {"mapped_rows": len(corpus) - len(rows), "cosine_before": drift.cosine_before}
         facts |= {"cosine_mapped": drift.cosine_mapped}
     else:

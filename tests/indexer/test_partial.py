@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer import partial
 from indexer.builder import BuildInputs, Partial, build_generation
-from indexer.drift import fit_drift
+from indexer.drift import Drift, fit_drift
 from indexer.encode import encode_corpus
 from indexer.partial import encode_partially
 from indexer.shards import Vectors, drop_unused, open_vectors
@@ -70,6 +71,24 @@ def test_due_rows_are_encoded_and_the_others_mapped(wide: tuple[Store, Corpus], 
     assert facts["cosine_mapped"] == pytest.approx(cosines[1], abs=0.05)
     counts = {key: facts[key] for key in ("parent", "turn", "encoded_rows", "mapped_rows")}
     assert counts == {"parent": 0, "turn": 0, "encoded_rows": 2250, "mapped_rows": 6750}
+
+
+def test_the_map_is_fitted_on_a_bounded_sample(
+    wide: tuple[Store, Corpus], wide_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, corpus = wide
+    first, fitted = parent(store, wide_data, corpus), list[FloatArray]()
+
+    def fit(before: FloatArray, after: FloatArray) -> Drift:
+        fitted.extend([before, after])
+        return fit_drift(before, after)
+
+    monkeypatch.setattr(partial, "FITTED_ROWS", 1000)
+    monkeypatch.setattr(partial, "fit_drift", fit)
+    vectors, _ = encode_partially(QuickEncoder(seed=1), corpus, part(first), store.embeddings, silent, no_warning)
+    sample = part(first).rows_due(len(corpus))[:1000]
+    np.testing.assert_array_equal(fitted[0], open_vectors(first.path / "vectors").gather(sample))
+    np.testing.assert_array_equal(fitted[1], vectors.gather(sample))
 
 
 def test_mapped_vectors_never_stand_where_encoded_ones_belong(tiny: tuple[Store, Corpus], tiny_data: Path) -> None:
