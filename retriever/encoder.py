@@ -173,6 +173,7 @@ class DualEncoder(nn.Module):
             how = {
                 "weights": weights[side],
                 **tokens,
+                **tower.settings,
                 "pooling": tower.pooling,
                 "normalize": tower.normalize_output,
                 "dimensions": tower.dimensions,

@@ -28,6 +28,8 @@ MODULE_TYPES = "sentence_transformers.models"
 MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
 POOLING_FILE = "1_Pooling/config.json"
 UNSAID_MAX_LENGTH = 512
+UNREAD_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a configuration says of a model's files alone."""
 DROPOUT_KEYS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -100,6 +102,13 @@ class Tower(nn.Module):
     def tokenizer_sha256(self) -> str:
         """Digest of the tokenizer's rules and vocabulary."""
         return tokenizer_sha256(self.tokenizer)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides a text's vector: the end that is cut, and the configuration beside weights and dropout."""
+        said = json.loads(self.transformer.config.to_json_string())
+        read = {key: said[key] for key in said if not (key[0] == "_" or key in UNREAD_KEYS or "drop" in key)}
+        return {"cut": self.tokenizer.truncation_side, "config": read}
 
     @property
     def tokenized_by(self) -> list[str]:

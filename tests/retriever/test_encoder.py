@@ -199,6 +199,12 @@ def test_fingerprints_name_all_that_makes_a_vector(tied: DualEncoder, tiny: Path
     assert changed(encoder, lambda it: setattr(it.passage, "normalize_output", False)) == {"query", "passage", "space"}
     assert changed(encoder, set_config(name="moved")) == set()
     assert changed(encoder, set_config(dropout=0.5)) == set()
+    both, config = {"query", "passage"}, encoder.passage.transformer.config
+    assert changed(encoder, lambda it: setattr(it.passage.tokenizer, "truncation_side", "left")) == both
+    assert changed(encoder, lambda _: setattr(config, "num_attention_heads", 1)) == both
+    assert changed(encoder, lambda _: setattr(config, "layer_norm_eps", 0.5)) == both
+    assert changed(encoder, lambda _: setattr(config, "hidden_dropout_prob", 0.5)) == set()
+    assert changed(encoder, lambda it: it.attend("eager")) == set()
 
 
 def tokens_changed(encoder: DualEncoder, change: Callable[[DualEncoder], object]) -> set[str]:
