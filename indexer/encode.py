@@ -80,7 +80,8 @@ def check_encoded(vectors: FloatArray, dimensions: int, corpus: Corpus, rows: Se
 def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], None]) -> QueryEncoder:
     """Return ``encoder.encode_queries``, which encodes a list of texts only once for all who share ``cache``.
 
-    Vectors lie beside the passages', in the folder of the query fingerprint; another checkpoint has another.
+    Vectors lie beside the passages', in the folder of the query fingerprint; another checkpoint has another. ``encode``
+    raises StoreError naming the query for a vector that is not finite.
     """
     folder = cache / encoder.fingerprints.query
 
@@ -89,7 +90,18 @@ def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], Non
         name = sha256_json(list(texts))
         path = shard_path(folder, name, 0)
         if not is_intact(path, (len(texts), encoder.dimensions), warn):
-            write_shard(path, encode_texts(encoder, "query", texts, cache, block_name(name, 0), silent, warn))
+            vectors = encode_texts(encoder, "query", texts, cache, block_name(name, 0), silent, warn)
+            _check_queries(vectors, texts)
+            write_shard(path, vectors)
         return Vectors([path]).gather(np.arange(len(texts)))
 
     return encode
+
+
+def _check_queries(vectors: FloatArray, texts: Sequence[str]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise StoreError(
+            f"query {texts[wrong[0]]!r}: its vector is not finite ({len(wrong)} of {len(texts)} are unusable); the "
+            "weights have diverged"
+        )

@@ -46,13 +46,18 @@ def exact_search(
     return best_rows, best_scores
 
 
+def check_queries(queries: FloatArray, dimensions: int) -> None:
+    """Raise InputError if ``queries`` are not [n, dimensions], or not finite: such a vector is near to nothing."""
+    if queries.ndim != 2 or queries.shape[1] != dimensions:
+        raise InputError(f"queries {queries.shape} where [n, {dimensions}] belongs; use the same model")
+    if not np.isfinite(queries).all():
+        raise InputError("a query's vector is not finite; the model that made it has diverged")
+
+
 def _scored(
     queries: FloatArray, vectors: Vectors, allowed: BoolArray | None
 ) -> Iterator[tuple[int, IntArray, FloatArray]]:
-    if queries.ndim != 2 or queries.shape[1] != vectors.dimensions:
-        raise InputError(f"queries {queries.shape} where [n, {vectors.dimensions}] belongs; use the same model")
-    if not np.isfinite(queries).all():
-        raise InputError("a query's vector is not finite; the model that made it has diverged")
+    check_queries(queries, vectors.dimensions)
     for first_row, block in vectors.blocks():
         rows = np.arange(first_row, first_row + len(block), dtype=np.int32)
         if allowed is not None:

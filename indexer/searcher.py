@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.exact import exact_search
+from indexer.exact import check_queries, exact_search
 from indexer.faiss_gpu import MOST_DEPTH
 from indexer.faiss_index import empty_index, fits_gpu, gpu_copy, is_exact, read_index, search_index
 from indexer.shards import Vectors, open_vectors
@@ -155,9 +155,10 @@ def exact_searcher(dimensions: int, blocks: Iterable[FloatArray]) -> IndexSearch
 def search_exactly(queries: FloatArray, vectors: Vectors, depth: int) -> tuple[IntArray, FloatArray]:
     """Search all ``vectors`` like ``exact_search``, on a GPU where one is, they fit, and it goes so deep.
 
-    There, rows whose scores differ by rounding alone may change places. Raises StoreError if other processes have left
-    no room on it.
+    There, rows whose scores differ by rounding alone may change places. Raises InputError like ``exact_search``,
+    StoreError if other processes have left no room on the GPU.
     """
+    check_queries(queries, vectors.dimensions)
     if min(depth, len(vectors)) > MOST_DEPTH or not fits_gpu(len(vectors), vectors.dimensions):
         return exact_search(queries, vectors, depth)
     return exact_searcher(vectors.dimensions, (block for _, block in vectors.blocks())).search(queries, depth)

@@ -138,3 +138,16 @@ def test_altered_query_vectors_are_said_and_encoded_anew(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     np.testing.assert_array_equal(remember(["a", "b"]), first)
     assert len(said) == 1 and str(path) in said[0]
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_a_query_without_a_vector_is_refused_by_name_and_not_remembered(tmp_path: Path, fault: float) -> None:
+    class Diverged(QuickEncoder):
+        def encode_queries(self, texts: Sequence[str], progress: Progress = silent) -> FloatArray:
+            vectors = super().encode_queries(texts, progress)
+            vectors[[text == "b" for text in texts], 0] = fault
+            return vectors
+
+    with pytest.raises(StoreError, match=r"query 'b': its vector is not finite \(1 of 3"):
+        remembering_queries(Diverged(), tmp_path, no_warning)(["a", "b", "c"])
+    assert list(tmp_path.glob("*/*.npy")) == []

@@ -19,7 +19,7 @@ from indexer.searcher import exact_searcher, open_batch_searcher, search_exactly
 from indexer.shards import Vectors
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
-from retriever.errors import StoreError
+from retriever.errors import InputError, StoreError
 from retriever.store import Store
 from tests.indexer.planted import build_inputs, plant_checkpoint, plant_vectors, unit_rows
 
@@ -173,6 +173,8 @@ def test_exact_checks_ask_a_gpu_that_holds_the_vectors_as_deep_as_it_goes(
     vectors: Vectors, with_gpu: GpuFaiss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, scores = exact_search(QUERIES, vectors, 50)
+    with pytest.raises(InputError, match="a query's vector is not finite"):
+        search_exactly(QUERIES * np.float32(np.nan), vectors, 50)
     found, of_found = search_exactly(QUERIES, vectors, 50)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(of_found, scores, atol=1e-6)
