@@ -3,6 +3,7 @@
 Does not know artifacts, recall or how a factory and its parameters are chosen.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -230,13 +231,15 @@ def tunable(index: "Index") -> tuple[str, ...]:
 
 
 def check_parameters(index: "Index", parameters: Mapping[str, float]) -> None:
-    """Raise InputError for a parameter that the index does not take or a value below 1."""
+    """Raise InputError for a parameter that the index does not take, and a value that it would not search with."""
     takes = tunable(index)
     for name, value in parameters.items():
         if name not in takes:
             raise InputError(f"[index] search: no parameter {name!r} here; it takes {', '.join(takes) or 'none'}")
-        if value < 1:
-            raise InputError(f"[index] search: {name} = {value} is below 1")
+        if not 1 <= value < math.inf:
+            raise InputError(f"[index] search: {name} = {value}; write a number of 1 or more")
+        if name != "k_factor" and value != int(value):
+            raise InputError(f"[index] search: {name} = {value}; write a whole number")
 
 
 def search_parameters(index: "Index", wanted: Mapping[str, float]) -> "SearchParameters | None":

@@ -231,8 +231,12 @@ def test_bad_calls_are_refused(vectors: Vectors) -> None:
     check_parameters(index, {"nprobe": 3})
     with pytest.raises(InputError, match="no parameter 'k_factor' here; it takes nprobe"):
         check_parameters(index, {"k_factor": 3})
-    with pytest.raises(InputError, match="nprobe = 0 is below 1"):
-        check_parameters(index, {"nprobe": 0})
+    for value in (0, np.nan, np.inf):
+        with pytest.raises(InputError, match=f"nprobe = {value}; write a number of 1 or more"):
+            check_parameters(index, {"nprobe": value})
+    with pytest.raises(InputError, match=r"nprobe = 2\.5; write a whole number"):
+        check_parameters(index, {"nprobe": 2.5})
+    check_parameters(build_index("PQ8x4fs,RFlat", vectors, seed=13), {"k_factor": 2.5})
 
 
 def test_without_faiss_the_error_names_both_extras(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
