@@ -13,7 +13,7 @@ import numpy as np
 from app.snapshot import Snapshot
 from app.telemetry import Telemetry
 from indexer.exact import exact_search
-from indexer.quality import recall_at
+from indexer.quality import Truth
 from retriever.protocols import FloatArray
 
 K = 10
@@ -80,10 +80,10 @@ class RecallMeter:
         """Search ``query`` float32 [1, dim] by the index and exactly, and show the recall."""
         depth = min(K, len(snapshot.corpus))
         found, _ = snapshot.searcher.search(query, depth)
-        exact, _ = exact_search(query, snapshot.vectors, depth)
+        truth = Truth(query, snapshot.vectors, *exact_search(query, snapshot.vectors, depth))
         if snapshot.generation.number != self._generation:
             self._generation = snapshot.generation.number
             self._recalls.clear()
-        self._recalls.append(recall_at(found, exact, depth))
+        self._recalls.append(truth.recall(found, depth)[0])
         self._telemetry.recall.labels(K).set(sum(self._recalls) / len(self._recalls))
         self._telemetry.recall_samples.inc()

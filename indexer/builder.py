@@ -27,7 +27,7 @@ from indexer.partial import Partial as Partial
 from indexer.partial import encode_partially
 from indexer.promotion import judge_draft
 from indexer.promotion import promote_if_good as promote_if_good
-from indexer.quality import check_complete, check_self_retrieval, recall_at, recall_with_error
+from indexer.quality import Truth, check_complete, check_self_retrieval
 from indexer.searcher import IndexSearcher, search_exactly
 from indexer.shards import Vectors, link_vectors
 from indexer.slices import check_slices
@@ -248,14 +248,14 @@ def _checked(
     corpus, seed = inputs.corpus, inputs.config.seed
     check_complete(vectors, len(corpus), searcher.rows)
     check_self_retrieval(searcher.search, vectors, corpus, exact=searcher.exact, seed=seed)
-    exact, _ = search_exactly(queries, vectors, RECALL_DEPTH)
+    truth = Truth(queries, vectors, *search_exactly(queries, vectors, RECALL_DEPTH))
     deep, _ = ask(RECALL_DEPTH)
     served = deep if searcher.exact else ask(SERVED_DEPTH)[0]
-    recall, error = recall_with_error(served, exact, SERVED_DEPTH)
+    recall, error = truth.recall(served, SERVED_DEPTH)
     return {
         "recall_at_10": recall,
         "recall_at_10_error": error,
-        "recall_at_100": recall_at(deep, exact, RECALL_DEPTH),
+        "recall_at_100": truth.recall(deep, RECALL_DEPTH)[0],
         "recall_queries": {"from": "passages" if inputs.dev is None else "dev", "count": len(queries)},
     }
 

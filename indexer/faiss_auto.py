@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from indexer.faiss_index import build_index, bytes_in_memory, expected_bytes, least_rows, search_index, tunable
-from indexer.quality import recall_at
+from indexer.quality import Truth
 from indexer.searcher import search_exactly
 from indexer.shards import Vectors
 from indexer.tuning import SERVED_DEPTH, Parameters, Point, corners, walk_edge
 from retriever.errors import InputError
-from retriever.protocols import FloatArray, IntArray, Progress, silent
+from retriever.protocols import FloatArray, Progress, silent
 
 if TYPE_CHECKING:
     from indexer.faiss_index import Index
@@ -62,9 +62,9 @@ class Probe:
     depth: int
 
     @cached_property
-    def exact(self) -> IntArray:
-        """Rows int32 [q, depth] by exact search, made when an index is measured: that of a generation before is not."""
-        return search_exactly(self.queries, self.vectors, self.depth)[0]
+    def exact(self) -> Truth:
+        """What exact search finds, made when an index is measured: that of a generation before is not."""
+        return Truth(self.queries, self.vectors, *search_exactly(self.queries, self.vectors, self.depth))
 
     def measure(self, index: "Index", parameters: Parameters) -> Point:
         """Search once, and return parameters, recall, queries and queries_per_second."""
@@ -73,7 +73,7 @@ class Probe:
         seconds = time.perf_counter() - start
         return {
             "parameters": dict(parameters),
-            "recall": recall_at(rows, self.exact, self.depth),
+            "recall": self.exact.recall(rows, self.depth)[0],
             "queries": len(self.queries),
             "queries_per_second": len(self.queries) / seconds,
         }

@@ -3,6 +3,8 @@
 Does not know FAISS, encoders or judgements.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from indexer.exact import Search
 from indexer.shards import Vectors
 from retriever.data import Corpus
 from retriever.errors import StoreError
-from retriever.protocols import BoolArray, IntArray
+from retriever.protocols import BoolArray, FloatArray, IntArray
 
 NEAR = 10
 """Places within which an approximate index must find a vector that asks for itself."""
@@ -18,6 +20,7 @@ TOLERATED_MISSES = 0.05
 """Share of sampled vectors that an approximate index may miss; shifted ids miss nearly all."""
 ROUNDING = 1e-5
 SHOWN_ROWS = 5
+CHUNK_PAIRS = 16_384
 
 
 def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
@@ -25,19 +28,47 @@ def recall_at(found: IntArray, exact: IntArray, k: int) -> float:
 
     ``found`` and ``exact`` are int32 [q, at least k or all there is].
     """
-    return recall_with_error(found, exact, k)[0]
+    there = int((exact[:, :k] >= 0).sum())
+    return int(_among(found[:, :k], exact[:, :k]).sum()) / there if there else 1.0
 
 
-def recall_with_error(found: IntArray, exact: IntArray, k: int) -> tuple[float, float]:
-    """Return the recall of ``recall_at`` and its standard error over the queries."""
-    queries = np.arange(len(exact), dtype=np.int64)[:, None] << 32
-    there = exact[:, :k] >= 0
-    given = (queries + found[:, :k])[found[:, :k] >= 0]
-    hit = np.isin(queries + exact[:, :k], given) & there
-    if not there.any():
-        return 1.0, 0.0
-    by_query = hit.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-    return float(hit.sum() / there.sum()), float(by_query.std() / np.sqrt(len(by_query)))
+def _among(found: IntArray, exact: IntArray) -> BoolArray:
+    """Tell which of ``found`` [q, n] are in the same line of ``exact`` [q, n]; pads are not."""
+    lines = np.arange(len(exact), dtype=np.int64)[:, None] << 32
+    inside: BoolArray = np.isin(lines + found, (lines + exact)[exact >= 0]) & (found >= 0)
+    return inside
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What exact search finds: ``rows`` int32 [q, depth] and their ``scores`` float32, best first, −1 and −inf in pads.
+
+    ``queries`` float32 [q, dim] were searched for among ``vectors``.
+    """
+
+    queries: FloatArray
+    vectors: Vectors
+    rows: IntArray
+    scores: FloatArray
+
+    def recall(self, found: IntArray, k: int) -> tuple[float, float]:
+        """Return the share of the first ``k`` hits that ``found`` int32 [q, at least k or all] has, and its error.
+
+        That is the standard error over the queries. A row that is found in place of one that scores like it counts as
+        much: which of equal passages come among the first ``k`` is nobody's choice.
+        """
+        found, there = found[:, :k], (self.rows[:, :k] >= 0).sum(axis=1)
+        if not there.any():
+            return 1.0, 0.0
+        hit = _among(found, self.rows[:, :k])
+        lines, places = np.nonzero((found >= 0) & ~hit)
+        for start in range(0, len(lines), CHUNK_PAIRS):
+            line, place = lines[start : start + CHUNK_PAIRS], places[start : start + CHUNK_PAIRS]
+            scores = np.einsum("nd,nd->n", self.queries[line], self.vectors.gather(found[line, place]))
+            last, best = self.scores[line, there[line] - 1], np.abs(self.scores[line, 0])
+            hit[line, place] = scores >= last - ROUNDING * best
+        by_query = hit.sum(axis=1) / np.maximum(there, 1)
+        return float(hit.sum() / there.sum()), float(by_query.std() / np.sqrt(len(by_query)))
 
 
 def check_complete(vectors: Vectors, corpus_rows: int, index_rows: int | None = None) -> None:

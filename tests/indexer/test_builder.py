@@ -30,8 +30,9 @@ from tests.indexer.planted import (
     open_quick_encoder,
     plant_checkpoint,
     plant_ranker,
+    write_corpus,
 )
-from tests.stand_ins import WORDS
+from tests.stand_ins import WORDS, tiny_store
 
 CSC = ("data", "indices", "indptr")
 
@@ -129,6 +130,14 @@ def test_without_dev_queries_recall_is_that_of_passages(tiny: tuple[Store, Corpu
     assert facts["recall_queries"] == {"from": "passages", "count": 60}
     assert (facts["dev"], facts["dev_queries"], facts["dev_sha256"]) == ({}, 0, None)
     assert store.generations.pointed(SERVED) == 0 and store.generations.pointed(BEST) is None
+
+
+def test_passages_that_occur_many_times_keep_no_exact_index_from_being_served(tmp_path: Path) -> None:
+    texts = [f"{WORDS[row % 30]} {WORDS[row % 30 + 1]}" for row in range(600)]
+    store, corpus = tiny_store(tmp_path / "store", write_corpus(tmp_path / "data", texts))
+    facts = build(store, plant_checkpoint(store), BuildInputs(open_quick_encoder, corpus, None, IndexConfig())).facts
+    assert facts["factory"] == "Flat" and facts["recall_at_10"] == facts["recall_at_100"] == 1
+    assert store.generations.pointed(SERVED) == 0
 
 
 def test_unchanged_weights_encode_nothing_and_give_the_same_index(tiny: tuple[Store, Corpus], tiny_data: Path) -> None:

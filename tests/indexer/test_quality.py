@@ -1,4 +1,5 @@
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.exact import Search, exact_search
-from indexer.quality import check_complete, check_self_retrieval, recall_at
+from indexer.quality import Truth, check_complete, check_self_retrieval, recall_at
 from indexer.shards import Vectors, open_vectors
 from retriever.data import Corpus
 from retriever.errors import StoreError
@@ -31,6 +32,27 @@ def test_pads_neither_count_nor_match() -> None:
     assert recall_at(np.array([[1, 3, -1], [-1, -1, -1]], np.int32), exact, 3) == pytest.approx(2 / 3)
     assert recall_at(np.array([[2, 2, 2], [3, 1, 0]], np.int32), exact, 3) == 0
     assert recall_at(np.full((2, 3), -1, np.int32), np.full((2, 3), -1, np.int32), 3) == 1
+
+
+@given(found=st.lists(PLACES, min_size=3, max_size=3), k=st.integers(1, 6))
+def test_rows_that_score_alike_count_as_much_as_one_another(found: list[list[int]], k: int) -> None:
+    with TemporaryDirectory() as folder:
+        scores = np.float32(0.9) ** (np.arange(21, dtype=np.float32) % 7)  # three rows of each
+        vectors = plant_vectors(Path(folder), np.stack([scores, scores], axis=1))
+        nearest = np.argsort(-scores, kind="stable").astype(np.int32)[:6]
+        queries = np.array([[1, 0]] * 3, np.float32)
+        truth = Truth(queries, vectors, np.tile(nearest, (3, 1)), np.tile(scores[nearest], (3, 1)))
+        expected = np.mean([[scores[row] >= scores[nearest[k - 1]] for row in line[:k]] for line in found])
+        assert truth.recall(np.array(found, np.int32), k)[0] == pytest.approx(expected)
+
+
+def test_the_recall_of_pads_and_of_nothing(tmp_path: Path) -> None:
+    vectors, query = plant_vectors(tmp_path, unit_rows(2, 4)), unit_rows(1, 4, seed=1)
+    truth = Truth(query, vectors, *exact_search(query, vectors, 3))
+    assert truth.recall(np.array([[1, -1, -1]], np.int32), 3)[0] == 0.5
+    assert truth.recall(np.array([[0, 1]], np.int32), 10) == (1.0, 0.0)
+    nobody = Truth(query[:0], vectors, truth.rows[:0], truth.scores[:0])
+    assert nobody.recall(np.empty((0, 3), np.int32), 3) == (1.0, 0.0)
 
 
 def test_a_missing_block_is_refused(tmp_path: Path) -> None:
