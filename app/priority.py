@@ -34,22 +34,35 @@ def yield_to_others(priority: Priority = Priority.LOW) -> None:
         return
     idle = priority is Priority.IDLE and _idle()
     if not idle:
-        os.nice(NICENESS)
+        _nice()
     if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
         with suppress(OSError):  # a container may keep /proc read-only; the work is the same, if less polite
             AUTOGROUP.write_text(str(NICEST if idle else NICENESS))
 
 
-def _idle() -> bool:
-    """Give this thread, and those that libraries have started, the class SCHED_IDLE; False where that cannot be.
+def _threads() -> set[int]:
+    """Return this thread and those that libraries have started, where the system tells them.
 
-    Python's other threads keep theirs: one shows that the job lives.
+    Python's other threads keep their priority: one shows that the job lives.
     """
+    spared = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
+    return {int(one.name) for one in THREADS.iterdir()} - spared if THREADS.exists() else set()
+
+
+def _nice() -> None:
+    """Raise the niceness of this thread, and that of those that ``_threads`` finds: on Linux each has its own."""
+    niceness = os.nice(NICENESS)
+    for thread in _threads():
+        with suppress(ProcessLookupError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def _idle() -> bool:
+    """Give the class SCHED_IDLE to what ``_threads`` finds; False where that cannot be."""
     if not hasattr(os, "SCHED_IDLE") or not THREADS.exists():
         return False
-    spared = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
     try:
-        for thread in {int(one.name) for one in THREADS.iterdir()} - spared:
+        for thread in _threads():
             with suppress(ProcessLookupError):  # it has just ended
                 os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
     except OSError:  # a sandbox may know one class alone

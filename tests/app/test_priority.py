@@ -20,6 +20,17 @@ yield_to_others(Priority(sys.argv[1]))
 print(threading.enumerate()[1].native_id, flush=True)
 threading.Thread(target=sys.stdin.read).start()
 """
+LIBRARY = """
+import _thread, os, time
+from app.priority import yield_to_others
+lock = _thread.allocate_lock()
+lock.acquire()
+_thread.start_new_thread(lock.acquire, ())  # as a library does: unknown to threading
+while len(os.listdir("/proc/self/task")) < 2:
+    time.sleep(0.01)
+yield_to_others()
+print(*[os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")])
+"""
 Start = Callable[[Priority], tuple[int, int]]
 
 in_sessions = pytest.mark.skipif(not priority.AUTOGROUP.exists(), reason="this system groups no processes by session")
@@ -68,10 +79,20 @@ def test_low_is_a_niceness_and_normal_is_none(start: Start) -> None:
     assert niceness(start(Priority.NORMAL)[0]) == 0
 
 
+@pytest.mark.skipif(not priority.THREADS.exists(), reason="this system does not tell a process's threads")
+def test_threads_that_libraries_have_started_are_as_nice() -> None:
+    command = [sys.executable, "-c", LIBRARY]
+    folder = Path(__file__).parents[2]
+    said = subprocess.run(command, cwd=folder, start_new_session=True, capture_output=True, text=True, check=True)
+    expected = min(priority.NICENESS + os.getpriority(os.PRIO_PROCESS, 0), 19)
+    assert said.stdout.split() == [str(expected)] * 2
+
+
 @pytest.mark.parametrize("wanted", [Priority.IDLE, Priority.LOW])
 def test_where_there_is_no_such_class_idle_is_low(wanted: Priority, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
     monkeypatch.setattr(os, "nice", said.append)
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
     monkeypatch.setattr(priority, "AUTOGROUP", Path("/nowhere"))
 
     def refuse(*_: object) -> None:
