@@ -113,10 +113,13 @@ def check_queries(config: RunConfig, train: QuerySet, dev: QuerySet | None) -> N
 
 
 def splits(config: RunConfig) -> tuple[str, str | None]:
-    """Return the splits to train on and to evaluate on: where dev is carved off train, train is what remains."""
+    """Return the splits to train on and to evaluate on: where dev is carved, no query of it is trained on.
+
+    Off train, that leaves what remains of it; off another split, train without the queries that they share.
+    """
     train, dev = config.data.train, config.data.dev
-    if dev is not None and dev.startswith(f"{train}:"):
-        train = f"{train}:-{dev.partition(':')[2]}"
+    if dev is not None and ":" in dev:
+        train = f"{train}:-{dev.removeprefix(f'{train}:')}"
     return train, dev
 
 

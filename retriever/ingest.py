@@ -3,6 +3,7 @@
 Does not know encoders, indexes or training.
 """
 
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from retriever.trec import read_qrels
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "title", "text", "metadata")])
 SHOWN_UNKNOWN = 5
+WITHOUT = re.compile(r"(.+):-([^:]+:[^:]+)")
+"""A split without the queries of a carved one: "other:-train:0.1"."""
 
 
 def ingest_corpus(store: Store, folder: Path, accept: Callable[[Corpus], None] | None = None) -> Artifact:
@@ -114,13 +117,12 @@ def load_query_set(
     """Read the queries of ``split`` that have judgements, in the order of queries.jsonl.
 
     ``split`` is a name, or "train:0.1": the tenth of train (by its positive passages) that is carved off for
-    validation, or "train:-0.1": what remains of train. Raises InputError for a qrel to an unknown query or passage
-    (with ``skip_missing`` these are counted through ``warn`` instead) and for a split without a relevant pair.
+    validation, or "train:-0.1": what remains of train, or "other:-train:0.1": the queries of other that are not in that
+    tenth. Raises InputError for a qrel to an unknown query or passage (with ``skip_missing`` these are counted through
+    ``warn`` instead) and for a split without a relevant pair.
     """
-    name, _, carved = split.partition(":")
-    judged = _read_judgements(folder, name, corpus, skip_missing, warn)
-    if carved:
-        judged = _carve(judged, _fraction(split, carved))
+    name = split.partition(":")[0]
+    judged = _judged(folder, split, corpus, skip_missing, warn)
     kept: list[QueryLine] = []
     seen: set[str] = set()
     for line in read_query_lines(folder):
@@ -164,6 +166,19 @@ def _report_unknown(
     if not skip_missing:
         raise InputError(f"{message}; mend them or pass --skip-missing to go on without")
     warn(f"{message}; skipped")
+
+def _judged(
+    folder: Path, split: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
+) -> dict[str, dict[int, int]]:
+    """Return the relevance by corpus row of each query id of ``split``."""
+    if without := WITHOUT.fullmatch(split):
+        held_out = _judged(folder, without[2], corpus, True, lambda _: None)  # who loads it is told what is missing
+        of_rest = _judged(folder, without[1], corpus, skip_missing, warn)
+        return {query_id: rows for query_id, rows in of_rest.items() if query_id not in held_out}
+    name, _, carved = split.partition(":")
+    judged = _read_judgements(folder, name, corpus, skip_missing, warn)
+    return _carve(judged, _fraction(split, carved)) if carved else judged
+
 
 
 def _fraction(split: str, carved: str) -> float:

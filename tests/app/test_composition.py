@@ -38,6 +38,17 @@ def test_dev_carved_off_train_shares_nothing_with_it(tiny: Path, tmp_path: Path)
     assert sorted([*run.train.ids, *run.dev.ids]) == sorted(f"q{n}" for n in range(20))
 
 
+def test_dev_carved_off_another_split_is_not_trained_on(tiny: Path, tmp_path: Path) -> None:
+    """As an audit advises: train without a data set, measured by the dev queries of all."""
+    data = write_tiny_data(tmp_path / "data")
+    lines = (data / "qrels/train.tsv").read_text().splitlines()
+    (data / "qrels/without_a.tsv").write_text("\n".join(lines[:16]) + "\n")
+    change = ("[model]", 'train = "without_a"\ndev = "train:0.3"\n[model]')
+    run = opened(write_run(tmp_path / "run.toml", data, tiny / "model", change), tmp_path / "store")
+    assert run.dev is not None and {*run.dev.ids} & {f"q{n}" for n in range(15)}
+    assert {*run.train.ids} == {f"q{n}" for n in range(15)} - {*run.dev.ids}
+
+
 def test_queries_without_a_positive_are_counted_and_not_trained_on() -> None:
     said: list[str] = []
     queries = QuerySet("train", ["a", "b", "c"], ["x", "y", "z"], [{0: 1}, {1: 0}, {2: 2}])

@@ -244,6 +244,20 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
     ),
     fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
 )
+def test_a_split_without_the_queries_that_are_carved_off_another(tmp_path: Path) -> None:
+    """ "without_a" has half of the queries of train: those of the carved half are left out of it, and no other."""
+    data = write_tiny_data(tmp_path / "data", passages=100, queries=100)
+    _, corpus = tiny_store(tmp_path / "store", data)
+    write_qrels(data, "train", {(f"q{i}", f"p{i}"): 1 for i in range(100)})
+    write_qrels(data, "without_a", {(f"q{i}", f"p{i}"): 1 for i in range(50)})
+    for dev in ("train:0.3", "train:-0.3"):
+        carved, learned = load(data, corpus, dev), load(data, corpus, f"without_a:-{dev}")
+        assert {*learned.ids} == {f"q{i}" for i in range(50)} - {*carved.ids} != {f"q{i}" for i in range(50)}
+    assert load(data, corpus, "train:0.9:-train:-0.9").ids == load(data, corpus, "train:0.9").ids
+    with pytest.raises(InputError, match=r"qrels/nowhere\.tsv: no such file"):
+        load(data, corpus, "without_a:-nowhere:0.3")
+
+
 def test_two_carved_parts_partition_a_split_and_share_no_positive(
     ingested: tuple[Path, Corpus], judgements: Judgements, fraction: float
 ) -> None:
