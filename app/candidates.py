@@ -4,7 +4,7 @@ Does not know rankers.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,10 +70,10 @@ def hits_of_run(
 
 
 @contextmanager
-def temporary_corpus(data: Path) -> Iterator[Corpus]:
-    """Give the corpus of the BEIR folder ``data`` for the occasion."""
+def temporary_corpus(data: Path, skipping: Callable[[str], None] | None = None) -> Iterator[Corpus]:
+    """Give the corpus of the BEIR folder ``data`` for the occasion; ``skipping`` as in ``ingest_corpus``."""
     with tempfile.TemporaryDirectory(prefix="hone-corpus-") as folder:
-        yield Corpus(ingest_corpus(Store(Path(folder) / "store", create=True), data))
+        yield Corpus(ingest_corpus(Store(Path(folder) / "store", create=True), data, skipping=skipping))
 
 
 def check_same_corpus(store: Store, snapshot: Snapshot, data: Path) -> None:

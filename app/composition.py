@@ -91,7 +91,7 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
 
     store = Store(store_root, config.sha256, create=True)
     check_pinned(store, config.negatives.sources)
-    corpus = Corpus(ingest_corpus(store, folder, load))
+    corpus = Corpus(ingest_corpus(store, folder, load, warn if skip_missing else None))
     return Run(config, store, corpus, *loaded[-1])
 
 

@@ -151,11 +151,13 @@ def _exact_in(vectors: Vectors, queries: FloatArray, depth: int) -> tuple[IntArr
 
 
 @contextmanager
-def indexed_model(data: Path, model: str, config: IndexConfig, report: Report) -> Iterator[Store]:
+def indexed_model(
+    data: Path, model: str, config: IndexConfig, report: Report, *, skip_missing: bool = False
+) -> Iterator[Store]:
     """Give a temporary store that holds a generation of ``data`` encoded by ``model`` as it is."""
     with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
         root = Path(folder) / "store"
-        index_data(root, data, model, config, report)
+        index_data(root, data, model, config, report, skip_missing=skip_missing)
         yield Store(root)
 
 
@@ -195,7 +197,7 @@ def scored_run(
     """
     ranked = read_run(run)
     names = measures(reranking)
-    with temporary_corpus(data) as corpus:
+    with temporary_corpus(data, warn if skip_missing else None) as corpus:
         queries = load_query_set(data, split, corpus, skip_missing=skip_missing, warn=warn)
         depth = RUN_DEPTH if reranking is None else max(RUN_DEPTH, reranking.depth)
         hits, scores = hits_of_run(ranked, queries.ids, corpus, depth, f"{run} ({data})")

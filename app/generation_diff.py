@@ -31,11 +31,18 @@ def generation_diff(store: Store, new: int, old: int) -> dict[str, Any]:
 
 
 def measured_diff(
-    new: FoundModel, old: FoundModel, data: Path, split: str, measure: str, report: Report
+    new: FoundModel,
+    old: FoundModel,
+    data: Path,
+    split: str,
+    measure: str,
+    report: Report,
+    *,
+    skip_missing: bool = False,
 ) -> dict[str, Any]:
     """Return the same of any two models by any measure, on a split of the BEIR folder ``data``, by exact search."""
     meter, found = Meter(report), []
-    with open_split(data, split) as opened:
+    with open_split(data, split, skip_missing=skip_missing) as opened:
         for model in (new, old):
             progress = meter.phase(f"encoding by {model.name}")
             found.append(model_figures(opened, model.open(), measure, progress))

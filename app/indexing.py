@@ -4,7 +4,7 @@ Does not know training, nor how a generation is built.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,12 @@ def index_data(
     encoder = create_encoder(ModelConfig(name=model))
     loaded: list[QuerySet | None] = []
 
+    def warn(message: str) -> None:
+        report("warning", message=message)
+
     def load(corpus: Corpus) -> None:
         check_config(config, encoder.dimensions, len(corpus))
-        dev = _dev_queries(data, corpus, report, skip_missing=skip_missing)
+        dev = _dev_queries(data, corpus, warn, skip_missing=skip_missing)
         check_slices(config.slices, dev)
         loaded.append(dev)
 
@@ -58,14 +61,10 @@ def index_data(
     with store.generations.writer():
         with store.checkpoints.writer():
             _refuse_trained(store)
-            corpus = Corpus(ingest_corpus(store, data, load))
+            corpus = Corpus(ingest_corpus(store, data, load, warn if skip_missing else None))
             checkpoint = publish_model(store, encoder, {"corpus": corpus.number}, merged_facts(model))
         open_encoder = encoder_opener(config, corpus, report)
         inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker, open_ranker=held_ranker)
-
-        def warn(message: str) -> None:
-            report("warning", message=message)
-
         generation = build_generation(store, checkpoint, inputs, Meter(report), warn)
         warn_of_cuts(open_encoder(checkpoint), warn)
     return generation
@@ -133,13 +132,9 @@ def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Ar
         time.sleep(POLL_SECONDS)
 
 
-def _dev_queries(data: Path, corpus: Corpus, report: Report, *, skip_missing: bool) -> QuerySet | None:
+def _dev_queries(data: Path, corpus: Corpus, warn: Callable[[str], None], *, skip_missing: bool) -> QuerySet | None:
     try:
         find_file(data, "qrels/dev.tsv")
     except InputError:
         return None
-
-    def warn(message: str) -> None:
-        report("warning", message=message)
-
     return load_query_set(data, "dev", corpus, skip_missing=skip_missing, warn=warn)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.judgements import StoredJudgement, query_key, settled
 from miner.verdicts import ACTIONS
-from retriever.beir import read_passages, read_query_lines
+from retriever.beir import pass_over, read_passages, read_query_lines
 from retriever.data import duplicate_hash, passage_text
 from retriever.durable import appearing
 from retriever.errors import InputError
@@ -70,7 +70,7 @@ def export_judgements(judgements: Sequence[StoredJudgement], data: Path, out: Pa
 def _passages(data: Path, wanted: set[int]) -> dict[int, list[str]]:
     """Return the ids of the passages with each of the ``wanted`` hashes of texts."""
     found: dict[int, list[str]] = {}
-    for _, passage, title, text in read_passages(data):
+    for _, passage, title, text in read_passages(data, pass_over):
         text_hash = duplicate_hash(passage_text(title, text))
         if text_hash in wanted:
             found.setdefault(text_hash, []).append(passage)

@@ -38,6 +38,7 @@ class Trial:
     data: Path
     split: str
     measure: str
+    skip_missing: bool = False
 
 
 def merge_models(models: Sequence[FoundModel], shares: Sequence[float], out: Path) -> None:
@@ -59,7 +60,7 @@ def merge_by_trial(models: Sequence[FoundModel], trial: Trial, out: Path, report
             raise InputError(f"{models[0].name} is a ranker, which has no figures of its own here; give --alpha")
         check_alike(parents)
         meter = Meter(report)
-        with open_split(trial.data, trial.split) as split:
+        with open_split(trial.data, trial.split, skip_missing=trial.skip_missing) as split:
             progress = meter.phase(f"encoding by {models[0].name}")
             before = model_figures(split, _opened(parents[0].folder), trial.measure, progress)
             tried = [_tried(parents, alpha, before, split, trial.measure, meter) for alpha in trial.alphas]

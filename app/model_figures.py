@@ -36,7 +36,7 @@ def open_split(data: Path, split: str, *, skip_missing: bool = False) -> Iterato
     """Give ``split`` of the BEIR folder ``data``, ingested for the occasion. Raises InputError for what is amiss."""
     with tempfile.TemporaryDirectory(prefix="hone-split-") as folder:
         store = Store(Path(folder) / "store", create=True)
-        corpus = Corpus(ingest_corpus(store, data))
+        corpus = Corpus(ingest_corpus(store, data, skipping=warn if skip_missing else None))
         queries = load_query_set(data, split, corpus, skip_missing=skip_missing, warn=warn)
         yield Split(corpus, queries, store.embeddings)
 

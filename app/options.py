@@ -21,7 +21,10 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 SkipMissing = Annotated[
-    bool, typer.Option("--skip-missing", help="Count and skip judgements of unknown passages or queries.")
+    bool,
+    typer.Option(
+        "--skip-missing", help="Count and skip passages without a text, and judgements of unknown passages or queries."
+    ),
 ]
 RankerOption = Annotated[
     str | None, typer.Option("--ranker", help="Folder or hub id of a ranker. Default: the generation's own.")

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retriever.beir import find_file, read_passages
+from retriever.beir import find_file, pass_over, read_passages
 from retriever.data import passage_text
 from retriever.durable import write_atomic
 from retriever.encoder import ModelConfig, create_encoder
@@ -178,7 +178,7 @@ def _carved_share(data: Path, queries: int) -> float:
 
 
 def _passages(data: Path) -> tuple[int, list[str]]:
-    lines = read_passages(data)
+    lines = read_passages(data, pass_over)
     sample = [passage_text(title, text) for _, _, title, text in islice(lines, SAMPLE_PASSAGES)]
     if not sample:
         raise InputError(f"{data / 'corpus.jsonl'}: no passages")

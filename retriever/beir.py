@@ -6,7 +6,7 @@ Does not know what becomes of the lines.
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,22 +85,38 @@ class PassageLine:
     metadata: str
 
 
-def read_passages(folder: Path) -> Iterator[tuple[int, str, str, str]]:
+OnEmpty = Callable[[int, str], None]
+"""Called with line number and id of a passage without a text, which is then passed over."""
+
+
+def pass_over(number: int, passage_id: str) -> None:
+    """Be an OnEmpty for those who need no such passage."""
+
+
+def read_passages(folder: Path, on_empty: OnEmpty | None = None) -> Iterator[tuple[int, str, str, str]]:
     """Yield (line number, id, title, text) of the corpus. Raises InputError like ``read_corpus``."""
-    for line in read_corpus(folder):
+    for line in read_corpus(folder, on_empty):
         yield line.number, line.id, line.title, line.text
 
 
-def read_corpus(folder: Path) -> Iterator[PassageLine]:
-    """Yield the lines of the corpus.
+def read_corpus(folder: Path, on_empty: OnEmpty | None = None) -> Iterator[PassageLine]:
+    """Yield the lines of the corpus. Raises InputError like ``read_passage_lines``."""
+    yield from read_passage_lines(find_file(folder, "corpus.jsonl"), on_empty)
 
-    Raises InputError for a missing field, an empty text, and metadata that is no object.
+
+def read_passage_lines(path: Path, on_empty: OnEmpty | None = None) -> Iterator[PassageLine]:
+    """Yield the lines of a file like corpus.jsonl.
+
+    Raises InputError for a missing field, an empty text (unless ``on_empty`` is there to take it), and metadata that
+    is no object.
     """
-    path = find_file(folder, "corpus.jsonl")
     for number, record in read_json_lines(path):
         passage_id, text = _field(path, number, record, "_id"), _field(path, number, record, "text")
         title = _field(path, number, record, "title") if record.get("title") else ""
         if not (title.strip() or text.strip()):
+            if on_empty is not None:
+                on_empty(number, passage_id)
+                continue
             raise InputError(f"{path}:{number}: passage {passage_id!r} has an empty text; remove it or fill it")
         yield PassageLine(number, passage_id, title, text, _metadata(path, number, record))
 

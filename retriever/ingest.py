@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retriever.artifacts import Artifact, Draft
-from retriever.beir import PassageLine, QueryLine, find_file, read_corpus, read_query_lines
+from retriever.beir import PassageLine, QueryLine, find_file, pass_over, read_corpus, read_query_lines
 from retriever.carving import places
 from retriever.counting import counted
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
@@ -29,12 +29,18 @@ WITHOUT = re.compile(r"(.+):-([^:]+:[^:]+)")
 """A split without the queries of a carved one: "other:-train:0.1"."""
 
 
-def ingest_corpus(store: Store, folder: Path, accept: Callable[[Corpus], None] | None = None) -> Artifact:
+def ingest_corpus(
+    store: Store,
+    folder: Path,
+    accept: Callable[[Corpus], None] | None = None,
+    skipping: Callable[[str], None] | None = None,
+) -> Artifact:
     """Publish the corpus of the BEIR folder ``folder``, or return the store's newest if it holds the same file.
 
     Where another process ingests, waits for it and looks again.
 
     ``accept`` sees the corpus before it is published (as number −1): what it raises leaves the store as it was.
+    With ``skipping`` passages without a text are left out, and counted through it.
     Raises InputError naming file and line for a bad line, a duplicate id or an empty corpus.
     """
     accept = accept or (lambda corpus: None)
@@ -44,14 +50,20 @@ def ingest_corpus(store: Store, folder: Path, accept: Callable[[Corpus], None] |
         with store.corpora.writer(wait=True):
             newest = _ingested(store, source)
             if newest is None:
-                return _published(store, folder, source, accept)
+                return _published(store, folder, source, accept, skipping)
     accept(Corpus(newest))
     return newest
 
 
-def _published(store: Store, folder: Path, source: str, accept: Callable[[Corpus], None]) -> Artifact:
+def _published(
+    store: Store,
+    folder: Path,
+    source: str,
+    accept: Callable[[Corpus], None],
+    skipping: Callable[[str], None] | None,
+) -> Artifact:
     with store.corpora.stage(parents={}) as draft:
-        rows = _write_passages(draft, folder)
+        rows = _write_passages(draft, folder, skipping)
         draft.facts.update(rows=rows, source_sha256=source)
         files = {"passages.arrow": {"sha256": sha256_file(draft.path / "passages.arrow")}}
         accept(Corpus(Artifact("corpora", -1, draft.path, {"facts": draft.facts, "files": files})))
@@ -68,11 +80,22 @@ def _ingested(store: Store, source: str) -> Artifact | None:
     return None
 
 
-def _write_passages(draft: Draft, folder: Path) -> int:
+def _write_passages(draft: Draft, folder: Path, skipping: Callable[[str], None] | None) -> int:
+    path = find_file(folder, "corpus.jsonl")
     id_hash, text_hash, lines = array("Q"), array("Q"), array("Q")
     block: list[PassageLine] = []
+    empty: list[str] = []
+
+    def on_empty(number: int, passage_id: str) -> None:
+        if skipping is None:
+            raise InputError(
+                f"{path}:{number}: passage {passage_id!r} has an empty text; fill it, remove it, or pass "
+                "--skip-missing to go on without such passages"
+            )
+        empty.append(f"{passage_id} (line {number})")
+
     with pa.OSFile(str(draft.path / "passages.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for line in read_corpus(folder):
+        for line in read_corpus(folder, on_empty):
             id_hash.append(hash64(line.id))
             text_hash.append(duplicate_hash(passage_text(line.title, line.text)))
             lines.append(line.number)
@@ -83,7 +106,11 @@ def _write_passages(draft: Draft, folder: Path) -> int:
         if block:
             writer.write_batch(_record_batch(block))
     if not lines:
-        raise InputError(f"{folder / 'corpus.jsonl'}: no passages; a corpus needs at least one line")
+        raise InputError(f"{path}: no passages; a corpus needs at least one line")
+    if empty and skipping is not None:
+        skipping(
+            f"{path}: {counted(len(empty), 'passage has', 'passages have')} an empty text: {_some(empty)}; skipped"
+        )
     ids = np.frombuffer(id_hash, np.uint64)
     _refuse_duplicates(folder, ids, np.frombuffer(lines, np.uint64))
     np.save(draft.path / "id_hash.npy", ids)
@@ -103,7 +130,7 @@ def _refuse_duplicates(folder: Path, ids: NDArray[np.uint64], lines: NDArray[np.
         return
     suspects = set(np.unique(ids[order][twice]).tolist())
     seen: dict[str, int] = {}
-    for line in read_corpus(folder):
+    for line in read_corpus(folder, pass_over):
         if hash64(line.id) in suspects:
             if line.id in seen:
                 path = find_file(folder, "corpus.jsonl")
@@ -140,6 +167,19 @@ def load_query_set(
     return QuerySet(split, ids, texts, judgements, metadata if any(metadata) else ())
 
 
+def _judged(
+    folder: Path, split: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
+) -> dict[str, dict[int, int]]:
+    """Return the relevance by corpus row of each query id of ``split``."""
+    if without := WITHOUT.fullmatch(split):
+        held_out = _judged(folder, without[2], corpus, True, lambda _: None)  # who loads it is told what is missing
+        of_rest = _judged(folder, without[1], corpus, skip_missing, warn)
+        return {query_id: rows for query_id, rows in of_rest.items() if query_id not in held_out}
+    name, _, carved = split.partition(":")
+    judged = _read_judgements(folder, name, corpus, skip_missing, warn)
+    return _carve(judged, _fraction(split, carved)) if carved else judged
+
+
 def _read_judgements(
     folder: Path, name: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
 ) -> dict[str, dict[int, int]]:
@@ -160,25 +200,15 @@ def _report_unknown(
 ) -> None:
     if not unknown:
         return
-    shown = ", ".join(unknown[:SHOWN_UNKNOWN]) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
     judgements = counted(len(unknown), "judgement names", "judgements name")
-    message = f"{folder}/qrels/{name}.tsv: {judgements} an unknown {what}: {shown}"
+    message = f"{folder}/qrels/{name}.tsv: {judgements} an unknown {what}: {_some(unknown)}"
     if not skip_missing:
         raise InputError(f"{message}; mend them or pass --skip-missing to go on without")
     warn(f"{message}; skipped")
 
-def _judged(
-    folder: Path, split: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
-) -> dict[str, dict[int, int]]:
-    """Return the relevance by corpus row of each query id of ``split``."""
-    if without := WITHOUT.fullmatch(split):
-        held_out = _judged(folder, without[2], corpus, True, lambda _: None)  # who loads it is told what is missing
-        of_rest = _judged(folder, without[1], corpus, skip_missing, warn)
-        return {query_id: rows for query_id, rows in of_rest.items() if query_id not in held_out}
-    name, _, carved = split.partition(":")
-    judged = _read_judgements(folder, name, corpus, skip_missing, warn)
-    return _carve(judged, _fraction(split, carved)) if carved else judged
 
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_UNKNOWN]) + (", …" if len(names) > SHOWN_UNKNOWN else "")
 
 
 def _fraction(split: str, carved: str) -> float:

@@ -117,7 +117,7 @@ def evaluate(
                 _write(done, run, per_query)
         elif model is not None:
             config = IndexConfig(factory=factory, precision=precision.value)
-            with indexed_model(data, model, config, report) as made:
+            with indexed_model(data, model, config, report, skip_missing=skip_missing) as made:
                 done = evaluate_split(made, data, split, exact=exact, **how)
                 _write(done, run, per_query)
         else:

@@ -11,7 +11,7 @@ import typer
 from app.found_model import FoundModel, find_model
 from app.live import progress_view
 from app.merging import Trial, merge_by_trial, merge_models
-from app.options import JsonOption, StoreOption, print_json, store_path
+from app.options import JsonOption, SkipMissing, StoreOption, print_json, store_path
 from indexer.gate import METRIC
 from retriever.errors import InputError
 
@@ -38,6 +38,7 @@ def merge(
     split: Annotated[str, typer.Option("--split", help="For --alphas: which qrels to read.")] = "dev",
     measure: Annotated[str, typer.Option("--measure", help="For --alphas: what to choose by.")] = METRIC,
     store: StoreOption = None,
+    skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
 ) -> None:
     """Average the weights of MODELS into one that `hone index` takes; prompts and lengths are those of the last."""
@@ -50,7 +51,7 @@ def merge(
     found = [find_model(store_path(store), name) for name in models]
     told: dict[str, Any] = {"out": str(out)}
     if alphas is not None and data is not None:
-        told |= _try(found, Trial(_numbers("--alphas", alphas), data, split, measure), out)
+        told |= _try(found, Trial(_numbers("--alphas", alphas), data, split, measure, skip_missing), out)
     else:
         told["shares"] = _shares(len(found), alpha, weights)
         merge_models(found, told["shares"], out)

@@ -12,7 +12,7 @@ from app.found_model import FoundModel, find_model
 from app.generation_diff import generation_diff, measured_diff
 from app.generation_list import generations_table, newest_generations
 from app.live import progress_view
-from app.options import JsonOption, StoreOption, print_json, store_path, warn
+from app.options import JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
 from indexer.gate import METRIC
 from indexer.promotion import promote as promote_generation
 from indexer.promotion import rollback as roll_back
@@ -71,6 +71,7 @@ def diff(
         str, typer.Option("--measure", help="With --data, say RR@1: a query is right if its first hit is relevant.")
     ] = METRIC,
     store: StoreOption = None,
+    skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show which queries NEW answers better or worse than OLD, worst first, and which flipped from right to wrong."""
@@ -78,7 +79,7 @@ def diff(
     models = find_model(root, new), find_model(root, old)
     if data is not None:
         with progress_view() as report:
-            compared = measured_diff(*models, data, split or "dev", measure, report)
+            compared = measured_diff(*models, data, split or "dev", measure, report, skip_missing=skip_missing)
     else:
         compared = _recorded(Store(root), *models, asked=split is not None or measure != METRIC)
     if json_output:

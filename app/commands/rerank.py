@@ -54,7 +54,7 @@ def rerank(
     given = None if ranker is None else named_ranker(ranker)
     with progress_view() as report:
         if run is not None and given is not None and store is None and generation is None:
-            with temporary_corpus(data) as corpus:
+            with temporary_corpus(data, warn if skip_missing else None) as corpus:
                 done, queries = _written(given, candidates_of_run(run, data, corpus), depth, out, report)
         else:
             opened = Store(store_path(store))

@@ -91,7 +91,7 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
     Raises InputError for what does not fit.
     """
     reference = Store(folder / REFERENCE, create=True)
-    corpus = Corpus(ingest_corpus(reference, comparison.data))
+    corpus = Corpus(ingest_corpus(reference, comparison.data, skipping=warn if skip_missing else None))
 
     def load(split: str) -> QuerySet:
         return load_query_set(comparison.data, split, corpus, skip_missing=skip_missing, warn=warn)

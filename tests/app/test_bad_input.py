@@ -130,6 +130,37 @@ def test_skip_missing_goes_on_and_says_so(hone: Hone, run: Path, data: Path, tmp
     assert "qrels/dev.tsv: 1 judgement names an unknown query: nobody" in answer.err
 
 
+def test_skip_missing_helps_wherever_it_is_advised(hone: Hone, tiny: Path, data: Path, trained: Path) -> None:
+    append(data / "qrels/dev.tsv", "q1\tnix\t1")
+    append(data / "corpus.jsonl", '{"_id": "void", "title": "", "text": " "}')
+    model, place = tiny / "model", ["--data", data, "--split", "dev"]
+    for command in (
+        ["evaluate", "--model", model, "--precision", "fp32"],
+        ["diff", "0", model, "--store", trained],
+        ["merge", "0", "2", "--alphas", "0.5", "--out", "out", "--store", trained],
+    ):
+        complaint = hone(*command, *place).complaint
+        assert "passage 'void' has an empty text" in complaint and "--skip-missing" in complaint
+        answer = hone(*command, *place, "--skip-missing")
+        assert answer.code == 0, answer.err
+        assert "1 passage has an empty text: void (line 61); skipped" in answer.err
+        assert "qrels/dev.tsv: 1 judgement names an unknown passage: nix" in answer.err
+
+
+def test_a_run_over_a_corpus_with_a_passage_without_a_text(hone: Hone, tiny: Path, data: Path, tmp_path: Path) -> None:
+    """As real data sets have some. What judges it is counted as missing, too."""
+    append(data / "corpus.jsonl", '{"_id": "void", "title": "", "text": ""}')
+    append(data / "qrels/train.tsv", "q1\tvoid\t1")
+    assert hone("init", data, "--model", tiny / "model", "--json").json["passages"] == 60
+    run = write_run(tmp_path / "run.toml", data, tiny / "model")
+    assert hone("cycle", run).complaint.startswith(f"{data / 'corpus.jsonl'}:61: passage 'void' has an empty text; ")
+    answer = hone("cycle", run, "--skip-missing", "--json")
+    assert answer.json["reason"] == "finished"
+    assert "corpus.jsonl: 1 passage has an empty text: void (line 61); skipped" in answer.err
+    assert "qrels/train.tsv: 1 judgement names an unknown passage: void (line 22)" in answer.err
+    assert Store(tmp_path / "store").corpora.at(0).facts["rows"] == 60
+
+
 def test_no_training_pair(hone: Hone, trained: Path, run: Path, data: Path) -> None:
     (data / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp0\t0\n")
     with unchanged(trained):

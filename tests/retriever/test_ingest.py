@@ -125,6 +125,23 @@ def test_a_bad_line_is_named_and_the_store_stays_as_it_was(tmp_path: Path, data:
     assert sorted(path for path in store.root.rglob("*") if "locks" not in path.parts) == before
 
 
+def test_passages_without_a_text_are_left_out_where_that_is_wished(tmp_path: Path, data: Path) -> None:
+    for number in range(6):
+        append(data / "corpus.jsonl", f'{{"_id": "void{number}", "title": " ", "text": ""}}')
+    append(data / "corpus.jsonl", '{"_id": "titled", "title": "baka", "text": ""}')
+    store = new_store(tmp_path)
+    said: list[str] = []
+    corpus = Corpus(ingest_corpus(store, data, skipping=said.append))
+    assert corpus.ids(range(len(corpus))) == [*(f"p{row}" for row in range(20)), "titled"]
+    assert corpus.row_of("void0") is None
+    shown = ", ".join(f"void{number} (line {number + 21})" for number in range(5))
+    assert said == [f"{data / 'corpus.jsonl'}: 6 passages have an empty text: {shown}, …; skipped"]
+    assert ingest_corpus(store, data).number == corpus.number, "the same file is the same corpus, whoever asks"
+    append(data / "corpus.jsonl", '{"_id": "p3", "text": "x"}')
+    with pytest.raises(InputError, match="duplicate id 'p3', first on line 4"):
+        ingest_corpus(store, data, skipping=said.append)
+
+
 def test_duplicates_far_apart_are_found(tmp_path: Path) -> None:
     ids = [*range(BLOCK_ROWS + 5), 17]
     write_json_lines(tmp_path / "corpus.jsonl", [{"_id": str(i), "text": "x"} for i in ids])
@@ -227,6 +244,20 @@ def test_a_carved_tenth_is_about_a_tenth_and_the_same_each_time(tmp_path: Path) 
     assert set(carved.ids) < set(load(data, corpus, "train:0.3").ids)
 
 
+def test_a_split_without_the_queries_that_are_carved_off_another(tmp_path: Path) -> None:
+    """ "without_a" has half of the queries of train: those of the carved half are left out of it, and no other."""
+    data = write_tiny_data(tmp_path / "data", passages=100, queries=100)
+    _, corpus = tiny_store(tmp_path / "store", data)
+    write_qrels(data, "train", {(f"q{i}", f"p{i}"): 1 for i in range(100)})
+    write_qrels(data, "without_a", {(f"q{i}", f"p{i}"): 1 for i in range(50)})
+    for dev in ("train:0.3", "train:-0.3"):
+        carved, learned = load(data, corpus, dev), load(data, corpus, f"without_a:-{dev}")
+        assert {*learned.ids} == {f"q{i}" for i in range(50)} - {*carved.ids} != {f"q{i}" for i in range(50)}
+    assert load(data, corpus, "train:0.9:-train:-0.9").ids == load(data, corpus, "train:0.9").ids
+    with pytest.raises(InputError, match=r"qrels/nowhere\.tsv: no such file"):
+        load(data, corpus, "without_a:-nowhere:0.3")
+
+
 @pytest.fixture(scope="module")
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
     folder = tmp_path_factory.mktemp("ingested")
@@ -244,20 +275,6 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
     ),
     fraction=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
 )
-def test_a_split_without_the_queries_that_are_carved_off_another(tmp_path: Path) -> None:
-    """ "without_a" has half of the queries of train: those of the carved half are left out of it, and no other."""
-    data = write_tiny_data(tmp_path / "data", passages=100, queries=100)
-    _, corpus = tiny_store(tmp_path / "store", data)
-    write_qrels(data, "train", {(f"q{i}", f"p{i}"): 1 for i in range(100)})
-    write_qrels(data, "without_a", {(f"q{i}", f"p{i}"): 1 for i in range(50)})
-    for dev in ("train:0.3", "train:-0.3"):
-        carved, learned = load(data, corpus, dev), load(data, corpus, f"without_a:-{dev}")
-        assert {*learned.ids} == {f"q{i}" for i in range(50)} - {*carved.ids} != {f"q{i}" for i in range(50)}
-    assert load(data, corpus, "train:0.9:-train:-0.9").ids == load(data, corpus, "train:0.9").ids
-    with pytest.raises(InputError, match=r"qrels/nowhere\.tsv: no such file"):
-        load(data, corpus, "without_a:-nowhere:0.3")
-
-
 def test_two_carved_parts_partition_a_split_and_share_no_positive(
     ingested: tuple[Path, Corpus], judgements: Judgements, fraction: float
 ) -> None:
