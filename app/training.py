@@ -27,6 +27,7 @@ from app.reports import all_of, event_log, forwarded, tensorboard
 from retriever.adoption import Refresher
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import can_be_resumed
+from retriever.counting import counted
 from retriever.durable import exclusive
 from retriever.errors import BusyError, HoneError, InputError, StoreError
 from retriever.store import KINDS, Store, is_store
@@ -197,8 +198,9 @@ def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outco
     if newest is not None:
         _refuse_untrained(run.store, newest)  # once more: `hone index` may have come between
     if newest is None or not _is_done(newest, run):
-        if (told := drawn_without_quotas(run.config)) is not None:
-            report("warning", message=told)
+        for told in (drawn_without_quotas(run.config), never_clustered(run.config, len(run.train))):
+            if told is not None:
+                report("warning", message=told)
         return make_trainer(run, refresher, report, stop).run()
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)
@@ -218,6 +220,20 @@ def drawn_without_quotas(config: RunConfig) -> str | None:
         if count not in (0, total):
             return f"[negatives] quotas add up to {total} negatives: {who} = {count} by the sampler alone"
     return None
+
+
+def never_clustered(config: RunConfig, queries: int) -> str | None:
+    """Return what to say where [batches] ngame ends before its first epoch with clusters; ``queries``: how many."""
+    train, steps = config.train, config.turns.taken("retriever", config.train.max_steps)
+    if config.batches.name != "ngame" or steps == 0:
+        return None
+    random = config.batches.knobs["double_every"] * -(-queries // train.batch_size)
+    if steps * train.accumulation > random:
+        return None
+    return (
+        f"[batches] ngame: its first {random} batches are random, and the {counted(steps, 'step', 'steps')} of this "
+        'run take no more; raise [train] max_steps, or write name = "random"'
+    )
 
 
 def _is_mined(store: Store, checkpoint: int | None) -> bool:

@@ -17,11 +17,13 @@ from app.training import (
     ElsewhereRefresher,
     Where,
     drawn_without_quotas,
+    never_clustered,
     prepare_store,
     put_back_on_error,
     run_training,
     stopping_at_signals,
 )
+from miner.batch_plans import BatchPlanConfig
 from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
@@ -74,6 +76,35 @@ def test_a_run_says_at_its_start_who_draws_without_the_quotas(tiny: Path, tmp_pa
     run_training(opened(path, tmp_path / "store"), path, "inline")
     said = events(tmp_path / "store", "warning")[0]["message"]
     assert said == "[negatives] quotas add up to 2 negatives: [train] draws its num_negatives = 1 by the sampler alone"
+
+
+@pytest.mark.parametrize(
+    ("steps", "accumulation", "double_every", "random"),
+    [(5, 1, 1, 5), (6, 1, 1, None), (10, 1, 2, 10), (11, 1, 2, None), (2, 2, 1, 5), (3, 2, 1, None)],
+)
+def test_a_run_that_ends_before_ngame_has_clusters_is_told(
+    tiny: Path, tmp_path: Path, steps: int, accumulation: int, double_every: int, random: int | None
+) -> None:
+    """Of 20 queries in batches of 4 an epoch has 5; up to there it is a run with random batches, to the last digit."""
+    changes = (
+        ("max_steps = 6", f"max_steps = {steps}\naccumulation = {accumulation}"),
+        ("[negatives]\n", f'[batches]\nname = "ngame"\ndouble_every = {double_every}\n[negatives]\n'),
+    )
+    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
+    told = never_clustered(config, 20)
+    assert told is None if random is None else told is not None and f"its first {random} batches are random" in told
+    assert never_clustered(replace(config, batches=BatchPlanConfig()), 20) is None
+
+
+def test_a_run_says_at_its_start_that_ngame_comes_too_late(tiny: Path, tmp_path: Path) -> None:
+    changes = (("max_steps = 6", "max_steps = 2"), ("[negatives]\n", '[batches]\nname = "ngame"\n[negatives]\n'))
+    path = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes)
+    run_training(opened(path, tmp_path / "store"), path, "inline")
+    said = events(tmp_path / "store", "warning")[0]["message"]
+    assert said == (
+        "[batches] ngame: its first 5 batches are random, and the 2 steps of this run take no more; "
+        'raise [train] max_steps, or write name = "random"'
+    )
 
 
 def test_a_store_of_the_same_run_and_one_without_training_are_gone_on_with(
