@@ -21,7 +21,7 @@ from retriever.protocols import Judge
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.scoring import TorchRanker
 
-ADVICE = "docs/relabelling.md shows one"
+ADVICE = "examples/relabel.toml is one"
 
 
 @dataclass(frozen=True)

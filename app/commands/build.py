@@ -109,7 +109,8 @@ def index(
     verdict = generation.facts["gate"]
     following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
     if not verdict["served"]:
-        following = f"Not served: {verdict['reason']}. hone promote {generation.number} --force serves it all the same"
+        forced = f"hone promote {generation.number} --force --store {root}"
+        following = f"Not served: {verdict['reason']}. {forced} serves it all the same"
     _show(generation, json_output, following)
 
 

@@ -25,7 +25,9 @@ RESULTS, REPORT, REPORT_TEXT = "results.json", "report.html", "report.md"
 
 
 def compare(
-    comparison: Annotated[Path, typer.Argument(help="A compare.toml; the README shows one.", show_default=False)],
+    comparison: Annotated[
+        Path, typer.Argument(help="A compare.toml; examples/compare.toml is one.", show_default=False)
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of runs and report. Default: beside the file, named like it."),

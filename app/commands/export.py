@@ -126,4 +126,4 @@ def judgements(
         if count:
             warn(f"{counted(count, 'pair is', 'pairs are')} left out: {data} has no {what}")
     if form == VERDICTS and done.lines:
-        print(f'Next: write verdicts = "{out}" (relative to the run.toml) under [negatives]')
+        print(f'Next: write verdicts = "{out.resolve()}" under [negatives] of the run.toml')

@@ -92,4 +92,4 @@ def _show(found: list[FoundModel], told: dict[str, Any], as_json: bool) -> None:
         print(f"alpha {line['alpha']:<5g} {told['measure']} {value:.4f}  {flips}")
     parts = [f"{share:.4g} × {model.name}" for share, model in zip(told["shares"], found, strict=True)]
     print(f"{told['out']}: {' + '.join(parts)}")
-    print(f"Next: hone index DATA --model {told['out']}")
+    print(f"Next: hone index DATA --model {told['out']} --store served")

@@ -18,7 +18,7 @@ from retriever.store import Store
 
 
 def relabel(
-    config: Annotated[Path, typer.Argument(help="A relabel.toml; docs/relabelling.md shows one.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="A relabel.toml; examples/relabel.toml is one.", show_default=False)],
     store: StoreOption = None,
     out: Annotated[
         Path | None,
@@ -57,7 +57,7 @@ def relabel(
     for line in _sentences(told):
         print(line)
     print(f"report: {folder / REPORT}")
-    print(f'Next: write verdicts = "{folder / VERDICTS}" (relative to the run.toml) under [negatives]')
+    print(f'Next: write verdicts = "{(folder / VERDICTS).resolve()}" under [negatives] of the run.toml')
 
 
 def _write_data(work: Relabelling, folder: Path, out: Path) -> dict[str, Any]:

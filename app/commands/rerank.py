@@ -34,6 +34,9 @@ from retriever.ingest import load_query_set
 from retriever.protocols import TokenRanker
 from retriever.store import Store
 
+EVALUATED = "test"
+"""The split that `hone evaluate` reads where none is named."""
+
 
 def rerank(
     data: Annotated[Path, typer.Argument(help="A data set in BEIR layout.", show_default=False)],
@@ -44,7 +47,7 @@ def rerank(
     ranker: RankerOption = None,
     store: StoreOption = None,
     generation: GenerationOption = None,
-    split: Annotated[str, typer.Option("--split", help="Without --run: whose queries.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Without --run: whose queries.")] = EVALUATED,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Hits of each query that the ranker reads.")] = DEPTH,
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,
@@ -75,7 +78,8 @@ def rerank(
     rate = done.pairs / done.seconds if done.seconds else 0.0
     read = f"{counted(queries, 'query', 'queries')}, {counted(done.pairs, 'pair', 'pairs')}"
     print(f"{out}: {read} in {duration(done.seconds)}, {rate:,.0f}/s")
-    print(f"Next: hone evaluate --data {data} --from-run {out}")
+    alike = ("" if split == EVALUATED else f" --split {split}") + (" --skip-missing" if skip_missing else "")
+    print(f"Next: hone evaluate --data {data} --from-run {out}{alike}")
 
 
 def _written(

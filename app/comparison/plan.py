@@ -16,7 +16,7 @@ from app.reranking import DEPTH
 from retriever.errors import InputError
 
 TEST = "test"
-ADVICE = "the README shows one"
+ADVICE = "examples/compare.toml is one"
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 SAME_FOR_ALL = {
     "seed": "the seeds are the same for all: write seeds",

@@ -52,6 +52,7 @@ def test_the_gate_asks_the_ranker_that_a_generation_holds(hone: Hone, tiny: Path
     assert told["before"] == pytest.approx(generation.facts["dev"]["nDCG@10"])
     assert told["nDCG@10"] < told["before"] - 0.3, "its weights are random"
     assert store.generations.pointed(SERVED) is None and "Not served: dev nDCG@10 reranked" in answer.out
+    assert "hone promote 0 --force --store here serves it all the same" in answer.out
     assert "the gate lets none pass: `hone promote 0` says why" in hone("search", "baka", "--store", "here").complaint
     assert hone("promote", "0", "--force", "--store", "here").code == 0 and store.generations.pointed(SERVED) == 0
     assert "rerank_depth = 101" in hone("index", "--store", "here", "--rerank-depth", 101).complaint

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.judgements import Judgements, Said
+from retriever.data import duplicate_hash, passage_text
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.store import Store
 from tests.app.command_line import Hone
@@ -76,3 +77,16 @@ def test_judgements_on_other_data_are_said_to_be_left_out(hone: Hone, tiny: Path
     assert "0 lines from 2 judged pairs" in said.out
     assert "1 pair is left out" in said.err and "has no such query" in said.err
     assert "has no passage of such a text" in said.err
+
+
+def test_the_verdicts_of_people_are_told_where_they_lie(hone: Hone, tiny: Path, indexed: Path, tmp_path: Path) -> None:
+    """A run.toml may lie elsewhere than where hone is called, and paths in it start from its own folder."""
+    asked, found = (
+        json.loads((tiny / f"data/{name}.jsonl").read_text().splitlines()[0]) for name in ("queries", "corpus")
+    )
+    judged = Said(None, asked["text"], "p0", duplicate_hash(passage_text(found["title"], found["text"])), 1, "a", None)
+    table = Judgements(f"sqlite:///{indexed / 'hone.db'}")
+    table.add([judged], 0)
+    table.close()
+    said = hone("export", "judgements", tiny / "data", "out.jsonl").out
+    assert said.endswith(f'Next: write verdicts = "{tmp_path / "out.jsonl"}" under [negatives] of the run.toml\n')

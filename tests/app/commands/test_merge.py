@@ -24,7 +24,7 @@ def test_several_are_averaged_alike_unless_told_otherwise(trained: Path, hone: H
     assert hone("merge", *three, "--out", "mean", "--store", trained, "--json").json["shares"] == [1 / 3] * 3
     said = hone("merge", *three, "--weights", "0.5,0.25,0.25", "--out", "own", "--store", trained).out
     assert said.startswith("own: 0.5 × checkpoints/0 + 0.25 × checkpoints/1 + 0.25 × checkpoints/2\n")
-    assert "Next: hone index DATA --model own" in said
+    assert "Next: hone index DATA --model own --store served" in said, "no training could go on behind it"
 
 
 def test_shares_are_tried_on_data(trained: Path, tiny: Path, hone: Hone) -> None:

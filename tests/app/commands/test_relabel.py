@@ -144,7 +144,9 @@ def test_the_text_says_what_came_of_it(hone: Hone, run: Path, trained: Path) -> 
     assert said[0] == "negative set 2: 60 suspects of 20 queries: 5 relevant, 45 irrelevant, 10 undecided"
     assert said[1] == "verdicts in all: 5 relabel, 45 keep_negative"
     assert said[2] == "file: asked 60: 5 relevant, 45 irrelevant, 10 not recorded"
-    assert said[-1].startswith('Next: write verdicts = "') and "report.json" in said[-2]
+    verdicts = (run.parent / "relabel/verdicts.jsonl").resolve()
+    assert said[-1] == f'Next: write verdicts = "{verdicts}" under [negatives] of the run.toml'
+    assert "report.json" in said[-2]
 
 
 @pytest.mark.parametrize("action", ["drop_example", "drop_negative"])

@@ -30,7 +30,7 @@ def test_a_run_and_the_stores_own_hits_come_out_alike(
     assert before != after
     hone("index", "--store", indexed, "--precision", "fp32", "--ranker", ranker)
     shown = hone("rerank", data, tmp_path / "own.trec", "--store", indexed, "--depth", 20).out
-    assert "10 queries, 200 pairs in" in shown and "Next: hone evaluate" in shown
+    assert "10 queries, 200 pairs in" in shown and shown.endswith("own.trec\n"), "test is what is read anyway"
     own = read_run(tmp_path / "own.trec")
     for query, hits in own.items():
         assert [name for name, _ in hits] == [name for name, _ in after[query][:20]]
@@ -40,7 +40,8 @@ def test_a_run_and_the_stores_own_hits_come_out_alike(
 
 
 def _split(hone: Hone, data: Path, store: Path, folder: Path) -> Path:
-    assert hone("rerank", data, folder / "train.trec", "--store", store, "--split", "train", "--depth", 2).code == 0
+    answer = hone("rerank", data, folder / "train.trec", "--store", store, "--split", "train", "--depth", 2)
+    assert answer.out.endswith(f"Next: hone evaluate --data {data} --from-run {folder / 'train.trec'} --split train\n")
     return folder / "train.trec"
 
 
