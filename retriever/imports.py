@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import numbered_lines
+from retriever.beir import numbered_lines, read_passage_lines
 from retriever.beir_writer import new_dataset
 from retriever.carving import places
 from retriever.deduplication import Judgements, UniqueTexts
@@ -62,14 +62,20 @@ class ImportSummary:
 
 
 def import_pairs(
-    source: str, out: Path, columns: Columns | None = None, splits: Splits = TRAIN_ONLY, subset: str | None = None
+    source: str,
+    out: Path,
+    columns: Columns | None = None,
+    splits: Splits = TRAIN_ONLY,
+    subset: str | None = None,
+    documents: Path | None = None,
 ) -> ImportSummary:
     """Write the (query, positives, negatives) rows of ``source`` as the BEIR folder ``out``.
 
     ``source`` is a file, a folder or a hub id, as ``open_table`` tells. Texts that are equal become one passage, or
     one query with all the positives of its rows. Ids are the given ones (the first of a text that has several),
     else the hash of the text. Positives get relevance 1, negatives 0. Without ``columns`` the first of LAYOUTS that
-    fits is taken.
+    fits is taken. ``documents``, lines like those of corpus.jsonl, are passages under their own ids, whether a pair
+    names them or not; a pair's passage of the same text is such a document.
 
     Raises InputError, naming the columns there are, for a column that is not there; naming the row, for a value
     that is no text and an id of two texts; for an existing ``out`` and for a split that would be empty.
@@ -78,6 +84,8 @@ def import_pairs(
         dropped: Counter[str] = Counter()
         passages = UniqueTexts("passage", writer.add_passage, dropped)
         queries = UniqueTexts("query", lambda name, _, text: writer.add_query(name, text), dropped)
+        if documents is not None:
+            _add_documents(documents, passages, dropped)
         judged: dict[str, Judged] = {}
         for split, name in splits.own.items():
             table = open_table(source, name, subset)
@@ -91,6 +99,15 @@ def import_pairs(
             writer.write_qrels(split, ((queries.ids[q], passages.ids[p], relevance) for q, p, relevance in found))
         asked = {split: len({query for query, _, _ in found}) for split, found in judged.items()}
         return ImportSummary(writer.passages, asked, +dropped)
+
+
+def _add_documents(path: Path, passages: UniqueTexts, dropped: Counter[str]) -> None:
+    def on_empty(number: int, name: str) -> None:
+        dropped["document without a text"] += 1
+
+    for line in read_passage_lines(path, on_empty):
+        title, text = line.title.strip(), line.text.strip()
+        passages.add(f"{path}:{line.number}", text or title, line.id, title if text else "")
 
 
 def _gather(rows: Iterator[PairRow], queries: UniqueTexts, passages: UniqueTexts) -> Judgements:

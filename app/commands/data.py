@@ -70,6 +70,9 @@ def pairs(
     dev: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
     test: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
     subset: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="All that is to be searched, as lines of corpus.jsonl. Default: the pairs' own.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Pairs or triplets of texts, e.g. sentence-transformers' and FlagEmbedding's files, or a hub data set."""
@@ -79,7 +82,7 @@ def pairs(
             raise InputError("--query and --positive belong together: name both columns, or neither")
         columns = Columns(query, positive, negative)
     splits = Splits(train, _split_or_fraction(dev), _split_or_fraction(test))
-    _show(out, import_pairs(source, out, columns, splits, subset), json_output)
+    _show(out, import_pairs(source, out, columns, splits, subset, documents), json_output)
 
 
 @app.command()

@@ -124,6 +124,29 @@ def test_a_text_with_several_ids_keeps_the_first_and_says_so(tmp_path: Path) -> 
     assert summary.dropped == {"passage id of a text that has another": 2}
 
 
+def test_documents_that_no_pair_names_are_passages_too(tmp_path: Path) -> None:
+    documents = [
+        {"_id": "d1", "title": "Time", "text": "now "},
+        {"_id": "d2", "text": "later"},
+        {"_id": "d3", "title": "Here", "text": ""},
+        {"_id": "d4", "title": "There", "text": ""},
+        {"_id": "d5", "title": "", "text": " "},
+        {"_id": "d6", "text": "later"},
+    ]
+    write_json_lines(tmp_path / "d.jsonl", documents)
+    out = tmp_path / "out"
+    summary = import_pairs(write(tmp_path / "t.jsonl", TRIPLETS), out, documents=tmp_path / "d.jsonl")
+    assert list(read_passages(out))[:4] == [
+        (1, "d1", "Time", "now"),
+        (2, "d2", "", "later"),
+        (3, "d3", "", "Here"),
+        (4, "d4", "", "There"),
+    ]
+    assert pairs(out)["when?"] == {"now": 1, "because": 0}, "a pair's text is the document's"
+    assert summary.passages == 4 + 3
+    assert summary.dropped["document without a text"] == summary.dropped["passage id of a text that has another"] == 1
+
+
 def test_what_cannot_be_used_is_dropped_by_reason(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"query": " q ", "pos": ["a ", ""], "neg": ["c", "a", " "]},

@@ -11,6 +11,10 @@ def test_pairs_become_a_data_set_that_can_be_indexed(hone: Hone, tiny: Path, tmp
     made = hone("dataset", "pairs", "pairs.jsonl", "out", "--dev", "0.2", "--test", "0.2", "--json").json
     assert made["passages"] == 60 and sum(made["queries"].values()) == 60
     assert hone("index", "out", "--model", tiny / "model", "--json").json["rows"] == 60
+    more = [{"_id": "d0", "text": "baka"}, {"_id": "d1", "text": "bodu dela 1"}]
+    write_json_lines(tmp_path / "more.jsonl", more)
+    with_more = hone("dataset", "pairs", "pairs.jsonl", "all", "--documents", "more.jsonl", "--json").json
+    assert with_more["passages"] == 61, "one of the documents is a pair's"
     told = hone("dataset", "pairs", "pairs.jsonl", "again", "--query", "query", "--positive", "positive")
     assert "again: 60 passages" in told.out and "Next: hone init again" in told.out
 
