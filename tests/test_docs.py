@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/de
 CODE = re.compile(r"`([^`\n]+)`|^ {4}(\S.*)$", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|; |&& |[A-Z_]+=\S+ )hone ([a-z][^;#&|…]*)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+SETTING = re.compile(r"`(?:\[([\w.]+)\] )?([a-z][\w.]* = [^`\n…]+)`")
+"""A line of TOML in a sentence, perhaps with the name of its table; one with … is a form, not to be copied."""
 TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -79,6 +82,21 @@ def test_keys_of_a_run_that_a_page_shows_exist(text: str) -> None:
     runs = list(table["systems"].values()) if "systems" in table else [table]
     for run in runs:
         check_keys(run, RunConfig, "page")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in PAST], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_settings_in_the_sentences_of_a_page_are_toml(page: Path) -> None:
+    """A float without a digit before its point is none, and two settings are not one line."""
+    tables = {field.name for field in fields(RunConfig)}
+    for name, setting in SETTING.findall(page.read_text()):
+        try:
+            table = tomllib.loads(setting)
+        except tomllib.TOMLDecodeError as error:
+            pytest.fail(f"{setting}: {error}")
+        if name in tables:
+            check_keys({name: table}, RunConfig, str(page))
 
 
 def test_a_wrong_key_would_be_found() -> None:
