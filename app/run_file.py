@@ -39,24 +39,27 @@ train = "train"
 dev = "{dev}"{dev_note}
 
 [model]
-name = {model}             # minilm (packaged), a folder, or a hub id
+name = {model}             # minilm (packaged), a hub id, or a folder; folders of models start from where you call hone
 tied = true                 # one tower for queries and passages
 query_max_length = {query_max_length}       # tokens; longer texts are cut, and counted
 passage_max_length = {passage_max_length}
 # query_prompt = "query: "       # default: the model's own
 # passage_prompt = "passage: "
+# pooling = "mean"          # or "cls", "last"; default, as of normalize: the model's own
 dropout = 0.0
 
 [train]
 max_steps = {max_steps}
 batch_size = {batch}
 num_negatives = 1           # hard negatives a query, beside those of its batch
+# drawn_negatives = 8       # of so many drawn, learn from the num_negatives that score highest now (max loss)
 learning_rate = 5e-5
 warmup_steps = {warmup}
 precision = "auto"          # bf16 where the hardware has it, else fp32
 save_every = {every}
 # grad_cache = true         # a batch of any size in the memory of a micro-batch, for twice the forward passes
 # patience = 3              # stop after so many generations without a better dev metric
+# device = "cpu"            # default "auto": a GPU where torch sees one
 
 [loss]
 name = "infonce"            # or decoupled, gce, mw, lambdarank, ccl, multi_similarity: see docs/systems.md
@@ -106,7 +109,8 @@ max_staleness = 1000
 on_stale = "warn"           # or "wait", "stop"
 
 [index]
-factory = "auto"            # or any FAISS factory string
+factory = "auto"            # or any FAISS factory string, with
+# search = {{ nprobe = 32 }}  # what it is searched by: nprobe (IVF), efSearch (HNSW), k_factor (Refine)
 target_recall = 0.95
 # max_memory_mb = 500       # the most that the index may take; "auto" then compresses more
 # rerank_depth = 20         # hits of dev queries by which the gate judges a ranker; 0: it does not

@@ -1,9 +1,11 @@
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from app.config import RunConfig, data_folder, read_config
+from app.config import RunConfig, check_keys, data_folder, read_config
 from app.run_file import write_run_file
 from retriever.errors import InputError
 from retriever.phases import PhasesConfig
@@ -91,6 +93,16 @@ def test_more_data_is_estimated_to_take_longer(tiny: Path, tmp_path: Path) -> No
     assert large["disk_mb"] - small["disk_mb"] == pytest.approx((20_000 - 60) * 384 * 4 * 8 / 1e6, abs=1)
     assert large["seconds"] > small["seconds"]
     assert json.loads(json.dumps(large)) == large
+
+
+def test_what_it_has_in_reserve_are_keys_of_a_run(tiny: Path, tmp_path: Path) -> None:
+    written(tiny, tiny / "data", tmp_path / "run.toml")
+    text = (tmp_path / "run.toml").read_text()
+    reserve = re.compile(r"^# (?=\[\w+\]|\w+ = )", re.MULTILINE)
+    table = tomllib.loads(reserve.sub("", text))
+    check_keys(table, RunConfig, "run.toml")
+    assert {"ranker", "phases", "teacher", "audit", "batches"} <= table.keys()
+    assert {"drawn_negatives", "grad_cache", "device"} <= table["train"].keys()
 
 
 def test_the_ranker_that_it_shows_is_one_that_can_be_switched_on(tiny: Path, tmp_path: Path) -> None:
