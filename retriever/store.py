@@ -115,8 +115,8 @@ class Store:
 
 
 def _is_unmade(root: Path) -> bool:
-    """Tell whether ``root`` is absent, empty, or what a crash in the middle of ``_make`` leaves."""
-    made = {*KINDS, "embeddings", "locks", "locks/store.lock"}
+    """Tell whether ``root`` is absent, empty, a new volume, or what a crash in the middle of ``_make`` leaves."""
+    made = {*KINDS, "embeddings", "locks", "locks/store.lock", "lost+found"}
     found = root.rglob("*") if root.is_dir() else [root] if root.exists() else []
     return all(path.name.startswith(".tmp-") or path.relative_to(root).as_posix() in made for path in found)
 

@@ -43,9 +43,11 @@ def test_opening_never_makes_and_making_never_empties(tmp_path: Path, store: Sto
     assert not (tmp_path / "absent").exists()
     (tmp_path / "empty").mkdir()
     assert Store(tmp_path / "empty", create=True).corpora.numbers() == []
+    (tmp_path / "volume" / "lost+found").mkdir(parents=True)
+    assert Store(tmp_path / "volume", create=True).corpora.numbers() == []
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "checkpoints/step-100/model.bin", "corpora/notes"])
+@pytest.mark.parametrize("name", ["thesis.txt", "checkpoints/step-100/model.bin", "corpora/notes", "lost+found/x"])
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
