@@ -79,8 +79,8 @@ class ElsewhereRefresher:
 def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bool) -> Path | None:
     """Refuse a store that another configuration trained in, unless ``resume``; with ``new`` move it aside first.
 
-    Returns where it was moved to. Raises InputError naming both ways out, BusyError where ``new`` would move the
-    store away from under a process that writes in it.
+    Returns where it was moved to. Raises InputError naming both ways out, or where the store cannot be moved, BusyError
+    where ``new`` would move it away from under a process that writes in it.
     """
     if not is_store(store_root):
         return None
@@ -90,7 +90,7 @@ def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bo
         with ExitStack() as stack:
             for kind in KINDS:
                 stack.enter_context(store.series(kind).writer())
-            store_root.rename(aside)
+            _move(store_root, aside)
         return aside
     newest = store.checkpoints.intact(CURRENT, warn)
     if newest is None:
@@ -102,6 +102,16 @@ def prepare_store(store_root: Path, config_sha256: str, *, resume: bool, new: bo
             f"--resume goes on from there with this one, {AFRESH}"
         )
     return None
+
+
+def _move(store_root: Path, aside: Path) -> None:
+    try:
+        store_root.rename(aside)
+    except OSError as error:  # a mounted volume has no place beside it
+        raise InputError(
+            f"{store_root}: cannot be moved to {aside} ({error.strerror}); without --new, give the training a folder "
+            f"of its own: --store {store_root / 'NAME'}"
+        ) from error
 
 
 def _refuse_untrained(store: Store, newest: Artifact) -> None:
@@ -202,10 +212,24 @@ def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outco
             if told is not None:
                 report("warning", message=told)
         return make_trainer(run, refresher, report, stop).run()
+    _refuse_other_data(run, newest)
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)
     report("warning", message=f"checkpoint {newest.number} ended this run already; --new starts afresh")
     return Outcome("finished", newest.facts["step"], newest.number, len(run.store.adoptions()), 0)
+
+
+def _refuse_other_data(run: Run, final: Artifact) -> None:
+    """Raise InputError where ``run`` ended in checkpoint ``final``, which learned from other data than today's."""
+    adopted = final.parents.get("negatives")
+    queries = run.train.sha256 if adopted is None else run.store.negatives.at(adopted).facts["queries_sha256"]
+    corpus = run.store.corpora.at(final.parents["corpus"]).sha256("passages.arrow")
+    if (corpus, queries) != (run.corpus.sha256, run.train.sha256):
+        what = "corpus" if corpus != run.corpus.sha256 else "training queries"
+        raise InputError(
+            f"{run.store.root}: checkpoint {final.number} ended this run, and its {what} changed since; train on "
+            "today's in another store (--store), or serve new passages with what was learned by `hone index DATA`"
+        )
 
 
 def drawn_without_quotas(config: RunConfig) -> str | None:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -138,6 +140,17 @@ def test_a_store_is_not_moved_away_from_under_a_writer(trained: Path, kind: str)
     assert prepare_store(trained, "other", resume=False, new=True) is not None, "no lock is left behind"
 
 
+def test_a_store_that_cannot_be_moved_says_what_to_do(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mounted(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    before = contents(trained)
+    monkeypatch.setattr(Path, "rename", mounted)
+    with pytest.raises(InputError, match=r"cannot be moved to .*busy\); without --new.*--store .*/store/NAME"):
+        prepare_store(trained, "other", resume=False, new=True)
+    assert contents(trained) == before
+
+
 def test_a_model_that_was_indexed_as_it_is_cannot_be_gone_on_with(indexed: Path) -> None:
     for resume in (False, True):
         with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
@@ -207,6 +220,18 @@ def test_a_finished_run_stays_as_it_is(tiny: Path, trained: Path, capsys: pytest
         result = run_training(opened(tiny / "run.toml", trained), tiny / "run.toml", where)
         assert (result.outcome.reason, result.outcome.step, result.outcome.checkpoint) == ("finished", 6, 2)
         assert "ended this run already" in capsys.readouterr().err
+    assert Store(trained).checkpoints.numbers() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("changed", "what"), [("corpus.jsonl", "corpus"), ("queries.jsonl", "training queries")])
+def test_a_finished_run_does_not_pass_for_one_of_other_data(
+    tiny: Path, trained: Path, tmp_path: Path, changed: str, what: str
+) -> None:
+    data = shutil.copytree(tiny / "data", tmp_path / "data")
+    (data / changed).write_text((data / changed).read_text().replace('"text": "', '"text": "baka ', 1))
+    config = write_run(tmp_path / "run.toml", data, tiny / "model")
+    with pytest.raises(InputError, match=f"checkpoint 2 ended this run, and its {what} changed since.*--store"):
+        run_training(opened(config, trained), config, "inline")
     assert Store(trained).checkpoints.numbers() == [0, 1, 2]
 
 
