@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def indexed_model(
     """Give a temporary store that holds a generation of ``data`` encoded by ``model`` as it is."""
     with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
         root = Path(folder) / "store"
-        index_data(root, data, model, config, report, skip_missing=skip_missing)
+        index_data(root, data, model, asdict(config), report, skip_missing=skip_missing)
         yield Store(root)
 
 

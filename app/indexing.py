@@ -1,10 +1,11 @@
-"""Indexing by hand: a data set with a model as it is, or a store's newest checkpoint again.
+"""Indexing by hand: a data set with a model as it is, or again what a store serves, over other passages or the same.
 
 Does not know training, nor how a generation is built.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles
 from indexer.dev_record import read_record
 from indexer.factory import check_config
 from indexer.gate import is_partial
+from indexer.shards import drop_unused
 from indexer.slices import check_slices
-from retriever.artifacts import CURRENT, SERVED, Artifact
+from miner.loop import Retention
+from retriever.artifacts import CURRENT, SERVED, Artifact, Series
 from retriever.beir import find_file
 from retriever.checkpoint import can_be_resumed, publish_model
 from retriever.data import Corpus, QuerySet
-from retriever.encoder import ModelConfig, create_encoder
-from retriever.errors import BusyError, InputError
+from retriever.encoder import PACKAGED_MODEL, ModelConfig, create_encoder
+from retriever.errors import BusyError, InputError, StoreError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.merging import merged_facts
-from retriever.store import Store
+from retriever.store import KINDS, SINGULAR, Store, is_store
 
 POLL_SECONDS = 1.0
 
@@ -32,8 +35,8 @@ POLL_SECONDS = 1.0
 def index_data(
     store_root: Path,
     data: Path,
-    model: str,
-    config: IndexConfig,
+    model: str | None,
+    changes: Mapping[str, Any],
     report: Report,
     *,
     ranker: RankerFiles | None = None,
@@ -41,10 +44,14 @@ def index_data(
 ) -> Artifact:
     """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is, with ``ranker``.
 
-    Raises InputError for what does not fit or a store that was trained in, and BusyError where another process trains
-    or builds, before anything is published.
+    ``changes`` are those of [index] to its defaults. ``model`` None: minilm, or in a store whose training has ended what
+    ``rebuild`` makes over the new passages. Raises InputError for what does not fit or a store whose training could not go on, and BusyError
+    where another process trains or builds, before anything is published.
     """
     find_file(data, "corpus.jsonl")
+    if model is None and is_store(store_root) and (trained := _training(Store(store_root))) is not None:
+        return _rebuild_over(Store(store_root), trained, data, changes, report, ranker)
+    model, config = model or PACKAGED_MODEL, IndexConfig(**changes)
     encoder = create_encoder(ModelConfig(name=model))
     loaded: list[QuerySet | None] = []
 
@@ -67,17 +74,37 @@ def index_data(
         inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker, open_ranker=held_ranker)
         generation = build_generation(store, checkpoint, inputs, Meter(report), warn)
         warn_of_cuts(open_encoder(checkpoint), warn)
+    _tidy(store, report)
     return generation
+
+
+def _training(store: Store) -> Artifact | None:
+    """Return the newest checkpoint of a store that was trained in, None for another store."""
+    newest = store.checkpoints.get()
+    return newest if newest is not None and can_be_resumed(newest) else None
 
 
 def _refuse_trained(store: Store) -> None:
     """Raise InputError for a store whose training could not go on behind a model that was taken as it is."""
-    newest = store.checkpoints.get()
-    if newest is not None and can_be_resumed(newest):
+    if (newest := _training(store)) is not None:
         raise InputError(
             f"{store.root}: holds a training (checkpoint {newest.number}) that could not go on behind another model; "
-            "--store names another store, and without DATA the index that this one serves is built again"
+            "--store names another store, and without --model the model that this one serves is taken"
         )
+
+
+def _rebuild_over(
+    store: Store, newest: Artifact, data: Path, changes: Mapping[str, Any], report: Report, ranker: RankerFiles | None
+) -> Artifact:
+    """Ingest ``data`` and rebuild what ``store`` serves over it; ``newest`` is the checkpoint of its training."""
+    if not newest.facts.get("final"):
+        raise InputError(
+            f"{store.root}: its training (checkpoint {newest.number}) has not ended, and goes on with its own corpus "
+            "alone; `hone train` ends it, --store names another store"
+        )
+    with store.generations.writer(), store.checkpoints.writer():
+        ingest_corpus(store, data)
+        return rebuild(store, changes, report, ranker=ranker)
 
 
 def rebuild(
@@ -114,7 +141,9 @@ def rebuild(
     ranker = ranker or (None if served is None else ranker_of(served))
     open_encoder = encoder_opener(config, opened, report)
     inputs = BuildInputs(open_encoder, opened, dev, config, ranker=ranker, open_ranker=held_ranker)
-    return build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
+    generation = build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
+    _tidy(store, report)
+    return generation
 
 
 def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Artifact:
@@ -130,6 +159,48 @@ def rebuild_or_wait(store: Store, report: Report, progress: BuildProgress) -> Ar
                 return newest
         progress("waiting for the refresher", 0, 1)
         time.sleep(POLL_SECONDS)
+
+
+def _tidy(store: Store, report: Report) -> None:
+    """Remove what a build has made old, by the rule of the refresher; nothing while another process writes.
+
+    Where no training goes on that keeps its own, checkpoints and corpora go with their last generation.
+    """
+    try:
+        with ExitStack() as held:
+            for kind in KINDS:
+                held.enter_context(store.series(kind).writer())
+            _retain(store, "generations", Retention().generations, _mined_from(store), report)
+            if _training(store) is None:
+                for kind in ("checkpoints", "corpora"):
+                    _retain(store, kind, 1, _parents(store.generations, kind), report)
+            drop_unused(store)
+    except BusyError:
+        return  # a trainer or refresher, which tidies up itself
+    except StoreError as error:
+        report("warning", message=f"{error}; nothing old is removed")
+
+
+def _retain(store: Store, kind: str, keep: int, also: Collection[int], report: Report) -> None:
+    removed = store.retain(kind, keep, Retention().grace_seconds, also)
+    if removed:
+        report("removed", kind=kind, numbers=removed)
+
+
+def _mined_from(store: Store) -> set[int]:
+    """Return the generations that a training that goes on may read: those behind each of its negative sets.
+
+    Where its sources count generations back, all from the earliest on: the next set counts them again.
+    """
+    needed = _parents(store.negatives, "generations")
+    sets = [store.negatives.at(number) for number in store.negatives.numbers()]
+    if any(name.startswith("generation:-") for one in sets for name in one.parents):
+        needed = {number for number in store.generations.numbers() if number >= min(needed)}
+    return needed
+
+
+def _parents(series: Series, kind: str) -> set[int]:
+    return {parent for number in series.numbers() for parent in series.at(number).numbers_of(SINGULAR[kind])}
 
 
 def _dev_queries(data: Path, corpus: Corpus, warn: Callable[[str], None], *, skip_missing: bool) -> QuerySet | None:

@@ -34,7 +34,6 @@ from app.refreshing import RefreshSteps
 from app.reports import json_lines
 from app.settings import database_url
 from app.training import stopping_at_signals
-from indexer.builder import IndexConfig
 from indexer.gate import is_partial
 from indexer.promotion import pin_served
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
@@ -55,7 +54,10 @@ Factory = Annotated[str, typer.Option("--factory", help="auto, or any FAISS fact
 def index(
     context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help="A data set in BEIR layout, for a new index.")] = None,
-    model: Annotated[str, typer.Option("--model", help="minilm, a folder or a hub id.")] = "minilm",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="minilm (default), a folder or a hub id; after a training: the model served."),
+    ] = None,
     store: StoreOption = None,
     factory: Factory = "auto",
     engine: EngineOption = EngineName.AUTO,
@@ -100,12 +102,11 @@ def index(
             "rerank_depth": rerank_depth,
             "slices": tuple(slices or ()),
         }
+        changes = {name: value for name, value in choices.items() if is_given(context, name)}
         if data is None:
-            changes = {name: value for name, value in choices.items() if is_given(context, name)}
             generation = rebuild(Store(root), changes, report, ranker=files)
         else:
-            config = IndexConfig(**choices)
-            generation = index_data(root, data, model, config, report, ranker=files, skip_missing=skip_missing)
+            generation = index_data(root, data, model, changes, report, ranker=files, skip_missing=skip_missing)
     verdict = generation.facts["gate"]
     following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
     if not verdict["served"]:

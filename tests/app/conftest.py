@@ -7,7 +7,6 @@ import pytest
 
 from app.indexing import index_data
 from app.training import run_training
-from indexer.builder import IndexConfig
 from tests.app.command_line import Hone, caller, opened, silent, write_run
 from tests.app.served import Server, new_store, publish_generation, serving
 from tests.stand_ins import write_tiny_data
@@ -74,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _indexed(tiny: Path) -> Path:
-    index_data(tiny / "indexed", tiny / "data", str(tiny / "model"), IndexConfig(precision="fp32"), silent)
+    index_data(tiny / "indexed", tiny / "data", str(tiny / "model"), {"precision": "fp32"}, silent)
     return tiny / "indexed"
 
 

@@ -1,4 +1,7 @@
+import json
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -10,19 +13,37 @@ from app import indexing
 from app.indexing import index_data, rebuild, rebuild_or_wait
 from app.jobs import Cancelled
 from indexer.builder import IndexConfig
+from indexer.promotion import promote
 from retriever.artifacts import Artifact
 from retriever.durable import exclusive
 from retriever.errors import BusyError, InputError
-from retriever.store import Store
+from retriever.store import KINDS, Store
 from tests.app.command_line import contents, silent
 from tests.app.served import wait_for
 from tests.stand_ins import write_tiny_data
+from tests.tiny_model import write_tiny_model
 
 EXACT = IndexConfig(precision="fp32")
 
 
 def index(tiny: Path, store: Path, data: Path | None = None, config: IndexConfig = EXACT) -> Artifact:
-    return index_data(store, data or tiny / "data", str(tiny / "model"), config, silent)
+    return index_data(store, data or tiny / "data", str(tiny / "model"), asdict(config), silent)
+
+
+def aged(store: Store) -> Store:
+    """Let all that ``store`` holds be an hour old."""
+    then = time.time() - 3600
+    for kind in KINDS:
+        for number in store.series(kind).numbers():
+            os.utime(store.series(kind).path(number), (then, then))
+    return store
+
+
+def grown(data: Path, word: str = "baka") -> Path:
+    """Give the data set ``data`` one more passage."""
+    with (data / "corpus.jsonl").open("a") as corpus:
+        corpus.write(json.dumps({"_id": f"new-{word}", "title": "", "text": word}) + "\n")
+    return data
 
 
 def test_a_data_set_with_a_model_as_it_is(indexed: Path) -> None:
@@ -76,7 +97,7 @@ def test_dev_queries_that_do_not_fit_are_refused_before_anything_is_published(
         said.append(str(fields.get("message", "")))
 
     (data / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tnix\t1\nq1\tp1\t1\n")
-    made = index_data(indexed, data, str(tiny / "model"), EXACT, report, skip_missing=True)
+    made = index_data(indexed, data, str(tiny / "model"), asdict(EXACT), report, skip_missing=True)
     assert made.facts["dev_queries"] == 1 and any("nix" in message for message in said)
 
 
@@ -97,11 +118,89 @@ def test_a_store_that_was_trained_in_is_not_indexed_with_another_model(tiny: Pat
     assert rebuild(Store(trained), {}, silent).number == 3, "what it serves may be indexed again"
 
 
+def test_new_passages_are_indexed_with_what_was_learned(tiny: Path, trained: Path, tmp_path: Path) -> None:
+    store = Store(trained)
+    served = store.generations.get("SERVED")
+    assert served is not None
+    data = grown(write_tiny_data(tmp_path / "data"))
+    made = index_data(trained, data, None, asdict(EXACT), silent)
+    assert made.parents == {"checkpoint": served.parents["checkpoint"], "corpus": 1}
+    assert (made.facts["rows"], made.facts["dev_queries"]) == (61, served.facts["dev_queries"])
+    assert store.generations.pointed("SERVED") == made.number and len(store.checkpoints.numbers()) == 3
+
+
+def test_a_training_that_has_not_ended_keeps_its_corpus(tiny: Path, trained: Path, tmp_path: Path) -> None:
+    manifest = trained / "checkpoints/000002/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"final": true', '"final": false'))
+    before = contents(trained)
+    with pytest.raises(InputError, match=r"its training \(checkpoint 2\) has not ended"):
+        index_data(trained, grown(write_tiny_data(tmp_path / "data")), None, asdict(EXACT), silent)
+    assert contents(trained) == before
+
+
+def test_old_generations_go_with_their_embeddings(indexed: Path) -> None:
+    store, heard = Store(indexed), list[tuple[str, Any]]()
+    (store.embeddings / "of nobody").mkdir()
+    for _ in range(4):
+        rebuild(aged(store), None, lambda event, **fields: heard.append((event, fields)))
+    named = store.generations.pointers()
+    assert (named["CURRENT"], named["SERVED"], named["PREVIOUS"], named["BEST"]) == (4, 4, 3, 0)
+    assert store.generations.numbers() == [0, 2, 3, 4]
+    assert ("removed", {"kind": "generations", "numbers": [1]}) in heard
+    assert not (store.embeddings / "of nobody").exists() and len(list(store.embeddings.iterdir())) > 0
+
+
+def test_what_a_training_may_go_on_with_stays(trained: Path) -> None:
+    store = Store(trained)
+    for _ in range(4):
+        rebuild(aged(store), None, silent)
+    assert set(store.generations.numbers()) == {0, 1, 2, 4, 5, 6}, "a negative set was mined from each of the first"
+    assert (store.checkpoints.numbers(), store.negatives.numbers()) == ([0, 1, 2], [0, 1, 2])
+    with store.negatives.stage({"checkpoint": 2, "generation": 6, "generation:-1": 4}):
+        pass
+    rebuild(aged(store), None, silent)
+    rebuild(aged(store), None, silent)
+    assert set(store.generations.numbers()) == {0, 1, 2, *range(4, 9)}, "sources that count back find each"
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "negatives", "corpora"])
+def test_beside_another_writer_nothing_is_removed(indexed: Path, kind: str) -> None:
+    store = Store(indexed)
+    with exclusive(indexed / f"locks/{kind}.lock", kind):
+        for _ in range(4):
+            rebuild(aged(store), None, silent)
+    assert store.generations.numbers() == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_manifest_keeps_all_that_is_old(indexed: Path) -> None:
+    store, heard = Store(indexed), list[str]()
+    for _ in range(3):
+        rebuild(aged(store), None, silent)
+    with store.negatives.stage({"generation": 1}) as draft:
+        pass
+    (store.negatives.path(draft.number) / "manifest.json").write_text("{")
+    rebuild(aged(store), None, lambda event, **fields: heard.append(str(fields.get("message"))))
+    assert store.generations.numbers() == [0, 1, 2, 3, 4]
+    assert any("nothing old is removed" in message for message in heard)
+
+
+def test_models_and_corpora_go_with_their_last_generation(tiny: Path, indexed: Path, tmp_path: Path) -> None:
+    store, data = Store(indexed), write_tiny_data(tmp_path / "data")
+    for week in range(1, 6):
+        model = write_tiny_model(tmp_path / f"model-{week}", seed=week)
+        index_data(aged(store).root, grown(data, f"word{week}"), str(model), asdict(EXACT), silent)
+        promote(store, force=True)
+    kept = [store.generations.at(number) for number in store.generations.numbers()]
+    for kind, parent in (("checkpoints", "checkpoint"), ("corpora", "corpus")):
+        named = {one.parents[parent] for one in kept}
+        assert set(store.series(kind).numbers()) == named and len(named) < 6
+
+
 def test_a_folder_without_data_makes_no_store(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"corpus\.jsonl: no such file"):
         index(tiny, tmp_path / "store", tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"\[model\] name = 'no-model'"):
-        index_data(tmp_path / "store", tiny / "data", "no-model", EXACT, silent)
+        index_data(tmp_path / "store", tiny / "data", "no-model", asdict(EXACT), silent)
     assert not (tmp_path / "store").exists()
 
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -159,7 +159,7 @@ def test_a_model_that_was_indexed_as_it_is_cannot_be_gone_on_with(indexed: Path)
 
 def test_a_model_that_is_indexed_while_the_run_is_opened_is_not_gone_on_with(tiny: Path, tmp_path: Path) -> None:
     run = opened(tiny / "run.toml", tmp_path / "store")
-    index_data(tmp_path / "store", tiny / "data", str(tiny / "model"), run.config.index, silent)
+    index_data(tmp_path / "store", tiny / "data", str(tiny / "model"), asdict(run.config.index), silent)
     with pytest.raises(InputError, match=r"hone index.*--new.*--store"):
         run_training(run, tiny / "run.toml", "inline")
 

@@ -15,7 +15,6 @@ from app.indexing import index_data
 from app.jobs import Job, Jobs
 from app.mining_job import PART_QUERIES
 from app.settings import database_url
-from indexer.builder import IndexConfig
 from retriever.data import BLOCK_ROWS
 from retriever.store import Store
 from tests.app.command_line import silent
@@ -31,8 +30,8 @@ def index_tiny(folder: Path, passages: int) -> Path:
     """Index so many passages below ``folder`` and return the store."""
     write_tiny_data(folder / "data", passages)
     write_tiny_model(folder / "model")
-    config = IndexConfig("Flat", precision="fp32")
-    index_data(folder / "store", folder / "data", str(folder / "model"), config, silent)
+    changes = {"factory": "Flat", "precision": "fp32"}
+    index_data(folder / "store", folder / "data", str(folder / "model"), changes, silent)
     return folder / "store"
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from app.indexing import index_data
-from indexer.builder import IndexConfig
 from tests.app.chat_server import ChatServer, chatting
 from tests.app.command_line import silent
 from tests.app.served import wait_for
@@ -60,7 +59,7 @@ def kill_after(chat: ChatServer, asked: int, *arguments: str | Path) -> None:
 def test_a_killed_relabelling_asks_nothing_twice_that_was_answered(tmp_path: Path) -> None:
     run = write_run(tmp_path, "scheduled", 4)
     store = tmp_path / "store"
-    index_data(store, tmp_path / "data", str(tmp_path / "model"), IndexConfig(precision="fp32"), silent)
+    index_data(store, tmp_path / "data", str(tmp_path / "model"), {"precision": "fp32"}, silent)
     finished("mine", run, "--store", store)
     with chatting(reply) as chat:
         config = tmp_path / "relabel.toml"
