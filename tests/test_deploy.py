@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -165,6 +166,24 @@ def test_ports_and_probes_lead_to_routes(tmp_path: Path) -> None:
     with serving(store) as server:
         for path in {*paths.values(), *checked, scraped["prometheus.io/path"]}:
             assert path in OPEN and server.client.get(path).status_code == 200, path
+
+
+def test_the_pods_reach_a_database_in_their_namespace() -> None:
+    (secret,) = of_kind("Secret")
+    url = urlsplit(secret["stringData"]["DATABASE_URL"])
+    assert url.hostname is not None and "." not in url.hostname, "a name of the namespace, where all ingress is denied"
+    policies = {name_of(policy): policy["spec"] for policy in of_kind("NetworkPolicy")}
+    port = {"protocol": "TCP", "port": url.port}
+    assert policies["hone-database"]["ingress"] == [{"from": [{"podSelector": {}}], "ports": [port]}]
+    assert policies["hone-database"]["podSelector"] == {}, "whatever labels its pods have"
+    assert port in policies["hone-all"]["egress"][0]["ports"]
+
+
+def test_a_volume_that_a_training_filled_is_not_indexed_first() -> None:
+    """The head of compose.yaml names two ways, and only the one without a training begins with `index`."""
+    head = (ROOT / "docker" / "compose.yaml").read_text().partition("\nname:")[0]
+    serving, training = head.split("# Or train")
+    assert "worker index /data" in serving and "index /data" not in training and "--profile train up" in training
 
 
 def test_the_server_drains_before_it_is_killed() -> None:
