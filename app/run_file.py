@@ -98,7 +98,8 @@ sampler = {{ name = "uniform" }}  # or top, log_rank, simans, simans_laplace, ha
 # name = "b3"               # batches of queries that are hard for each other, planned with each set; or "ngame"
 
 [refresh]
-trigger = "steps:{every}"       # mark a checkpoint so often; or "0-1000:500,1000-:1000", "once", "never"
+trigger = "steps:{every}"       # mark a checkpoint so often; or "0-1000:500,1000-:1000", "checkpoint" (each),
+                            # "staleness:0.3", "once", "never"
 adopt = "ready"             # or "scheduled": exactly `lag` steps after the checkpoint, so runs repeat to the bit
 lag = {lag}
 # method = "partial"        # encode `share` of the passages and map the others; each `full_every`-th is full

@@ -2,9 +2,11 @@
 
     python examples/http_client.py "how do I close a socket" [http://127.0.0.1:8000]
 
+Where the server asks for a key, HONE_KEY has one of the scopes search, encode and mine.
 Does not know what the server answers from.
 """
 
+import os
 import sys
 
 from app.client import ApiError, Client
@@ -12,7 +14,7 @@ from app.client import ApiError, Client
 
 def main(question: str, url: str = "http://127.0.0.1:8000") -> None:
     """Print what the server says to ``question``."""
-    with Client(url) as client:
+    with Client(url, api_key=os.environ.get("HONE_KEY")) as client:
         encoded = client.encode([question])
         print(f"generation {encoded.generation}: vectors of {encoded.vectors.shape[1]} numbers")
 

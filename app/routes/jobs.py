@@ -42,7 +42,7 @@ router = APIRouter(tags=["jobs"])
     },
 )
 def rebuild(service: ServiceOf) -> Response:
-    """Build a new generation from the newest checkpoint, in a process of its own; follow it under `Location`."""
+    """Build what is served again over the store's newest passages, in its own process; follow it under `Location`."""
     job, new = service.processes.start("rebuild")
     headers = {"Location": f"/v1/jobs/{job.id}"}
     return reply(JobReply.of(job).model_dump(), 202 if new else 200, headers)
