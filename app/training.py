@@ -207,28 +207,34 @@ def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outco
     newest = run.store.checkpoints.intact(CURRENT, lambda text: report("warning", message=text))
     if newest is not None:
         _refuse_untrained(run.store, newest)  # once more: `hone index` may have come between
+        _refuse_other_data(run, newest)
     if newest is None or not _is_done(newest, run):
         for told in (drawn_without_quotas(run.config), never_clustered(run.config, len(run.train))):
             if told is not None:
                 report("warning", message=told)
         return make_trainer(run, refresher, report, stop).run()
-    _refuse_other_data(run, newest)
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)
     report("warning", message=f"checkpoint {newest.number} ended this run already; --new starts afresh")
     return Outcome("finished", newest.facts["step"], newest.number, len(run.store.adoptions()), 0)
 
 
-def _refuse_other_data(run: Run, final: Artifact) -> None:
-    """Raise InputError where ``run`` ended in checkpoint ``final``, which learned from other data than today's."""
-    adopted = final.parents.get("negatives")
-    queries = run.train.sha256 if adopted is None else run.store.negatives.at(adopted).facts["queries_sha256"]
-    corpus = run.store.corpora.at(final.parents["corpus"]).sha256("passages.arrow")
+def _refuse_other_data(run: Run, newest: Artifact) -> None:
+    """Raise InputError where ``newest``, which ended the run or has negatives, learned from other data than today's."""
+    ended, adopted = bool(newest.facts.get("final")), newest.parents.get("negatives")
+    if adopted is None and not ended:
+        return
+    try:
+        queries = run.train.sha256 if adopted is None else run.store.negatives.at(adopted).facts["queries_sha256"]
+        corpus = run.store.corpora.at(newest.parents["corpus"]).sha256("passages.arrow")
+    except StoreError:  # what is gone or torn tells nothing; its reader reports it
+        return
     if (corpus, queries) != (run.corpus.sha256, run.train.sha256):
-        what = "corpus" if corpus != run.corpus.sha256 else "training queries"
+        what = "another corpus" if corpus != run.corpus.sha256 else "other training queries"
+        serve = ", or serve new passages with what was learned by `hone index DATA`" if ended else ""
         raise InputError(
-            f"{run.store.root}: checkpoint {final.number} ended this run, and its {what} changed since; train on "
-            "today's in another store (--store), or serve new passages with what was learned by `hone index DATA`"
+            f"{run.store.root}: checkpoint {newest.number} learned from {what} than today's; train on today's in "
+            f"another store (--store){serve}"
         )
 
 

@@ -2,7 +2,7 @@
 
     python examples/http_client.py "how do I close a socket" [http://127.0.0.1:8000]
 
-Where the server asks for a key, HONE_KEY has one of the scopes search, encode and mine.
+Where the server asks for a key, HONE_KEY has one with the scopes search, encode and mine.
 Does not know what the server answers from.
 """
 

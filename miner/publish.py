@@ -281,7 +281,7 @@ def open_checked_set(artifact: Artifact, corpus: Corpus, query_set: QuerySet) ->
         if artifact.facts[fact] != ours:
             raise InputError(
                 f"{artifact.path}: mined for another {what} ({fact} {artifact.facts[fact][:12]}…, "
-                f"this run's is {ours[:12]}…); mine it again, or train on other data in another store (--store)"
+                f"this run's is {ours[:12]}…); mine it again"
             )
     return open_negative_set(artifact.path)
 

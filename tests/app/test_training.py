@@ -223,15 +223,19 @@ def test_a_finished_run_stays_as_it_is(tiny: Path, trained: Path, capsys: pytest
     assert Store(trained).checkpoints.numbers() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("changed", "what"), [("corpus.jsonl", "corpus"), ("queries.jsonl", "training queries")])
+@pytest.mark.parametrize(
+    ("changed", "what"), [("corpus.jsonl", "another corpus"), ("queries.jsonl", "other training queries")]
+)
 def test_a_finished_run_does_not_pass_for_one_of_other_data(
     tiny: Path, trained: Path, tmp_path: Path, changed: str, what: str
 ) -> None:
     data = shutil.copytree(tiny / "data", tmp_path / "data")
     (data / changed).write_text((data / changed).read_text().replace('"text": "', '"text": "baka ', 1))
-    config = write_run(tmp_path / "run.toml", data, tiny / "model")
-    with pytest.raises(InputError, match=f"checkpoint 2 ended this run, and its {what} changed since.*--store"):
-        run_training(opened(config, trained), config, "inline")
+    for steps in (6, 9):  # to the end again, and further
+        longer = ("max_steps = 6", f"max_steps = {steps}")
+        config = write_run(tmp_path / "run.toml", data, tiny / "model", longer)
+        with pytest.raises(InputError, match=f"checkpoint 2 learned from {what} than today's.*--store.*hone index"):
+            run_training(opened(config, trained), config, "inline")
     assert Store(trained).checkpoints.numbers() == [0, 1, 2]
 
 
