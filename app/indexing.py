@@ -44,19 +44,24 @@ def index_data(
 ) -> Artifact:
     """Ingest the BEIR folder ``data`` and publish a generation of it, encoded by ``model`` as it is, with ``ranker``.
 
-    ``changes`` are those of [index] to its defaults. ``model`` None: minilm, or in a store whose training has ended what
-    ``rebuild`` makes over the new passages. Raises InputError for what does not fit or a store whose training could not go on, and BusyError
-    where another process trains or builds, before anything is published.
+    ``changes`` are those of [index] to its defaults. ``model`` None: minilm, or in a store whose training has ended
+    what ``rebuild`` makes over the new passages. Raises InputError for what does not fit or a store whose training
+    could not go on, and BusyError where another process trains or builds, before anything is published.
     """
-    find_file(data, "corpus.jsonl")
-    if model is None and is_store(store_root) and (trained := _training(Store(store_root))) is not None:
-        return _rebuild_over(Store(store_root), trained, data, changes, report, ranker)
-    model, config = model or PACKAGED_MODEL, IndexConfig(**changes)
-    encoder = create_encoder(ModelConfig(name=model))
-    loaded: list[QuerySet | None] = []
 
     def warn(message: str) -> None:
         report("warning", message=message)
+
+    find_file(data, "corpus.jsonl")
+    if model is None and is_store(store_root) and (trained := _training(Store(store_root))) is not None:
+        opened = Store(store_root)
+        _refuse_unfinished(opened, trained)
+        with opened.generations.writer(), opened.checkpoints.writer():
+            ingest_corpus(opened, data, skipping=warn if skip_missing else None)
+            return rebuild(opened, changes, report, ranker=ranker)
+    model, config = model or PACKAGED_MODEL, IndexConfig(**changes)
+    encoder = create_encoder(ModelConfig(name=model))
+    loaded: list[QuerySet | None] = []
 
     def load(corpus: Corpus) -> None:
         check_config(config, encoder.dimensions, len(corpus))
@@ -93,18 +98,13 @@ def _refuse_trained(store: Store) -> None:
         )
 
 
-def _rebuild_over(
-    store: Store, newest: Artifact, data: Path, changes: Mapping[str, Any], report: Report, ranker: RankerFiles | None
-) -> Artifact:
-    """Ingest ``data`` and rebuild what ``store`` serves over it; ``newest`` is the checkpoint of its training."""
+def _refuse_unfinished(store: Store, newest: Artifact) -> None:
+    """Raise InputError for a training, of which ``newest`` is the checkpoint, that has still to go on."""
     if not newest.facts.get("final"):
         raise InputError(
             f"{store.root}: its training (checkpoint {newest.number}) has not ended, and goes on with its own corpus "
             "alone; `hone train` ends it, --store names another store"
         )
-    with store.generations.writer(), store.checkpoints.writer():
-        ingest_corpus(store, data)
-        return rebuild(store, changes, report, ranker=ranker)
 
 
 def rebuild(

@@ -142,7 +142,7 @@ def test_old_generations_go_with_their_embeddings(indexed: Path) -> None:
     store, heard = Store(indexed), list[tuple[str, Any]]()
     (store.embeddings / "of nobody").mkdir()
     for _ in range(4):
-        rebuild(aged(store), None, lambda event, **fields: heard.append((event, fields)))
+        rebuild(aged(store), {}, lambda event, **fields: heard.append((event, fields)))
     named = store.generations.pointers()
     assert (named["CURRENT"], named["SERVED"], named["PREVIOUS"], named["BEST"]) == (4, 4, 3, 0)
     assert store.generations.numbers() == [0, 2, 3, 4]
@@ -153,13 +153,13 @@ def test_old_generations_go_with_their_embeddings(indexed: Path) -> None:
 def test_what_a_training_may_go_on_with_stays(trained: Path) -> None:
     store = Store(trained)
     for _ in range(4):
-        rebuild(aged(store), None, silent)
+        rebuild(aged(store), {}, silent)
     assert set(store.generations.numbers()) == {0, 1, 2, 4, 5, 6}, "a negative set was mined from each of the first"
     assert (store.checkpoints.numbers(), store.negatives.numbers()) == ([0, 1, 2], [0, 1, 2])
     with store.negatives.stage({"checkpoint": 2, "generation": 6, "generation:-1": 4}):
         pass
-    rebuild(aged(store), None, silent)
-    rebuild(aged(store), None, silent)
+    rebuild(aged(store), {}, silent)
+    rebuild(aged(store), {}, silent)
     assert set(store.generations.numbers()) == {0, 1, 2, *range(4, 9)}, "sources that count back find each"
 
 
@@ -168,18 +168,18 @@ def test_beside_another_writer_nothing_is_removed(indexed: Path, kind: str) -> N
     store = Store(indexed)
     with exclusive(indexed / f"locks/{kind}.lock", kind):
         for _ in range(4):
-            rebuild(aged(store), None, silent)
+            rebuild(aged(store), {}, silent)
     assert store.generations.numbers() == [0, 1, 2, 3, 4]
 
 
 def test_a_damaged_manifest_keeps_all_that_is_old(indexed: Path) -> None:
     store, heard = Store(indexed), list[str]()
     for _ in range(3):
-        rebuild(aged(store), None, silent)
+        rebuild(aged(store), {}, silent)
     with store.negatives.stage({"generation": 1}) as draft:
         pass
     (store.negatives.path(draft.number) / "manifest.json").write_text("{")
-    rebuild(aged(store), None, lambda event, **fields: heard.append(str(fields.get("message"))))
+    rebuild(aged(store), {}, lambda event, **fields: heard.append(str(fields.get("message"))))
     assert store.generations.numbers() == [0, 1, 2, 3, 4]
     assert any("nothing old is removed" in message for message in heard)
 
