@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retriever.durable import sha256_json
-from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, why_not_fast
+from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.errors import CorruptError, InputError
 from retriever.lora import Adapted, LoraConfig, adapt, load_adapter, save_adapter
 from retriever.protocols import Fingerprints, Side
@@ -148,7 +148,7 @@ class DualEncoder(nn.Module):
             for share, plan in zip(shares, plans, strict=True)
             for batch in plan
         ]
-        pooled = [tower.pool(*states) for states in (self._fast[side](batches) if batches else [])]
+        pooled = [tower.pool(*states) for some in portions(len(batches)) for states in self._fast[side](batches[some])]
         found = []
         for plan in plans:
             buckets = [bucket for batch in plan for bucket in batch]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retriever.engines.fast_ranker import HEADS, head_logits
-from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, why_not_fast
+from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.errors import InputError
 from retriever.ranker import Pair, PairClassifier
 from retriever.token_batches import token_batches
@@ -72,12 +72,15 @@ class TrainedRanker(nn.Module):
         else:
             batches = micro_batches(lengths, self.chunk(budget), min(budget, TOKENS))
             places = [bucket for batch in batches for bucket in batch]
-            laid_out = {
-                name: [[[pairs[i][name] for i in bucket] for bucket in batch] for batch in batches] for name in pairs[0]
-            }
-            states = self._fast(laid_out["input_ids"], laid_out.get("token_type_ids"))
-            with torch.autocast("cpu", enabled=False):  # the head is small, and margins of logits are smaller
-                parts = [head_logits(self.ranker.classifier, *one) for one in states]
+            parts = []
+            for some in portions(len(batches)):
+                laid_out = {
+                    name: [[[pairs[i][name] for i in bucket] for bucket in batch] for batch in batches[some]]
+                    for name in pairs[0]
+                }
+                states = self._fast(laid_out["input_ids"], laid_out.get("token_type_ids"))
+                with torch.autocast("cpu", enabled=False):  # the head is small, and margins of logits are smaller
+                    parts += [head_logits(self.ranker.classifier, *one) for one in states]
         together = torch.cat(parts)
         order = torch.from_numpy(np.argsort(np.concatenate(places)))
         return together.index_select(0, order.to(together.device))

@@ -83,6 +83,15 @@ def micro_batches(lengths: NDArray[np.int64], chunk: int, budget: int) -> list[l
     ]
 
 
+def portions(batches: int) -> list[slice]:
+    """Return which of so many micro-batches to forward together: all where gradients are asked for, else few.
+
+    What is forwarded together has its states in memory until they are pooled.
+    """
+    size = batches if torch.is_grad_enabled() else CHUNK * max(CHUNK, most_streams(torch.device("cpu")))
+    return [slice(start, start + size) for start in range(0, batches, max(1, size))]
+
+
 def why_not_fast(transformer: Any) -> str | None:
     """Return why ``transformer`` must be trained by its own forward pass, None if FastTraining computes the same."""
     config = transformer.config

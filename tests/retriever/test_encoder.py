@@ -2,11 +2,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder, model_path
+from retriever.engines.fast_training import FastTraining
 from retriever.errors import CorruptError, InputError
 from retriever.tower import Tower, save_tower
 from tests.tiny_model import write_tiny_model
@@ -139,6 +141,24 @@ def test_a_side_without_text_takes_the_fast_path_too(tiny: Path) -> None:
     queries, passages = encoder([], encoder.tokenize("passage", TEXTS)[0], 64)
     assert (queries.shape, passages.shape) == ((0, encoder.dimensions), (3, encoder.dimensions))
     assert all(len(side) == 0 for side in encoder([], [], 64))
+
+
+def test_without_gradients_few_texts_are_in_memory_at_a_time(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = create_encoder(ModelConfig(str(tiny))).eval()
+    encoder.train_fast(torch.float32, checkpointing=False)
+    ids = encoder.tokenize("passage", TEXTS * 30)[0]
+    expected = encoder([], ids, 8)[1].detach()
+    embedded: list[int] = []
+    embed = FastTraining._embed
+
+    def seen(fast: FastTraining, ids: torch.Tensor, segments: Any) -> torch.Tensor:
+        embedded.append(len(ids))
+        return embed(fast, ids, segments)
+
+    monkeypatch.setattr(FastTraining, "_embed", seen)
+    with torch.no_grad():
+        assert torch.equal(encoder([], ids, 8)[1], expected)
+    assert sum(embedded) == len(ids) and max(embedded) < len(ids) / 2
 
 
 def test_one_tower_may_be_fast_and_the_other_not(tiny: Path) -> None:

@@ -1,10 +1,12 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from retriever.engines.fast_ranker import HEADS
+from retriever.engines.fast_training import FastTraining
 from retriever.ranker import Pair, RankerConfig, load_ranker
 from retriever.trained_ranker import TrainedRanker
 from tests.stand_ins import WORDS
@@ -59,6 +61,24 @@ def test_every_architecture_has_its_classifier_s_logits_and_gradients(architectu
         assert (logits - expected).abs().max() < 1e-4
         assert found.keys() == wanted.keys()
         assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5 * max(1.0, largest)
+
+
+def test_without_gradients_few_pairs_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = trained(write_tiny_ranker(tmp_path))
+    model.eval().train_fast(torch.float32, checkpointing=False)
+    pairs = pairs * 8
+    expected = model(pairs, 8).detach()
+    embedded: list[int] = []
+    embed = FastTraining._embed
+
+    def seen(fast: FastTraining, ids: torch.Tensor, segments: Any) -> torch.Tensor:
+        embedded.append(len(ids))
+        return embed(fast, ids, segments)
+
+    monkeypatch.setattr(FastTraining, "_embed", seen)
+    with torch.no_grad():
+        assert torch.equal(model(pairs, 8), expected)
+    assert sum(embedded) == len(pairs) and max(embedded) < len(pairs) / 2
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
