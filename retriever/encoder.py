@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retriever.checkpointed_layers import checkpoint_layers
 from retriever.durable import sha256_json
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.errors import CorruptError, InputError
@@ -113,7 +114,7 @@ class DualEncoder(nn.Module):
     def train_fast(self, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
         """Train on the CPU by the fast path from now on, products in ``dtype``; return why a tower cannot.
 
-        ``checkpointing``: as ``checkpoint_gradients``.
+        ``checkpointing`` keeps each layer's input alone.
         """
         reasons = []
         for side, tower in self.towers().items():
@@ -194,11 +195,13 @@ class DualEncoder(nn.Module):
             tower.transformer.set_attn_implementation(implementation)
 
     def checkpoint_gradients(self) -> None:
-        """Keep each layer's input alone while training, and compute the layer again on the way back."""
-        for tower in (self.query, self.passage):
-            transformer = tower.transformer  # the method has a new name since transformers 5
-            newer = getattr(transformer, "activation_checkpointing_enable", None)
-            (newer or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
+        """Keep each layer's input alone on the slower path, too, and compute the layer again on the way back.
+
+        Raises InputError for a model that transformers cannot train so.
+        """
+        for side, tower in self.towers().items():
+            if side not in self._fast:
+                checkpoint_layers(tower.transformer, "[train] gradient_checkpointing")
 
     def save(self, folder: Path) -> None:
         """Write ``folder`` (tied) or ``folder/query`` and ``folder/passage`` in sentence-transformers' layout."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retriever.checkpointed_layers import checkpoint_layers
 from retriever.engines.fast_ranker import HEADS, head_logits
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
-from retriever.errors import InputError
 from retriever.ranker import Pair, PairClassifier
 from retriever.token_batches import token_batches
 
@@ -47,12 +47,7 @@ class TrainedRanker(nn.Module):
 
         Raises InputError for a model that transformers cannot train so.
         """
-        classifier = self.ranker.classifier  # the method has a new name since transformers 5
-        newer = getattr(classifier, "activation_checkpointing_enable", None)
-        try:
-            (newer or classifier.gradient_checkpointing_enable)({"use_reentrant": False})
-        except ValueError as error:
-            raise InputError(f"[train] gradient_checkpointing with [ranker]: {error}") from error
+        checkpoint_layers(self.ranker.classifier, "[train] gradient_checkpointing with [ranker]")
 
     def chunk(self, budget: int) -> int:
         """Return how many tokens are forwarded together where a batch is ``budget`` tokens."""
