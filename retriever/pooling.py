@@ -24,8 +24,8 @@ def pool_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 def pool_last(tokens: Tensor, mask: Tensor) -> Tensor:
     """Return the vector of the last token that ``mask`` marks."""
-    last = mask.sum(1).clamp(min=1) - 1
-    return tokens[torch.arange(len(tokens), device=tokens.device), last]
+    last = mask.sum(1).clamp(min=1) - 1  # gathered, since a number of texts would be a constant of OpenVINO's graph
+    return tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[-1]))[:, 0]
 
 
 POOLINGS: dict[str, Pooling] = {"cls": pool_cls, "mean": pool_mean, "last": pool_last}

@@ -13,6 +13,7 @@ from retriever.device import has_fast_bf16
 from retriever.engines.openvino_engine import OpenVinoEngine, PaddedBatch
 from retriever.engines.torch_engine import TorchEngine
 from retriever.errors import InputError
+from retriever.pooling import POOLINGS
 from retriever.tower import Tower, load_tower
 from tests.retriever.engines.architectures import FAST, GENERIC, ragged, random_transformer
 from tests.tiny_model import write_tiny_model
@@ -36,7 +37,7 @@ def of_family(tower: Tower, name: str, pooling: str = "mean") -> Tower:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "modernbert"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_vectors_are_torch_s(tower: Tower, name: str, pooling: str) -> None:
     other = of_family(tower, name, pooling)
     ours, theirs = OpenVinoEngine(other, "fp32", streams=1), TorchEngine(other, "fp32", CPU)
