@@ -70,14 +70,19 @@ class RandomState:
 
     @classmethod
     def now(cls) -> "RandomState":
-        """Take note of the generators of the CPU and of the current CUDA device."""
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+        """Take note of the generators of the CPU and of the current accelerator."""
+        return cls(torch.get_rng_state(), _accelerator().get_rng_state() if torch.accelerator.is_available() else None)
 
     def restore(self) -> None:
         """Put the generators back."""
         torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
-            torch.cuda.set_rng_state(self.accelerator)
+            _accelerator().set_rng_state(self.accelerator)
+
+
+def _accelerator() -> Any:
+    """Return torch.cuda, torch.mps or whatever is there."""
+    return torch.get_device_module(torch.accelerator.current_accelerator())
 
 
 def cached_backward(

@@ -1,12 +1,13 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from retriever.gradcache import cached_backward, chunks_of, in_order
+from retriever.gradcache import RandomState, cached_backward, chunks_of, in_order
 from retriever.losses.contrastive import LossConfig, contrastive_loss
 from retriever.losses.terms import Candidates
 
@@ -94,6 +95,18 @@ def test_the_second_pass_draws_the_dropout_of_the_first() -> None:
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
     assert not any(one.requires_grad for one in first) and all(other.requires_grad for other in second)
+
+
+def test_the_dropout_of_any_accelerator_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    module = SimpleNamespace(get_rng_state=generator.get_state, set_rng_state=generator.set_state)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr("torch.get_device_module", {torch.device("mps"): module}.__getitem__)
+    before = RandomState.now()
+    drawn = torch.rand(3, generator=generator)
+    before.restore()
+    assert torch.equal(torch.rand(3, generator=generator), drawn)
 
 
 def test_what_is_drawn_afterwards_is_as_if_each_chunk_had_been_forwarded_once() -> None:
