@@ -3,6 +3,7 @@
 Does not know corpora, batches or training.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -198,6 +199,8 @@ def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]
         raise InputError(f"[ranker] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise InputError(f"[ranker] name = {name!r}: needs a fast tokenizer (tokenizer.json) with a padding token")
+    read = inspect.signature(classifier.forward).parameters  # DistilBERT knows no segments, whatever its tokenizer says
+    tokenizer.model_input_names = [one for one in tokenizer.model_input_names if one in read]
     return classifier, tokenizer, sorted(report["missing_keys"])
 
 

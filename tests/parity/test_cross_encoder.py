@@ -1,5 +1,6 @@
 """Scores against sentence-transformers' CrossEncoder on the same weights, for each architecture."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,16 @@ def test_every_architecture_has_their_scores(architecture: str, tmp_path: Path) 
     scores = our_scores(folder, activation="identity", max_length=48)
     assert expected.std() > 0.1  # else any ranker would pass
     assert np.abs(scores - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "modernbert", "mpnet"])
+def test_segments_that_the_model_does_not_know_are_left_out(architecture: str, tmp_path: Path) -> None:
+    folder = write_tiny_ranker(tmp_path, architecture)
+    path = folder / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's tokenizer has them
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
+    expected = their_scores(theirs(folder, max_length=48))
+    assert np.abs(our_scores(folder, max_length=48) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
