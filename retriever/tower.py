@@ -36,6 +36,11 @@ DROPOUT_KEYS = (
     "dropout",
     "attention_dropout",
     "embedding_dropout",
+    "mlp_dropout",
+    "dropout_rate",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
 )
 
 
@@ -138,16 +143,14 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:
     """Load a tower from a folder or hub id; None takes what the model's own files say (else mean, normalised).
 
-    Raises InputError if the model cannot be found, is no encoder with a fast tokenizer, or has a part that would be
-    left out here.
+    Raises InputError if the model cannot be found, is no encoder with a fast tokenizer, has a part that would be
+    left out here, or nothing that ``dropout`` could be set for.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
     try:
         config = AutoConfig.from_pretrained(name)
         if dropout is not None:
-            for key in DROPOUT_KEYS:
-                if isinstance(getattr(config, key, None), float):
-                    setattr(config, key, dropout)
+            _set_dropout(config, dropout, name)
         transformer = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         normalizes = saved_normalize(name)
@@ -160,6 +163,14 @@ def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropo
     if not tokenizer.is_fast:
         raise InputError(f"[model] name = {name!r}: needs a fast tokenizer (tokenizer.json)")
     return Tower(transformer, tokenizer, pooling, normalizes if normalized is None else normalized)
+
+
+def _set_dropout(config: Any, dropout: float, name: str) -> None:
+    keys = [key for key in DROPOUT_KEYS if isinstance(getattr(config, key, None), int | float)]
+    if not keys:
+        raise InputError(f"[model] dropout = {dropout}: {name} has none to set; leave it out")
+    for key in keys:
+        setattr(config, key, dropout)
 
 
 def saved_json(name: str, file: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5Model
 
 from tests.stand_ins import WORDS
 
@@ -36,4 +36,16 @@ def write_tiny_model(folder: Path, seed: int = 0, dropout: float = 0.1) -> Path:
         attention_probs_dropout_prob=dropout,
     )
     BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_t5(folder: Path) -> Path:
+    """Write a random encoder with a decoder, and the same tokenizer, into ``folder``."""
+    vocabulary: int = BertConfig.from_pretrained(write_tiny_model(folder)).vocab_size
+    torch.manual_seed(0)
+    model = T5Model(T5Config(vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     return folder

@@ -18,7 +18,8 @@ from retriever.tower import (
     saved_pooling,
     saved_prompts,
 )
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_tiny_model, write_tiny_t5
+from tests.tiny_ranker import write_tiny_ranker
 
 TEXTS = ["baka", "bala beki boli", "duka duke duki duko duku dula"]
 
@@ -110,6 +111,21 @@ def test_poolings_differ(tower: Tower) -> None:
         cls, mean, last = (tower(*batch) for tower in towers)
     assert not torch.allclose(cls, mean, atol=1e-3)
     assert not torch.allclose(mean, last, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "distilbert", "gpt2", "t5"])
+def test_dropout_is_set_wherever_a_family_has_it(architecture: str, tmp_path: Path) -> None:
+    write_tiny_t5(tmp_path) if architecture == "t5" else write_tiny_ranker(tmp_path, architecture, attention_dropout=0)
+    transformer = load(tmp_path, dropout=0.3).transformer
+    found = {module.p for module in transformer.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == {0.3}
+    assert getattr(transformer.config, "attention_dropout", 0.3) == 0.3
+
+
+def test_dropout_that_nothing_would_take_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retriever.tower.DROPOUT_KEYS", ("another",))
+    with pytest.raises(InputError, match=r"dropout = 0\.3: .* has none to set; leave it out"):
+        load(tiny, dropout=0.3)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3])
