@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -26,10 +27,16 @@ from retriever.ranker_files import (
     saved_activation,
     saved_label,
     saved_prompt,
-    usable_positions,
 )
 from retriever.token_batches import pad
-from retriever.tower import DROPOUT_KEYS, tokenizer_sha256, weights_sha256
+from retriever.tower import (
+    DROPOUT_KEYS,
+    lower_case,
+    tokenizer_sha256,
+    transformer_settings,
+    usable_positions,
+    weights_sha256,
+)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": nn.Identity(), "sigmoid": torch.sigmoid}
 HEAD_DROPOUT_KEYS = ("classifier_dropout", "seq_classif_dropout")
@@ -192,13 +199,15 @@ def _opened(name: str, settings: Mapping[str, Any]) -> tuple[Any, Any, list[str]
                 name, config=own, dtype=torch.float32, output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
+        saved = transformer_settings(name) or {}
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"[ranker] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise InputError(f"[ranker] name = {name!r}: needs a fast tokenizer (tokenizer.json) with a padding token")
+    lower_case(tokenizer, saved)
     read = inspect.signature(classifier.forward).parameters  # DistilBERT knows no segments, whatever its tokenizer says
     tokenizer.model_input_names = [one for one in tokenizer.model_input_names if one in read]
     return classifier, tokenizer, sorted(report["missing_keys"])

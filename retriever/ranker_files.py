@@ -11,7 +11,7 @@ from torch import nn
 
 from retriever.errors import InputError
 from retriever.lora import merged_state
-from retriever.tower import MODULE_TYPES, saved_json
+from retriever.tower import MODULE_TYPES, lower_cases, saved_json, transformer_settings, usable_positions
 
 if TYPE_CHECKING:
     from retriever.ranker import PairClassifier
@@ -39,6 +39,7 @@ def save_ranker(model: "PairClassifier", folder: Path) -> None:
             "transformer_task": "sequence-classification",
             "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
             "module_output_name": "scores",
+            "do_lower_case": lower_cases(model.tokenizer),
             **({"max_seq_length": config.max_length} if config.max_length else {}),
         },
         SENTENCE_TRANSFORMERS: {
@@ -77,7 +78,7 @@ def refuse_other_modules(name: str) -> None:
             f"[ranker] name = {name!r}: its module {', '.join(others)} (modules.json) would be left out; "
             "choose a plain sequence classifier"
         )
-    task = (saved_json(name, "sentence_bert_config.json") or {}).get("transformer_task", "sequence-classification")
+    task = (transformer_settings(name) or {}).get("transformer_task", "sequence-classification")
     if kinds and task != "sequence-classification":
         raise InputError(f"[ranker] name = {name!r}: its task is {task}; choose a sequence classifier")
 
@@ -106,19 +107,6 @@ def saved_prompt(name: str) -> str:
 
 def longest_input(name: str, classifier: nn.Module, tokenizer: Any) -> int | None:
     """Return the tokens of the longest pair: what the model's files say, at most its positions; None if unbounded."""
-    named = (saved_json(name, "sentence_bert_config.json") or {}).get("max_seq_length") or tokenizer.model_max_length
+    named = (transformer_settings(name) or {}).get("max_seq_length") or tokenizer.model_max_length
     limits = [limit for limit in (named, usable_positions(classifier)) if limit is not None and limit < 1e9]
     return min(limits, default=None)
-
-
-def usable_positions(classifier: Any) -> int | None:
-    """Return how many tokens the model can tell apart by position, None if its configuration names no number.
-
-    RoBERTa and its kind count from behind the padding's position, so the first rows of their table serve no token.
-    """
-    positions: int = getattr(classifier.config, "max_position_embeddings", None) or -1
-    for module in classifier.modules():
-        table = getattr(module, "position_embeddings", None)
-        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            positions = min(positions, table.num_embeddings - table.padding_idx - 1)
-    return positions if positions > 0 else None

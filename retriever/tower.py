@@ -5,7 +5,7 @@ Does not know queries from passages, nor training from inference.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import tokenizers
 import torch
 from huggingface_hub import hf_hub_download, is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from tokenizers import normalizers
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from retriever.durable import sha256_json
@@ -30,6 +32,8 @@ POOLING_FILE = "1_Pooling/config.json"
 UNSAID_MAX_LENGTH = 512
 UNREAD_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What a configuration says of a model's files alone."""
+UNBOUNDED = 1_000_000_000
+"""From here on a tokenizer's maximum length means that it has none."""
 DROPOUT_KEYS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -42,6 +46,13 @@ DROPOUT_KEYS = (
     "embd_pdrop",
     "attn_pdrop",
 )
+ENCODER_ALONE = ("t5", "mt5", "umt5")
+"""Types of model with a decoder that no vector needs; sentence-transformers leaves it out, too."""
+SETTINGS_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""What sentence-transformers called the file of maximum length and case, in the order in which it looks for them."""
 
 
 class Tower(nn.Module):
@@ -71,8 +82,7 @@ class Tower(nn.Module):
     @property
     def positions(self) -> int | None:
         """Tokens that the transformer can tell apart by position, None if its configuration names no number."""
-        positions: int = getattr(self.transformer.config, "max_position_embeddings", -1)
-        return positions if positions > 0 else None
+        return usable_positions(self.transformer)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return vectors [n, dim] for token ids and mask, both int64 [n, length], padded on the right."""
@@ -140,10 +150,23 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return sha256_json(rules)
 
 
+def usable_positions(model: Any) -> int | None:
+    """Return how many tokens the model can tell apart by position, None if its configuration names no number.
+
+    RoBERTa and its kind count from behind the padding's position, so the first rows of their table serve no token.
+    """
+    positions: int = getattr(model.config, "max_position_embeddings", None) or -1
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            positions = min(positions, table.num_embeddings - table.padding_idx - 1)
+    return positions if positions > 0 else None
+
+
 def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropout: float | None) -> Tower:
     """Load a tower from a folder or hub id; None takes what the model's own files say (else mean, normalised).
 
-    Raises InputError if the model cannot be found, is no encoder with a fast tokenizer, has a part that would be
+    Raises InputError if the model cannot be found or read, lacks weights or a fast tokenizer, has a part that would be
     left out here, or nothing that ``dropout`` could be set for.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would cut through our own progress
@@ -151,17 +174,26 @@ def load_tower(name: str, *, pooling: str | None, normalized: bool | None, dropo
         config = AutoConfig.from_pretrained(name)
         if dropout is not None:
             _set_dropout(config, dropout, name)
-        transformer = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
+        kind = AutoModelForTextEncoding if config.model_type in ENCODER_ALONE else AutoModel
+        transformer, report = kind.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
         normalizes = saved_normalize(name)
         pooling = pooling or saved_pooling(name) or "mean"
+        settings = transformer_settings(name) or {}
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"[model] name = {name!r}: cannot be loaded ({reason}); give a folder or a hub id") from error
     if not tokenizer.is_fast:
         raise InputError(f"[model] name = {name!r}: needs a fast tokenizer (tokenizer.json)")
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key.split("."))
+    if missing:  # transformers has drawn them at random
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"[model] name = {name!r}: holds no weights for {missing[0]}{more}; choose a trained encoder")
+    if any(tokenizer("a").get("token_type_ids", ())):
+        raise InputError(f"[model] name = {name!r}: marks places of a text by types of token, which are not read here")
+    lower_case(tokenizer, settings)
     return Tower(transformer, tokenizer, pooling, normalizes if normalized is None else normalized)
 
 
@@ -171,6 +203,24 @@ def _set_dropout(config: Any, dropout: float, name: str) -> None:
         raise InputError(f"[model] dropout = {dropout}: {name} has none to set; leave it out")
     for key in keys:
         setattr(config, key, dropout)
+
+
+def _normalizers(tokenizer: Any) -> list[Any]:
+    own: Any = tokenizer.backend_tokenizer.normalizer
+    several = isinstance(own, normalizers.Sequence)
+    return [] if own is None else [*own] if several else [own]
+
+
+def lower_cases(tokenizer: Any) -> bool:
+    """Tell whether ``tokenizer`` lowers each text's case by a rule of its own."""
+    return any(isinstance(one, normalizers.Lowercase) for one in _normalizers(tokenizer))
+
+
+def lower_case(tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Let ``tokenizer`` lower each text's case before all else, if ``transformer_settings`` say so."""
+    if settings.get("do_lower_case") and not lower_cases(tokenizer):
+        first = normalizers.Lowercase()
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([first, *_normalizers(tokenizer)])
 
 
 def saved_json(name: str, file: str) -> Any:
@@ -189,6 +239,12 @@ def saved_json(name: str, file: str) -> Any:
         return None
     except ValueError as error:
         raise InputError(f"{name}: {file} is not JSON ({error}); download or save the model again") from error
+
+
+def transformer_settings(name: str) -> dict[str, Any] | None:
+    """Return maximum length, case and task as sentence-transformers saved them, None if it has not."""
+    files = (saved_json(name, file) for file in SETTINGS_FILES)
+    return next((found for found in files if found is not None), None)
 
 
 def saved_pooling(name: str) -> str | None:
@@ -228,13 +284,15 @@ def saved_normalize(name: str) -> bool:
 
 
 def saved_max_length(name: str, tower: Tower) -> int:
-    """Return the maximum length in tokens that the model's sentence-transformers files name, else at most 512."""
-    limits = [length for length in (tower.positions, tower.tokenizer.model_max_length) if length is not None]
-    config = saved_json(name, "sentence_bert_config.json")
-    if config is None:
-        return min(UNSAID_MAX_LENGTH, *limits)
-    named: int = config.get("max_seq_length") or min(limits)
-    return named
+    """Return the maximum length in tokens that the model's sentence-transformers files name, else at most 512.
+
+    Beyond the model's positions it never is: there sentence-transformers would fail.
+    """
+    settings = transformer_settings(name)
+    named = None if settings is None else settings.get("max_seq_length")
+    unsaid = UNSAID_MAX_LENGTH if settings is None else None
+    limits = (named or tower.tokenizer.model_max_length, tower.positions, unsaid)
+    return min((limit for limit in limits if limit is not None and limit < UNBOUNDED), default=UNSAID_MAX_LENGTH)
 
 
 def saved_prompts(name: str) -> dict[str, str]:
@@ -263,7 +321,7 @@ def save_tower(tower: Tower, folder: Path, max_length: int, prompts: dict[str, s
     modes = {f"pooling_mode_{theirs}": ours == tower.pooling for ours, theirs in SENTENCE_TRANSFORMERS_MODES.items()}
     files: dict[str, Any] = {
         "modules.json": listed,
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": lower_cases(tower.tokenizer)},
         "config_sentence_transformers.json": {"prompts": prompts, "similarity_fn_name": "dot"},
         POOLING_FILE: {"word_embedding_dimension": tower.dimensions, **modes},
     }

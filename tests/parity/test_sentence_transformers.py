@@ -1,5 +1,6 @@
 """The same vectors here and in sentence-transformers: what hone saves it loads, and what it saves hone loads."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_enc
 from retriever.inference import ModelEncoder
 from retriever.protocols import FloatArray
 from tests.stand_ins import WORDS
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import write_tiny_model, write_tiny_t5
+from tests.tiny_ranker import ARCHITECTURES, write_tiny_ranker
 
 TEXTS = [
     " ".join(WORDS[start : start + length]) for start, length in zip(range(30), [1, 4, 9, 16, 40] * 6, strict=True)
@@ -100,6 +102,40 @@ def test_what_is_saved_there_gives_the_same_vectors_here(
     assert (config.query_prompt, config.passage_prompt) == (PROMPTS["query"], PROMPTS["document"])
     assert (config.query_max_length, config.passage_max_length) == (14, 14)
     check_sides(ModelEncoder(model, device="cpu"), saved, saved)
+
+
+@pytest.mark.parametrize("pooling", MODES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "t5"])
+def test_every_architecture_has_their_vectors_and_keeps_them(architecture: str, pooling: str, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    write_tiny_t5(plain) if architecture == "t5" else write_tiny_ranker(plain, architecture)
+    modules = [Transformer(str(plain), max_seq_length=14), Pooling(32, MODES[pooling]), Normalize()]
+    saved = SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+    saved.save(str(tmp_path / "theirs"), create_model_card=False)
+    model = create_encoder(ModelConfig(str(tmp_path / "theirs")))
+    model.save(tmp_path / "ours")
+    encoder = ModelEncoder(model, device="cpu")
+    if (architecture, pooling) != ("gpt2", "cls"):  # whose first token sees no other
+        assert np.std(encoder.encode_passages(TEXTS), axis=0).max() > 0.01  # else any encoder would pass
+    check_sides(encoder, saved, saved)
+    check_sides(ModelEncoder(load_encoder(tmp_path / "ours"), device="cpu"), saved, saved)
+    check_sides(encoder, theirs(tmp_path / "ours"), theirs(tmp_path / "ours"))
+
+
+def test_texts_in_capitals_are_lowered_where_theirs_are(tiny: Path, tmp_path: Path) -> None:
+    create_encoder(ModelConfig(str(tiny))).save(tmp_path / "theirs")
+    for name, key, value in (("sentence_bert_config", "do_lower_case", True), ("tokenizer", "normalizer", None)):
+        path = tmp_path / "theirs" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    model = create_encoder(ModelConfig(str(tmp_path / "theirs")))
+    model.save(tmp_path / "ours")
+    shouted = [text.upper() for text in TEXTS]
+    ours = ModelEncoder(model, device="cpu").encode_passages(shouted)
+    check(ours, ModelEncoder(model, device="cpu").encode_passages(TEXTS))
+    check(ours, theirs(tmp_path / "theirs").encode_document(shouted))
+    check(ours, theirs(tmp_path / "ours").encode_document(shouted))
+    again = load_encoder(tmp_path / "ours")
+    assert again.passage.tokenizer_sha256() == model.passage.tokenizer_sha256()
 
 
 def test_a_default_prompt_counts_here_as_it_does_there(tiny: Path, tmp_path: Path) -> None:

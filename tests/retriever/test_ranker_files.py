@@ -11,8 +11,8 @@ from retriever.ranker_files import (
     refuse_other_modules,
     saved_activation,
     saved_prompt,
-    usable_positions,
 )
+from retriever.tower import usable_positions
 from tests.tiny_ranker import write_tiny_ranker
 
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"

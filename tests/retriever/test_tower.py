@@ -5,6 +5,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import models
 from torch.nn.functional import normalize
 
@@ -183,6 +184,33 @@ def test_a_folder_that_is_none_or_no_model_is_named(tmp_path: Path) -> None:
         assert str(folder) in str(caught.value)
 
 
+def test_a_file_of_weights_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cannot be loaded \(.*incomplete") as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor for name, tensor in weights.items() if "layer.1." not in name}, path)
+    with pytest.raises(InputError, match=r"holds no weights for encoder\.layer\.1\.attention\S+ and 15 more; choose"):
+        load(tmp_path)
+    save_file({name: tensor for name, tensor in weights.items() if "pooler" not in name}, path)
+    load(tmp_path)  # nobody reads the pooler
+
+
+def test_types_of_token_within_a_text_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_ranker(tmp_path, "xlnet") / "tokenizer.json"
+    load(tmp_path)
+    first = '"id": "[CLS]",\n          "type_id": '
+    path.write_text(path.read_text().replace(f"{first}0", f"{first}2"))
+    with pytest.raises(InputError, match="types of token, which are not read here"):
+        load(tmp_path)
+
+
 def test_a_module_that_would_be_left_out_is_refused(tiny: Path, tmp_path: Path) -> None:
     save_tower(load(tiny), tmp_path, 64, {})
     write_files(tmp_path, modules=modules("Transformer", "Pooling", "Dense", "Normalize"))
@@ -245,6 +273,9 @@ def test_a_plain_folder_says_nothing(tmp_path: Path) -> None:
         ({"sentence_bert_config": {"max_seq_length": 24}}, 20, 24),
         ({"sentence_bert_config": {}}, 20, 20),
         ({"sentence_bert_config": {"max_seq_length": None}}, 10**30, 64),
+        ({"sentence_bert_config": {"max_seq_length": 66}}, 20, 64),
+        ({"sentence_xlm-roberta_config": {"max_seq_length": 24}}, 20, 24),
+        ({"sentence_bert_config": {"max_seq_length": 25}, "sentence_xlnet_config": {"max_seq_length": 24}}, 20, 25),
     ],
 )
 def test_the_maximum_length(
@@ -253,6 +284,18 @@ def test_the_maximum_length(
     before, tower.tokenizer.model_max_length = tower.tokenizer.model_max_length, model_max_length
     assert saved_max_length(write_files(tmp_path, **files), tower) == expected
     tower.tokenizer.model_max_length = before
+
+
+def test_a_model_without_positions_is_bounded_all_the_same(tmp_path: Path) -> None:
+    tower = load(write_tiny_t5(tmp_path))
+    tower.tokenizer.model_max_length = 10**30
+    assert tower.positions is None
+    assert saved_max_length(write_files(tmp_path, sentence_bert_config={}), tower) == 512
+
+
+def test_positions_that_serve_no_token_do_not_count(tmp_path: Path) -> None:
+    assert load(write_tiny_ranker(tmp_path / "roberta", "roberta")).positions == 62
+    assert load(write_tiny_ranker(tmp_path / "bert", "bert")).positions == 64
 
 
 @pytest.mark.parametrize(
