@@ -240,8 +240,8 @@ def create_encoder(config: ModelConfig) -> DualEncoder:
     """Load the encoder that ``config`` names, from the packaged weights, a folder or the hub.
 
     What ``config`` gives goes before what the model's own files say; towers that were saved untied stay so. ``lora`` is
-    for ``DualEncoder.adapt``, which whoever trains calls. Raises
-    InputError for a maximum length beyond the model's positions.
+    for ``DualEncoder.adapt``, which whoever trains calls. Raises InputError for a maximum length beyond the model's
+    positions, or without room for a text behind the prompt.
     """
     path, config = model_path(config.name), replace(config, lora=None)
     if (Path(path) / SETTINGS).is_file():
@@ -250,10 +250,14 @@ def create_encoder(config: ModelConfig) -> DualEncoder:
         encoder = _open(path, saved.tied, replace(saved, **{**given, "tied": saved.tied and config.tied}))
     else:
         encoder = _resolved(path, _open(path, True, config))
-    for side in ("query", "passage"):
+    sides: tuple[Side, Side] = ("query", "passage")
+    for side in sides:
         length, positions = getattr(encoder.config, f"{side}_max_length"), getattr(encoder, side).positions
         if positions is not None and length > positions:
             raise InputError(f"[model] {side}_max_length = {length}: {config.name} reads at most {positions} tokens")
+        taken = len(encoder.tokenize(side, [""])[0][0])  # below that a tokenizer does not cut at all
+        if length <= taken:
+            raise InputError(f"[model] {side}_max_length = {length}: special tokens and prompt alone take {taken}")
     return encoder
 
 

@@ -228,13 +228,17 @@ def _resolved(config: RankerConfig, classifier: Any, tokenizer: Any) -> RankerCo
     name, positions = config.name, usable_positions(classifier)
     if config.max_length is not None and positions is not None and config.max_length > positions:
         raise InputError(f"[ranker] max_length = {config.max_length}: {name} reads at most {positions} tokens")
+    prompt = saved_prompt(name) if config.prompt is None else config.prompt
+    taken = len(tokenizer([prompt], [""])["input_ids"][0])  # below that a tokenizer does not cut at all
+    if config.max_length is not None and config.max_length <= taken:
+        raise InputError(f"[ranker] max_length = {config.max_length}: special tokens and prompt alone take {taken}")
     activation = config.activation or saved_activation(name, classifier.config)
     if activation not in ACTIVATIONS:
         raise InputError(f"[ranker] activation = {activation!r} ({name}): choose one of {', '.join(ACTIVATIONS)}")
     return replace(
         config,
         max_length=config.max_length or longest_input(name, classifier, tokenizer),
-        prompt=saved_prompt(name) if config.prompt is None else config.prompt,
+        prompt=prompt,
         activation=activation,
         label=_label_number(name, saved_label(name) if config.label is None else config.label, classifier.config),
     )

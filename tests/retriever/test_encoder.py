@@ -361,6 +361,13 @@ def test_a_length_beyond_the_model_s_positions_is_refused(tiny: Path, side: str)
         create_encoder(config)
 
 
+@pytest.mark.parametrize(("length", "prompt", "taken"), [(1, "", 2), (2, "", 2), (4, "boki bala", 4), (3, "boki", 3)])
+def test_a_length_without_room_for_a_text_is_refused(tiny: Path, length: int, prompt: str, taken: int) -> None:
+    with pytest.raises(InputError, match=f"query_max_length = {length}: special tokens and prompt alone take {taken}"):
+        create_encoder(ModelConfig(str(tiny), query_max_length=length, query_prompt=prompt))
+    create_encoder(ModelConfig(str(tiny), query_max_length=5, query_prompt=prompt))
+
+
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         create_encoder(ModelConfig(str(tmp_path / "nowhere")))

@@ -142,5 +142,8 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path) -> None:
 def test_settings_that_the_model_does_not_allow_are_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"max_length = 65: .* reads at most 64 tokens"):
         load(tiny, max_length=65)
+    with pytest.raises(InputError, match=r"max_length = 5: special tokens and prompt alone take 5"):
+        load(tiny, max_length=5, prompt="boki bala")
+    assert load(tiny, max_length=4).config.max_length == 4
     with pytest.raises(InputError, match=r"activation = 'tanh' .*choose one of identity, sigmoid"):
         load(tiny, activation="tanh")
