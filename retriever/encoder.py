@@ -250,12 +250,13 @@ def create_encoder(config: ModelConfig) -> DualEncoder:
         encoder = _open(path, saved.tied, replace(saved, **{**given, "tied": saved.tied and config.tied}))
     else:
         encoder = _resolved(path, _open(path, True, config))
-    sides: tuple[Side, Side] = ("query", "passage")
-    for side in sides:
-        length, positions = getattr(encoder.config, f"{side}_max_length"), getattr(encoder, side).positions
-        if positions is not None and length > positions:
-            raise InputError(f"[model] {side}_max_length = {length}: {config.name} reads at most {positions} tokens")
-        taken = len(encoder.tokenize(side, [""])[0][0])  # below that a tokenizer does not cut at all
+    for side in ("query", "passage"):
+        tower: Tower = getattr(encoder, side)
+        length, prompt = getattr(encoder.config, f"{side}_max_length"), getattr(encoder.config, f"{side}_prompt")
+        if tower.positions is not None and length > tower.positions:
+            reads = f"{config.name} reads at most {tower.positions} tokens"
+            raise InputError(f"[model] {side}_max_length = {length}: {reads}")
+        taken = len(tower.tokenize([prompt], length)[0][0])  # below that a tokenizer does not cut at all
         if length <= taken:
             raise InputError(f"[model] {side}_max_length = {length}: special tokens and prompt alone take {taken}")
     return encoder
