@@ -107,12 +107,16 @@ def index(
             generation = rebuild(Store(root), changes, report, ranker=files)
         else:
             generation = index_data(root, data, model, changes, report, ranker=files, skip_missing=skip_missing)
+    _show(generation, json_output, _following(root, generation))
+
+
+def _following(root: Path, generation: Artifact) -> str:
+    """Return what to do next with ``generation`` of the store ``root``."""
     verdict = generation.facts["gate"]
-    following = f'Next: hone search --store {root} "…", or hone serve --store {root}'
-    if not verdict["served"]:
-        forced = f"hone promote {generation.number} --force --store {root}"
-        following = f"Not served: {verdict['reason']}. {forced} serves it all the same"
-    _show(generation, json_output, following)
+    if verdict["served"]:
+        return f'Next: hone search --store {root} "…", or hone serve --store {root}'
+    forced = f"hone promote {generation.number} --force --store {root}"
+    return f"Not served: {verdict['reason']}. {forced} serves it all the same"
 
 
 def _check_given(context: typer.Context) -> None:
