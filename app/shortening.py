@@ -19,8 +19,13 @@ def shortener(model: str, tokens: int) -> Callable[[str], str]:
     room = tokens - tokenizer.num_special_tokens_to_add()
 
     def shorten(text: str) -> str:
-        encoded = tokenizer(
-            text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True
+        encoded = tokenizer(  # verbose would warn of the length that is cut here
+            text,
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         words = encoded.word_ids()
         if len(words) <= room:

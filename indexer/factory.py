@@ -55,7 +55,7 @@ class IndexConfig:
             raise InputError('[index] factory is empty; write "auto" or a FAISS factory string such as "Flat"')
         if not 0 < self.target_recall <= 1:
             raise InputError(f"[index] target_recall = {self.target_recall}; write a share above 0 and up to 1")
-        if self.max_memory_mb is not None and self.max_memory_mb <= 0:
+        if self.max_memory_mb is not None and not self.max_memory_mb > 0:
             raise InputError(f"[index] max_memory_mb = {self.max_memory_mb}; write megabytes above 0, or leave it out")
         if self.search and self.factory == "auto":
             raise InputError('[index] search needs a factory; with "auto" the parameters are chosen too')

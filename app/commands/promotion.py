@@ -81,7 +81,7 @@ def diff(
         with progress_view() as report:
             compared = measured_diff(*models, data, split or "dev", measure, report, skip_missing=skip_missing)
     else:
-        compared = _recorded(Store(root), *models, asked=split is not None or measure != METRIC)
+        compared = _recorded(Store(root), *models, asked=split is not None or measure != METRIC or skip_missing)
     if json_output:
         print_json(compared)
         return

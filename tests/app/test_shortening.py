@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -20,3 +22,17 @@ def test_a_cut_text_fits_and_is_a_prefix_that_ends_with_a_word(tokens: int) -> N
 
 def test_a_text_that_fits_stays_as_it_is() -> None:
     assert shortener("minilm", 96)(CODE) == CODE
+
+
+def test_a_text_that_is_cut_is_not_warned_of() -> None:
+    """Transformers says of a text beyond the model's length that it "will result in indexing errors"."""
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        shortener("minilm", 96)(CODE * 40)
+    finally:
+        logger.removeHandler(handler)
+    assert logged == []

@@ -36,6 +36,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
         ({"search": {"nprobe": 3}}, "search needs a factory"),
         ({"slices": ("a", "b", "a")}, r"slices = \['a', 'b', 'a'\]: name each field once"),
         ({"max_memory_mb": 0.0}, r"max_memory_mb = 0\.0; write megabytes above 0"),
+        ({"max_memory_mb": float("nan")}, r"max_memory_mb = nan; write megabytes above 0"),
     ],
 )
 def test_a_value_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
