@@ -51,6 +51,10 @@ def ingest_corpus(
             newest = _ingested(store, source)
             if newest is None:
                 return _published(store, folder, source, accept, skipping)
+    if left_out := newest.facts.get("left_out"):
+        if skipping is None:
+            raise InputError(f"{folder / 'corpus.jsonl'}: {left_out}; mend them or pass --skip-missing")
+        skipping(f"{folder / 'corpus.jsonl'}: {left_out}; skipped")
     accept(Corpus(newest))
     return newest
 
@@ -108,9 +112,9 @@ def _write_passages(draft: Draft, folder: Path, skipping: Callable[[str], None] 
     if not lines:
         raise InputError(f"{path}: no passages; a corpus needs at least one line")
     if empty and skipping is not None:
-        skipping(
-            f"{path}: {counted(len(empty), 'passage has', 'passages have')} an empty text: {_some(empty)}; skipped"
-        )
+        left_out = f"{counted(len(empty), 'passage has', 'passages have')} an empty text: {_some(empty)}"
+        draft.facts["left_out"] = left_out  # for who reads the same file later
+        skipping(f"{path}: {left_out}; skipped")
     ids = np.frombuffer(id_hash, np.uint64)
     _refuse_duplicates(folder, ids, np.frombuffer(lines, np.uint64))
     np.save(draft.path / "id_hash.npy", ids)

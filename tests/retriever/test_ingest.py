@@ -136,7 +136,10 @@ def test_passages_without_a_text_are_left_out_where_that_is_wished(tmp_path: Pat
     assert corpus.row_of("void0") is None
     shown = ", ".join(f"void{number} (line {number + 21})" for number in range(5))
     assert said == [f"{data / 'corpus.jsonl'}: 6 passages have an empty text: {shown}, …; skipped"]
-    assert ingest_corpus(store, data).number == corpus.number, "the same file is the same corpus, whoever asks"
+    assert ingest_corpus(store, data, skipping=said.append).number == corpus.number
+    assert said[1:] == said[:1], "who reads the same file later is told, too"
+    with pytest.raises(InputError, match=r"6 passages have an empty text.*pass --skip-missing"):
+        ingest_corpus(store, data)
     append(data / "corpus.jsonl", '{"_id": "p3", "text": "x"}')
     with pytest.raises(InputError, match="duplicate id 'p3', first on line 4"):
         ingest_corpus(store, data, skipping=said.append)
