@@ -21,6 +21,8 @@ from benchmarks.environments import OURS, ROOT, python_of
 THREADS = 2
 NOT_INHERITED = {"OMP_WAIT_POLICY", "PYTHONPATH"}
 """Variables that would give a peer other than its default: hone's own commands set the first for themselves."""
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""For what takes a GPU by itself where its peers are kept to the CPU."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
     alone) and ``peak_rss`` (bytes, of the process so far); arrays are saved in the folder ``sys.argv[1]`` and their
     paths answered, after the clock stopped. An exception ends the process with its traceback on stderr.
     """
+    _keep_to_its_cores()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not end up between the answers
     scratch = Path(sys.argv[1])
@@ -38,18 +39,27 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def built_once(index: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def built_once(index: str, made_by: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Have ``build`` write the file ``index`` unless an earlier run did; return what it said, and the file's "bytes".
 
-    What it said is kept beside the file, written last: an index without it was never finished.
+    ``made_by`` names the code and its settings: the file of another is built anew. What ``build`` said is kept beside
+    the file, written last: an index without it was never finished.
     """
     path = Path(index)
     said = path.with_name(f"{path.name}.json")
-    if not said.exists():
-        facts = build()
-        said.write_text(json.dumps({**facts, "bytes": path.stat().st_size}))
-    kept: dict[str, Any] = json.loads(said.read_text())
+    kept: dict[str, Any] = json.loads(said.read_text()) if said.exists() else {}
+    if kept.get("made_by") != made_by:
+        said.unlink(missing_ok=True)
+        kept = {**build(), "made_by": made_by, "bytes": path.stat().st_size}
+        said.write_text(json.dumps(kept))
     return kept
+
+
+def _keep_to_its_cores() -> None:
+    """Run on as many cores as threads were given: what libraries of their own pools start is held to them as well."""
+    count = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    if count and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def _version(package: str) -> str:

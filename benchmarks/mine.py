@@ -7,18 +7,19 @@ import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.alternation import Entrant, alternate, started
+from benchmarks.alternation import WITHOUT_GPU, Entrant, alternate, started
 from benchmarks.machine import has_bf16
 from benchmarks.options import options_of, parser_for
 from benchmarks.report import Answers, last_line, print_rates, ratio, rss_ratio, show
 from benchmarks.texts import SEED, hand_over
-from retriever.beir import read_passages, read_queries
+from retriever.beir import find_file, read_passages, read_queries
 from retriever.data import passage_text
 from retriever.encoder import model_path
 from retriever.trec import read_qrels
@@ -28,6 +29,7 @@ PASSAGES, QUERIES = 400, 200
 QUICK_PASSAGES, QUICK_QUERIES = 200, 100
 DEPTH, NEGATIVES = 100, 5
 DEFAULT, BF16, CACHED = "mine_hard_negatives", "mine_hard_negatives, bf16", "mine_hard_negatives, cache_folder"
+OPENVINO = "mine_hard_negatives, OpenVINO"
 OURS, FP32 = "hone", "hone, fp32"
 
 
@@ -46,7 +48,7 @@ def main() -> None:
         passages, pairs = _write_data(options.data, passage_count, query_count, Path(scratch) / "data")
         entrants = _entrants(Path(scratch), hand_over(Path(scratch), "texts", {"passages": passages, "pairs": pairs}))
         if given.pairs:
-            entrants = [one for one in entrants if one.name in (_best(), OURS)]
+            entrants = [one for one in entrants if one.name in (_settings()[0], OURS)]
         with started(entrants) as contestants:
             for contestant in contestants:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
@@ -65,7 +67,7 @@ def _write_data(
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Write some training queries, their passages and others as a BEIR folder; return texts by id, and pairs."""
     draw = random.Random(SEED)
-    judged = read_qrels(data / "qrels" / "train.tsv")
+    judged = read_qrels(find_file(data, "qrels/train.tsv"))
     positive = {query: passage for _, query, passage, score in judged if score > 0}
     queries = {name: text for _, name, text in read_queries(data)}
     chosen = draw.sample(sorted(positive), query_count)
@@ -91,32 +93,37 @@ def _write_lines(path: Path, records: Sequence[Mapping[str, str]]) -> None:
 def _entrants(scratch: Path, texts: str) -> list[Entrant]:
     depth = {"depth": DEPTH, "negatives": NEGATIVES}
 
-    def peer(name: str, cache: str | None = None, **settings: str) -> Entrant:
-        given = {"model": model_path("minilm"), "texts": texts, "settings": settings, "cache": cache, **depth}
-        return Entrant(name, "benchmarks.contestants.st_mine", "sentence-transformers", given)
+    def peer(name: str, backend: str = "torch", cache: str | None = None, **settings: str) -> Entrant:
+        shared = {"model": model_path("minilm"), "texts": texts, "backend": backend, "cache": cache}
+        environment = "sentence-transformers" if backend == "torch" else f"sentence-transformers-{backend}"
+        return Entrant(name, "benchmarks.contestants.st_mine", environment, {**shared, "settings": settings, **depth})
 
     def ours(name: str, **settings: str) -> Entrant:
         place = scratch / name.replace(", ", "-")
         given = {"data": str(scratch / "data"), "settings": settings, "scratch": str(place), **depth}
-        return Entrant(name, "benchmarks.contestants.hone_mine", settings=given)
+        return Entrant(name, "benchmarks.contestants.hone_mine", settings=given, variables=WITHOUT_GPU)
 
-    best = [peer(BF16, dtype="bfloat16")] if _best() == BF16 else []
-    return [peer(DEFAULT), *best, ours(FP32, precision="fp32"), ours(OURS), peer(CACHED, str(scratch / "cache"))]
+    better = [peer(OPENVINO, "openvino")] if OPENVINO in _settings() else []
+    better += [peer(BF16, dtype="bfloat16")] if BF16 in _settings() else []
+    cached = peer(CACHED, cache=str(scratch / "cache"))
+    return [peer(DEFAULT), *better, ours(FP32, precision="fp32"), ours(OURS), cached]
 
 
-def _best() -> str:
-    """Return the name of the peer's best setting on this machine."""
-    return BF16 if has_bf16() else DEFAULT
+def _settings() -> list[str]:
+    """Return the names of the peer's settings on this machine: OpenVINO where hone has it, too, bf16, its default."""
+    better = {OPENVINO: find_spec("openvino") is not None, BF16: has_bf16(), DEFAULT: True}
+    return [name for name, there in better.items() if there]
 
 
 def _report(passages: int, queries: int, mined: Answers, again: Answers, host: Mapping[str, Any]) -> None:
     amount = passages + queries
     print_rates(f"Mining {queries} queries over {passages} passages, all from the start", "texts", amount, mined, OURS)
     print_rates("The same again, the encoder unchanged", "texts", amount, again, OURS)
+    show(f"hone encoded by {mined[OURS][-1].facts['computed_by']}")
     unchanged = {DEFAULT: mined[DEFAULT], OURS: again[OURS]}
     figures = {
         "vs_st": ratio(mined, DEFAULT, OURS),
-        "vs_st_best": ratio(mined, _best(), OURS),
+        "vs_st_best": min(ratio(mined, peer, OURS) for peer in _settings()),
         "fp32_vs_st": ratio(mined, DEFAULT, FP32),
         "vs_st_unchanged": ratio(unchanged, DEFAULT, OURS),
         "vs_st_cached": ratio(again, CACHED, OURS),
@@ -130,10 +137,11 @@ def _report(passages: int, queries: int, mined: Answers, again: Answers, host: M
 def _report_many(passages: int, queries: int, mined: Answers, host: Mapping[str, Any]) -> None:
     print_rates(f"Mining {queries} queries over {passages} passages, once", "texts", passages + queries, mined, OURS)
     figures: dict[str, float | None] = dict.fromkeys(KEYS)
+    best = _settings()[0]
     figures |= {
-        "vs_st_best": ratio(mined, _best(), OURS),
-        "rss_ratio": rss_ratio(mined, _best(), OURS),
-        "overlap": _overlap(mined, OURS, _best()),
+        "vs_st_best": ratio(mined, best, OURS),
+        "rss_ratio": rss_ratio(mined, best, OURS),
+        "overlap": _overlap(mined, OURS, best),
     }
     reasons = {key: "--pairs leaves it out" for key, figure in figures.items() if figure is None}
     last_line(KEYS, figures, reasons, passages=passages, queries=queries, machine=dict(host))

@@ -3,7 +3,7 @@
 Runs in every peer's environment, so it needs the standard library alone; does not know who trains what.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -14,8 +14,9 @@ from benchmarks.contest import compete
 class Pace:
     """Answers tasks on a thread of its own and holds back the training, which has the main thread."""
 
-    def __init__(self, packages: Sequence[str]) -> None:
-        """Begin to answer, first with the versions of ``packages``."""
+    def __init__(self, packages: Sequence[str], gpu_peak: Callable[[], int]) -> None:
+        """Begin to answer, first with the versions of ``packages``; ``gpu_peak`` returns bytes, 0 without a GPU."""
+        self._gpu_peak = gpu_peak
         self._settings: SimpleQueue[Mapping[str, Any]] = SimpleQueue()
         self._asked: SimpleQueue[int | None] = SimpleQueue()
         self._losses: SimpleQueue[list[float]] = SimpleQueue()
@@ -49,7 +50,7 @@ class Pace:
 
         def work(steps: int) -> Mapping[str, Any]:
             self._asked.put(steps)
-            return {"losses": self._losses.get()}
+            return {"losses": self._losses.get(), "gpu_peak": self._gpu_peak()}
 
         compete({"load": load, "work": work}, packages)
         self._asked.put(None)

@@ -46,6 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         hidden, positives = hide(given.data, folder / "data", given.share, given.queries, given.passages)
+        if not hidden:
+            raise SystemExit(f"{given.data}: no training query has two positives, so nothing can be hidden")
         scored = judge(folder, given)
     reachable = sum(pair in scored for pair in hidden)
     print(f"{positives} positives, {len(hidden)} hidden, {reachable} of them among {len(scored)} suspects")

@@ -1,4 +1,4 @@
-"""Claim: hone's index answers more queries a second than hnswlib at the same recall, in less memory, sooner built.
+"""Claim: hone's index answers more queries a second than hnswlib at the same recall, is smaller and sooner built.
 
 Over vectors of real sentences and questions; does not know how any contestant searches.
 """

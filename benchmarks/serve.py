@@ -25,7 +25,6 @@ from benchmarks.servers import (
     OURS,
     ask,
     closed_rounds,
-    failures,
     faster,
     indexed,
     infinity,
@@ -35,6 +34,7 @@ from benchmarks.servers import (
     p99_share,
     port_of,
     print_loads,
+    refuse_failures,
     shared_rates,
     warm,
 )
@@ -48,6 +48,7 @@ KEYS = (
     "p99_vs_best_peer",
     "p99_vs_best_peer_8_clients",
     "p99_vs_best_peer_1_client",
+    "cosine_min",
 )
 SECONDS, QUICK_SECONDS = 2.5, 1.0
 PASSAGES = 500
@@ -68,11 +69,11 @@ def main() -> None:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
             cosine = float(_cosines(contestants, texts[:20]).min())
             show(f"least cosine of a vector to hone's: {cosine:.5f}")
-            _measure(contestants, texts, options, {"cosine_min": round(cosine, 5), "machine": host.as_facts()})
+            _measure(contestants, texts, options, cosine, host.as_facts())
 
 
 def _measure(
-    contestants: Sequence[Contestant], texts: Sequence[str], options: Options, more: Mapping[str, Any]
+    contestants: Sequence[Contestant], texts: Sequence[str], options: Options, cosine: float, host: Mapping[str, Any]
 ) -> None:
     seconds = QUICK_SECONDS if options.quick else SECONDS
 
@@ -85,6 +86,7 @@ def _measure(
     of_loops = print_loads("Encoding one text, as fast as answered", loops)
     waits = open_rounds(contestants, requests, seconds, options.rounds, shared_rates(loops))
     of_waits = print_loads("Encoding one text, at a constant rate", waits)
+    refuse_failures([*loops, *waits])
     figures = {
         "vs_naive": min(faster(loops, DEF), faster(loops, ASYNC)),
         "vs_infinity": faster(loops, INFINITY),
@@ -92,8 +94,9 @@ def _measure(
         "p99_vs_best_peer": p99_share(waits, 32),
         "p99_vs_best_peer_8_clients": p99_share(waits, 8),
         "p99_vs_best_peer_1_client": p99_share(waits, 1),
+        "cosine_min": cosine,
     }
-    last_line(KEYS, figures, {}, closed=of_loops, steady=of_waits, failed=failures([*loops, *waits]), **more)
+    last_line(KEYS, figures, {}, closed=of_loops, steady=of_waits, machine=host)
 
 
 def _asked(contestant: Contestant, texts: Sequence[str]) -> tuple[str, dict[str, Any]]:

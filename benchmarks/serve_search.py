@@ -32,7 +32,6 @@ from benchmarks.servers import (
     OURS,
     ask,
     closed_rounds,
-    failures,
     faster,
     indexed,
     naive,
@@ -41,6 +40,7 @@ from benchmarks.servers import (
     p99_share,
     port_of,
     print_loads,
+    refuse_failures,
     shared_rates,
     warm,
 )
@@ -59,6 +59,7 @@ KEYS = (
     "p99_during_rebuild",
     "p99_during_mining_job",
     "p99_during_mining",
+    "overlap",
 )
 REASONS = {"vs_infinity": "it encodes and does not search"}
 SECONDS, QUICK_SECONDS = 2.5, 1.0
@@ -91,11 +92,11 @@ def main() -> None:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
             overlap = _overlap(contestants, texts[:100])
             show(f"hits that both have, of {TOP_K}: {overlap:.1%}")
-            _measure(contestants, texts, options, {"overlap": round(overlap, 4), "machine": host.as_facts()})
+            _measure(contestants, texts, options, overlap, host.as_facts())
 
 
 def _measure(
-    contestants: Sequence[Contestant], texts: Sequence[str], options: Options, more: Mapping[str, Any]
+    contestants: Sequence[Contestant], texts: Sequence[str], options: Options, overlap: float, host: Mapping[str, Any]
 ) -> None:
     searches = {one.entrant.name: _searches(one, texts) for one in contestants}
 
@@ -108,6 +109,7 @@ def _measure(
     of_loops = print_loads("Searching for one text, as fast as answered", loops)
     waits = open_rounds(contestants, requests, seconds, options.rounds, shared_rates(loops))
     of_waits = print_loads("Searching for one text, at a constant rate", waits)
+    refuse_failures([*loops, *waits])
     figures = {
         "vs_naive": min(faster(loops, DEF), faster(loops, ASYNC)),
         "vs_infinity": None,
@@ -115,9 +117,9 @@ def _measure(
         "p99_vs_best_peer_8_clients": p99_share(waits, 8),
         "p99_vs_best_peer_1_client": p99_share(waits, 1),
         **_beside(contestants[0], searches[OURS], texts, options),
+        "overlap": overlap,
     }
-    failed = failures([*loops, *waits])
-    last_line(KEYS, figures, REASONS, closed=of_loops, steady=of_waits, failed=failed, **more)
+    last_line(KEYS, figures, REASONS, closed=of_loops, steady=of_waits, machine=host)
 
 
 def _fresh(texts: Sequence[str]) -> Iterator[str]:

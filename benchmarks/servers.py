@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.alternation import Contestant, Entrant
+from benchmarks.alternation import WITHOUT_GPU, Contestant, Entrant
 from benchmarks.environments import ROOT
 from benchmarks.load import Load, closed, steady
 from benchmarks.report import show
@@ -40,13 +40,14 @@ def indexed(scratch: Path, data: Path, passages: int) -> Path:
     lines = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(sample_passages(data, passages))]
     (scratch / "data" / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", str(scratch / "data")]
-    subprocess.run([*command, "--store", str(scratch / "store")], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, "--store", str(scratch / "store")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return scratch / "store"
 
 
 def ours(store: Path) -> Entrant:
     """Return hone's server over ``store``."""
-    return Entrant(OURS, "benchmarks.contestants.hone_serve", settings={"store": str(store)})
+    settings = {"store": str(store)}
+    return Entrant(OURS, "benchmarks.contestants.hone_serve", settings=settings, variables=WITHOUT_GPU)
 
 
 def naive(passages: str = "") -> list[Entrant]:
@@ -142,9 +143,12 @@ def p99_share(rounds: Sequence[Loads], clients: int) -> float:
     )
 
 
-def failures(rounds: Sequence[Loads]) -> int:
-    """Return how many requests failed."""
-    return sum(load.failed for one in rounds for load in one.values())
+def refuse_failures(rounds: Sequence[Loads]) -> None:
+    """Raise RuntimeError if a request failed: a refusal is quick, so that rates and waits would tell nothing."""
+    failed = {place: sum(one[place].failed for one in rounds) for place in rounds[0]}
+    said = [f"{count} of {name} at {clients} clients" for (name, clients), count in failed.items() if count]
+    if said:
+        raise RuntimeError(f"requests failed: {', '.join(said)}")
 
 
 def print_loads(title: str, rounds: Sequence[Loads]) -> dict[str, dict[int, list[float]]]:

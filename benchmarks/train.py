@@ -5,9 +5,8 @@ Both train the packaged MiniLM on the same triplets in the same order. Does not 
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from benchmarks import machine
 from benchmarks.alternation import Answer, Entrant, alternate, started
 from benchmarks.machine import Machine, forward_flops
 from benchmarks.options import Options, options_of, parser_for
-from benchmarks.report import last_line, print_rates, ratio, rss_ratio, show
+from benchmarks.report import Answers, last_line, print_rates, ratio, rss_ratio, show
 from benchmarks.texts import hand_over
-from retriever.beir import find_file, numbered_lines, read_passages, read_queries
+from retriever.beir import find_file, read_passages, read_queries
 from retriever.beir_writer import new_dataset
 from retriever.data import passage_text
 from retriever.encoder import ModelConfig, create_encoder, model_path
+from retriever.trec import read_qrels
 
 PEER, OURS = "sentence-transformers", "hone"
 BATCH, CACHED_BATCH, QUICK_CACHED_BATCH = 32, 512, 128
@@ -49,7 +49,7 @@ PARTS = {
     "cached": Part("_cached", DROPOUT, True),
     "cached-plain": Part("_cached_no_dropout", 0.0, True),
 }
-CLAIMS = ("vs_st", "rss_ratio", "loss_gap", "share_of_peak")
+CLAIMS = ("vs_st", "memory_ratio", "loss_gap", "share_of_peak")
 KEYS = tuple(f"{claim}{part.suffix}" for part in PARTS.values() for claim in CLAIMS)
 
 
@@ -111,11 +111,17 @@ def _measure(host: Machine, options: Options, part: Part, device: str) -> dict[s
     show(f"mean loss of all {len(losses[OURS])} steps: {np.mean(losses[OURS]):.4f}, {gap:+.4f} against {PEER}")
     figures = {
         "vs_st": ratio(answers, PEER, OURS),
-        "rss_ratio": rss_ratio(answers, PEER, OURS),
+        "memory_ratio": _gpu_ratio(answers) if device == "cuda" else rss_ratio(answers, PEER, OURS),
         "loss_gap": abs(gap),
         "share_of_peak": _share(host, triplets, answers[OURS], part.cached),
     }
     return {f"{claim}{part.suffix}": figure for claim, figure in figures.items()}
+
+
+def _gpu_ratio(answers: Answers) -> float:
+    peer, ours = (answers[name][-1].facts["gpu_peak"] for name in (PEER, OURS))
+    ratio: float = ours / peer
+    return ratio
 
 
 def _losses(answers: Sequence[Answer]) -> list[float]:
@@ -148,7 +154,7 @@ def _triplets(data: Path, batch: int, batches: int, scratch: Path) -> Triplets:
     No passage comes twice in a batch, so that both sides' losses compare the same candidates.
     """
     passages = [(name, title, text) for _, name, title, text in read_passages(data)]
-    rows = _distinct(data, passages, batch, batches)
+    rows = distinct(data, passages, batch, batches)
     used = {row: place for place, row in enumerate(sorted({row for _, *pair in rows for row in pair}))}
     folder = scratch / "data"
     with new_dataset(folder) as writer:
@@ -165,27 +171,29 @@ def _triplets(data: Path, batch: int, batches: int, scratch: Path) -> Triplets:
     return Triplets(texts, hand_over(scratch, "triplets", texts), folder, negatives)
 
 
-def _distinct(
+def distinct(
     data: Path, passages: Sequence[tuple[str, str, str]], batch: int, batches: int
 ) -> list[tuple[str, int, int]]:
-    """Return (query, row of the positive, row of the negative)."""
+    """Return (query, row of the positive, row of the negative). Raises ValueError if no batch can be filled."""
     row_of = {name: row for row, (name, _, _) in enumerate(passages)}
     queries = {name: text for _, name, text in read_queries(data)}
-    lines = [line.decode().split() for _, line in numbered_lines(find_file(data, "qrels/train.tsv"))]
-    judged = [(queries[query], row_of[passage]) for query, passage, grade in lines[1:] if float(grade) > 0]
+    qrels = read_qrels(find_file(data, "qrels/train.tsv"))
+    judged = [(queries[query], row_of[passage]) for _, query, passage, grade in qrels if grade > 0]
     found: list[tuple[str, int, int]] = []
     seen: set[str] = set()
-    candidates: Iterator[tuple[str, int]] = cycle(judged)
     while len(found) < batch * batches:
-        query, positive = next(candidates)
-        negative = (positive + 1) % len(passages)
-        texts = {query, passages[positive][2], passages[negative][2]}
-        if len(found) % batch == 0:
-            seen = set()
-        if len(texts) == 3 and not texts & seen:
-            found.append((query, positive, negative))
-            seen |= texts
-    return found
+        before = len(found)
+        for query, positive in judged:
+            negative = (positive + 1) % len(passages)
+            texts = {query, passages[positive][2], passages[negative][2]}
+            if len(found) % batch == 0:
+                seen = set()
+            if len(texts) == 3 and not texts & seen:
+                found.append((query, positive, negative))
+                seen |= texts
+        if len(found) == before:
+            raise ValueError(f"{data}: {before % batch} triplets without a text in common, but a batch takes {batch}")
+    return found[: batch * batches]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def load(vectors: list[str], index: str, factory: str, threads: int) -> dict[str
         faiss.write_index(built, index)
         return {"build_seconds": seconds}
 
-    facts = built_once(index, build)
+    facts = built_once(index, f"{faiss.__version__} {factory}", build)
     LOADED["index"] = faiss.read_index(index)
     return facts
 

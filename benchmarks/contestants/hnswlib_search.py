@@ -1,6 +1,7 @@
 """hnswlib's graph. Does not know its peers."""
 
 import time
+from importlib.metadata import version
 from typing import Any
 
 import hnswlib
@@ -24,7 +25,7 @@ def load(vectors: list[str], index: str, m: int, ef_construction: int, threads: 
         graph.save_index(index)
         return {"build_seconds": seconds}
 
-    facts = built_once(index, build)
+    facts = built_once(index, f"{version('hnswlib')} {m} {ef_construction}", build)
     LOADED["index"] = hnswlib.Index(space="ip", dim=np.load(vectors[0], mmap_mode="r").shape[1])
     LOADED["index"].load_index(index)
     return facts

@@ -18,7 +18,6 @@ def load(
     model: str, engine: str, precision: str, calibration: str, device: str = "cpu", max_length: int | None = None
 ) -> dict[str, Any]:
     """Open the encoder; ``calibration`` is a JSON file of passages, "" for none."""
-    began = time.perf_counter()
     texts = json.loads(Path(calibration).read_text()) if calibration else []
     LOADED["encoder"] = ModelEncoder(
         create_encoder(ModelConfig(name=model, passage_max_length=max_length)),
@@ -27,7 +26,7 @@ def load(
         engine=engine,
         calibration=texts,
     )
-    return {"opened": time.perf_counter() - began, "streams": LOADED["encoder"].streams}
+    return {}
 
 
 def work(passages: str) -> dict[str, Any]:

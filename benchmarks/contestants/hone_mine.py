@@ -62,7 +62,8 @@ def _mine(store: Store, corpus: Corpus, train: QuerySet, checkpoint: Artifact) -
     pool = StoredPool(open_negative_set(published.path), published.number, config.sampler, LOADED["negatives"], SEED, 1)
     drawn = pool.draw(np.arange(len(train), dtype=np.int32), 0)
     ids = [[corpus.id(row) for row in rows] for rows in drawn.rows.tolist()]
-    return {"negatives": dict(zip(train.ids, ids, strict=True)), "seconds_of": generation.facts["seconds"]}
+    negatives = dict(zip(train.ids, ids, strict=True))
+    return {"negatives": negatives, "computed_by": generation.facts["computed_by"]}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.contest import compete
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.scoring import TorchRanker
@@ -17,7 +15,7 @@ def load(folder: str, precision: str) -> dict[str, Any]:
     """Load the ranker."""
     model = load_ranker(RankerConfig(folder, activation="identity"))
     LOADED["ranker"] = TorchRanker(model, precision, "cpu")
-    return {"threads": torch.get_num_threads()}
+    return {}
 
 
 def work(pairs: str) -> dict[str, Any]:

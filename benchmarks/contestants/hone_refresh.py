@@ -20,13 +20,15 @@ def load(config: str, store: str) -> dict[str, Any]:
     """Open the run, whose method is "partial", and make the full generation that a partial one follows."""
     run = open_run(Path(config), Path(store), skip_missing=False, warn=lambda _: None)
     OPENED.update(run=run, model=create_encoder(run.config.model), step=0)
-    return {"encoded": _refresh(run, is_partial=False).facts["rows"]}
+    _refresh(run, is_partial=False)
+    return {}
 
 
 def full() -> dict[str, Any]:
     """Refresh from other weights, every passage encoded."""
     _move(OPENED["model"])
-    return {"encoded": _refresh(OPENED["run"], is_partial=False).facts["rows"]}
+    _refresh(OPENED["run"], is_partial=False)
+    return {}
 
 
 def partial() -> dict[str, Any]:
@@ -38,7 +40,7 @@ def partial() -> dict[str, Any]:
 def unchanged() -> dict[str, Any]:
     """Refresh from the weights of the refresh before, which must have been a full one."""
     _refresh(OPENED["run"], is_partial=False)
-    return {"encoded": 0}
+    return {}
 
 
 def _move(model: DualEncoder) -> None:

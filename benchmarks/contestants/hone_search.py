@@ -16,6 +16,7 @@ from indexer.factory import IndexConfig, make_index
 from indexer.faiss_index import read_index, search_index, write_index
 from indexer.shards import Vectors
 from retriever.protocols import silent
+from retriever.store import code_version
 
 LOADED: dict[str, Any] = {}
 
@@ -35,7 +36,7 @@ def load(vectors: list[str], index: str, tuning: str, settings: dict[str, Any], 
         write_index(built, Path(index))
         return {"choice": asdict(choice), "build_seconds": seconds, "build_rss": peak_rss()}
 
-    facts = built_once(index, build)
+    facts = built_once(index, f"{code_version()} {faiss.__version__} {settings}", build)
     LOADED["index"] = read_index(Path(index))
     return facts
 

@@ -7,6 +7,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.pacing import Pace
 from retriever.artifacts import Artifact
@@ -108,4 +109,4 @@ def train(pace: Pace, scratch: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        train(Pace(["transformers", "torch"]), Path(folder))
+        train(Pace(["transformers", "torch"], torch.cuda.max_memory_allocated), Path(folder))

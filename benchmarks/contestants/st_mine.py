@@ -14,11 +14,11 @@ LOADED: dict[str, Any] = {}
 
 
 def load(
-    model: str, texts: str, settings: dict[str, str], cache: str | None, depth: int, negatives: int
+    model: str, texts: str, backend: str, settings: dict[str, str], cache: str | None, depth: int, negatives: int
 ) -> dict[str, Any]:
     """Open the model; ``texts`` is a JSON file of passages by id and of pairs, ``cache`` a folder for embeddings."""
     given = json.loads(Path(texts).read_text())
-    LOADED["model"] = SentenceTransformer(model, device="cpu", model_kwargs=settings)
+    LOADED["model"] = SentenceTransformer(model, device="cpu", backend=backend, model_kwargs=settings)  # type: ignore[arg-type]  # a literal, but from a JSON line
     LOADED["passages"], LOADED["pairs"] = given["passages"], given["pairs"]
     LOADED["ids"] = {text: name for name, text in given["passages"].items()}
     LOADED["options"] = {"range_max": depth, "num_negatives": negatives, "cache_folder": cache}

@@ -80,4 +80,4 @@ def train(pace: Pace, scratch: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        train(Pace(["sentence-transformers", "transformers", "torch"]), folder)
+        train(Pace(["sentence-transformers", "transformers", "torch"], torch.cuda.max_memory_allocated), folder)

@@ -1,6 +1,7 @@
 """usearch's graph over bfloat16, its default. Does not know its peers."""
 
 import time
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def load(vectors: list[str], index: str, dtype: str, threads: int) -> dict[str, 
         graph.save(index)
         return {"build_seconds": seconds}
 
-    facts = built_once(index, build)
+    facts = built_once(index, f"{version('usearch')} {dtype}", build)
     LOADED["index"] = Index.restore(index)
     return facts
 

@@ -29,6 +29,11 @@ def variable(name: str) -> dict[str, Any]:
     return {"value": os.environ.get(name)}
 
 
+def cores() -> dict[str, Any]:
+    """Return on how many cores this process may run."""
+    return {"value": len(os.sched_getaffinity(0))}
+
+
 def own_clock() -> dict[str, Any]:
     """Return seconds of its own counting."""
     return {"seconds": 7.0}
@@ -41,6 +46,6 @@ def fail() -> dict[str, Any]:
 
 if __name__ == "__main__":
     compete(
-        {"load": load, "work": work, "variable": variable, "own_clock": own_clock, "fail": fail},
+        {"load": load, "work": work, "variable": variable, "cores": cores, "own_clock": own_clock, "fail": fail},
         ["numpy", "installed-nowhere"],
     )

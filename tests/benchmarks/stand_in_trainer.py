@@ -17,4 +17,4 @@ def train(pace: Pace) -> None:
 
 
 if __name__ == "__main__":
-    train(Pace([]))
+    train(Pace([], lambda: 7))

@@ -47,6 +47,11 @@ def test_a_contestant_has_two_threads_its_own_variables_and_not_our_way_to_wait(
         assert quick.ask("variable", name="OMP_WAIT_POLICY").facts["value"] is None
 
 
+def test_a_contestant_runs_on_as_many_cores_as_it_has_threads() -> None:
+    with started([QUICK], threads=1) as (quick,):
+        assert quick.ask("cores").facts["value"] == 1
+
+
 def test_a_contestant_that_cannot_start_says_why() -> None:
     broken = Entrant("broken", MODULE, settings={"nap": 0}, variables={"PYTHONHASHSEED": "none"})
     with pytest.raises(RuntimeError, match="broken ended"), started([broken]):

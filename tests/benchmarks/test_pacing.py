@@ -12,4 +12,5 @@ def test_a_training_makes_the_steps_it_is_asked_for_and_waits_in_between() -> No
     ):
         answers = alternate([one, two], "work", 2, steps=3)
     assert [answer.facts["losses"] for answer in answers["one"]] == [[10, 11, 12], [13, 14, 15]]
+    assert answers["one"][-1].facts["gpu_peak"] == 7
     assert [answer.facts["losses"] for answer in answers["two"]] == [[20, 21, 22], [23, 24, 25]]

@@ -4,13 +4,13 @@ import pytest
 
 from benchmarks.load import Load
 from benchmarks.report import last_line
-from benchmarks.servers import CLIENTS, OURS, Loads, failures, faster, p99_share, print_loads, shared_rates
+from benchmarks.servers import CLIENTS, OURS, Loads, faster, p99_share, print_loads, refuse_failures, shared_rates
 
 
 def loads(ours: list[float], peer: list[float], other: list[float]) -> Loads:
     """Return a second's loads, the same for each number of clients, by the milliseconds of the requests."""
     given = {OURS: ours, "peer": peer, "other": other}
-    return {(name, clients): Load(1.0, times, failed=1) for clients in CLIENTS for name, times in given.items()}
+    return {(name, clients): Load(1.0, times) for clients in CLIENTS for name, times in given.items()}
 
 
 ROUNDS = [
@@ -36,7 +36,14 @@ def test_the_rate_of_arrival_is_one_that_the_slowest_can_answer() -> None:
 def test_what_was_measured_is_shown_and_ends_in_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     facts = print_loads("Napping", ROUNDS)
     assert "6 (1.0 / 1.0)" in capsys.readouterr().out
-    last_line([], {}, {}, closed=facts, failed=failures(ROUNDS))
+    last_line([], {}, {}, closed=facts)
     line = json.loads(capsys.readouterr().out)
     assert line["closed"]["peer"] == {str(clients): [2.0, 4.0, 4.0] for clients in CLIENTS}
-    assert line["failed"] == 27
+
+
+def test_a_server_that_refuses_is_not_measured() -> None:
+    refuse_failures(ROUNDS)
+    refusing = loads([1.0], [0.1, 0.1], [9.0])
+    refusing["peer", 8].failed = 2
+    with pytest.raises(RuntimeError, match="requests failed: 2 of peer at 8 clients"):
+        refuse_failures([*ROUNDS, refusing])
