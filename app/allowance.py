@@ -3,11 +3,15 @@
 Does not know keys or HTTP; who sets it does.
 """
 
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import Lock
 
 from app.admission import OverloadedError
 
+MINUTE = 60
 ALLOWANCE: ContextVar[Callable[[int], None] | None] = ContextVar("allowance", default=None)
 """Called with the tokens that are to be computed; raises SpentError. None: no limit."""
 
@@ -26,3 +30,32 @@ def spend(tokens: int) -> None:
     charge = ALLOWANCE.get()
     if charge is not None and tokens > 0:
         charge(tokens)
+
+
+class TokenWindow:
+    """What each key has spent within the last minute, kept by seconds: at most 60 numbers a key. For many threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._spent: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)
+        self._turn = Lock()
+
+    def spend(self, key: str, tokens: int, limit: int) -> float:
+        """Charge ``tokens``, at most ``limit``, to ``key`` and return 0; or charge nothing and return in how many
+        seconds they may be spent.
+        """
+        with self._turn:
+            now, spent = self._clock(), self._spent[key]
+            while spent and spent[0][0] + MINUTE <= now:
+                spent.popleft()
+            over = sum(amount for _, amount in spent) + tokens - limit
+            if over <= 0:
+                second = int(now)
+                before = spent.pop()[1] if spent and spent[-1][0] == second else 0
+                spent.append((second, before + tokens))
+                return 0
+            for second, amount in spent:
+                over -= amount
+                if over <= 0:
+                    return second + MINUTE - now
+        raise ValueError(f"{tokens} tokens where {limit} may be spent at most")

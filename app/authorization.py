@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admission import TooManyTokensError
-from app.allowance import ALLOWANCE, SpentError
+from app.allowance import ALLOWANCE, SpentError, TokenWindow
 from app.keys import ADMIN, ENCODE, MINE, SEARCH, WRITE, Key, Keys
 from app.replies import Refusal, error_reply
 
@@ -26,7 +26,6 @@ ANY = "any"
 """A route that every valid key reaches."""
 OPEN = frozenset({"/", "/docs", "/health", "/livez", "/metrics", "/openapi.json", "/readyz"})
 """What is read without a key: health, figures, documentation."""
-REQUESTS, TOKENS = "requests", "tokens"
 OPEN_FOLDERS = ("/static-offline-docs/",)
 JUDGEMENTS = "/v1/judgements"
 SCOPE_OF = {
@@ -68,6 +67,7 @@ class Authorize:
         self._app = app
         self._keys = keys
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._tokens = TokenWindow()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; scope["state"] gets the ``key``'s id."""
@@ -100,9 +100,10 @@ class Authorize:
         if key.per_minute is None:
             return None
         item = RateLimitItemPerMinute(key.per_minute)
-        if self._limiter.hit(item, REQUESTS, key.id):
+        if self._limiter.hit(item, key.id):
             return None
-        seconds = self._seconds(item, REQUESTS, key)
+        forgotten = self._limiter.get_window_stats(item, key.id).reset_time  # the oldest that counts
+        seconds = max(1, math.ceil(forgotten - time.time()))
         return 429, f"key {key.id} may ask {key.per_minute} times a minute", {"Retry-After": str(seconds)}
 
     def _charge(self, key: Key, tokens: int) -> None:
@@ -113,13 +114,9 @@ class Authorize:
         told = f"key {key.id} may spend {limit} tokens a minute, this is {tokens}"
         if tokens > limit:
             raise TooManyTokensError(f"{told}; send it in parts")
-        item = RateLimitItemPerMinute(limit)
-        if not self._limiter.hit(item, TOKENS, key.id, cost=tokens):
-            raise SpentError(told, self._seconds(item, TOKENS, key))
-
-    def _seconds(self, item: RateLimitItemPerMinute, what: str, key: Key) -> int:
-        """Return when the oldest that counts is forgotten."""
-        return max(1, math.ceil(self._limiter.get_window_stats(item, what, key.id).reset_time - time.time()))
+        seconds = self._tokens.spend(key.id, tokens, limit)
+        if seconds:
+            raise SpentError(told, math.ceil(seconds))
 
 
 def demand(request: Request, scope: str) -> None:

@@ -14,6 +14,7 @@ from app.client_calls import (
     ApiError,
     Call,
     Encoded,
+    LineSplitter,
     MiningQuery,
     MoveReply,
     Reply,
@@ -90,7 +91,10 @@ class Client:
             if not response.is_success:
                 response.read()
                 raise error_of(response)
-            yield from response.iter_lines()
+            lines = LineSplitter()
+            for part in response.iter_bytes():
+                yield from lines.take(part)
+            yield from lines.rest()
 
     def ready(self) -> ReadyReply:
         """Tell which generation is served."""
@@ -217,7 +221,11 @@ class AsyncClient:
             if not response.is_success:
                 await response.aread()
                 raise error_of(response)
-            async for line in response.aiter_lines():
+            lines = LineSplitter()
+            async for part in response.aiter_bytes():
+                for line in lines.take(part):
+                    yield line
+            for line in lines.rest():
                 yield line
 
     async def ready(self) -> ReadyReply:

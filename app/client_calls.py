@@ -149,6 +149,22 @@ def wait_seconds(response: httpx2.Response, left: int) -> float | None:
     return float(wait) if left > 0 and response.status_code in (429, 503) and wait.isdecimal() else None
 
 
+class LineSplitter:
+    """Cuts a stream of bytes at each newline alone: JSON may hold other characters at which text would be cut."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def take(self, part: bytes) -> list[str]:
+        """Return the lines that ``part`` ends."""
+        *lines, self._left = (self._left + part).split(b"\n")
+        return [line.decode() for line in lines]
+
+    def rest(self) -> list[str]:
+        """Return what stands behind the last newline, if anything does."""
+        return [self._left.decode()] if self._left else []
+
+
 def settings(url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
     """Return what a connection is made with."""
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}

@@ -72,7 +72,7 @@ def _add_missing_columns(connection: Connection, table: Table) -> None:
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_MS}")
     _write_ahead(connection)
-    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA synchronous=FULL")  # what was answered for must outlive a power cut
 
 
 def _explain(context: ExceptionContext) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from retriever.store import KINDS
 
-ABSOLUTE = re.compile(r"(?<![\w./~-])(?:[a-z+]+:///?)?(?P<path>/[\w.@%+~-]+(?:/[\w.@%+~-]+)+)")
+# No match begins within a word, as the class of its first characters has it: else a long word is read once a character.
+ABSOLUTE = re.compile(r"(?<![\w./~+-])(?:[a-z+]+:///?)?(?P<path>/[\w.@%+~-]+(?:/[\w.@%+~-]+)+)")
 """An absolute path, or a URL that names no host and so a file of this machine, as file:/// and sqlite:////."""
-BEFORE_A_KIND = re.compile(rf"(?<![\w./:~-])(?:[\w.@+~-]+/)+(?=(?:{'|'.join(KINDS)})\b)")
+BEFORE_A_KIND = re.compile(rf"(?<![\w./:@~+-])(?:[\w.@+~-]+/)+(?=(?:{'|'.join(KINDS)})\b)")
 """Where a store lies, as a relative path."""
 
 
@@ -27,7 +28,14 @@ def hide_paths(message: str) -> str:
 
 def _shown(found: re.Match[str]) -> str:
     _, *parts = Path(found["path"]).parts
-    if not Path("/", parts[0]).exists():
+    if not _exists(Path("/", parts[0])):
         return found[0]
     kinds = [place for place, part in enumerate(parts) if part in KINDS]
     return "/".join(parts[kinds[-1] if kinds else -1 :])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no file has so long a name
+        return False

@@ -16,10 +16,11 @@ from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles
 from indexer.dev_record import read_record
 from indexer.factory import check_config
 from indexer.gate import is_partial
+from indexer.promotion import intact_served
 from indexer.shards import drop_unused
 from indexer.slices import check_slices
 from miner.loop import Retention
-from retriever.artifacts import CURRENT, SERVED, Artifact, Series
+from retriever.artifacts import CURRENT, Artifact, Series
 from retriever.beir import find_file
 from retriever.checkpoint import can_be_resumed, publish_model
 from retriever.data import Corpus, QuerySet
@@ -123,7 +124,7 @@ def rebuild(
     def warn(message: str) -> None:
         report("warning", message=message)
 
-    served = store.generations.intact(SERVED, warn)
+    served = intact_served(store, warn)
     checkpoint = store.checkpoints.intact(CURRENT, warn)
     if served is not None:
         checkpoint = store.checkpoints.at(served.parents["checkpoint"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app.admission import Admission, ComputeError, Done, Lane
+from app.admission import Admission, ComputeError, Done, Lane, TooManyTokensError
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
 from retriever.query_cache import QueryCache
@@ -20,6 +20,8 @@ from retriever.query_cache import QueryCache
 SLICE_TEXTS = 64
 INLINE_CHARACTERS = 16_384
 """Up to this much text is tokenised at once, where a thread would cost more than it spares."""
+MOST_CHARACTERS = 16_777_216
+"""What is tokenised for one request to score: a query counts once for each of its passages."""
 ENDINGS: dict[str, Side] = {"query": "query", "passage": "passage", "document": "passage"}
 LEAST = 1e-7
 """Distance to 0 and 1 from which a float32 probability says no more of its log-odds."""
@@ -120,7 +122,8 @@ class Models:
 
         ``patient`` None: whatever is more than one batch is.
         """
-        read = await _tokenised(texts, partial(self._tokenise, side))
+        characters = sum(map(len, texts))
+        read = await _tokenised(texts, characters, partial(self._tokenise, side), self._towers.turn)
         places = {text: place for place, text in reversed([*enumerate(texts)])}
         found = self._towers.cache.known(places) if side == "query" else {}
         missing = [text for text in places if text not in found]
@@ -139,13 +142,21 @@ class Models:
         return _computed(np.stack([found[text] for text in texts]), read, done)
 
     async def score(self, admission: Admission, query: str, passages: Sequence[str]) -> Computed:
-        """Return scores float32 [len(passages)] of the ranker, which must be there; raises as ``encode``."""
+        """Return scores float32 [len(passages)] of the ranker; raises as ``encode``.
+
+        Raises NoRankerError where there is none, TooManyTokensError for more than MOST_CHARACTERS.
+        """
         if self._pairs is None:
             raise NoRankerError(
                 "no ranker is loaded; put one into a generation with `hone index --ranker FOLDER`, or serve one with "
                 "`hone serve --ranker FOLDER`"
             )
-        read = await _tokenised(passages, partial(self._tokenise_pairs, query))
+        characters = len(query) * len(passages) + sum(map(len, passages))
+        if characters > MOST_CHARACTERS:
+            raise TooManyTokensError(
+                f"{characters} characters in {len(passages)} pairs, the limit is {MOST_CHARACTERS}; send it in parts"
+            )
+        read = await _tokenised(passages, characters, partial(self._tokenise_pairs, query), self._pairs.turn)
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
         done = await admission.compute(self._pairs.lane, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
@@ -161,8 +172,13 @@ class Models:
             return _Tokenised(*self.ranker.tokenize([query] * len(passages), passages))
 
 
-async def _tokenised(texts: Sequence[str], tokenise: Callable[[Sequence[str]], _Tokenised]) -> _Tokenised:
-    """Tokenise a slice at a time, so that nobody waits long for the tokenizer; off the loop where there is much."""
+async def _tokenised(
+    texts: Sequence[str], characters: int, tokenise: Callable[[Sequence[str]], _Tokenised], turn: Lock
+) -> _Tokenised:
+    """Tokenise a slice at a time, so that nobody waits long for the tokenizer.
+
+    Off the loop where there are many ``characters``, and where another's slice would have to be waited for.
+    """
 
     def in_slices() -> _Tokenised:
         whole = _Tokenised([], [], 0)
@@ -173,7 +189,8 @@ async def _tokenised(texts: Sequence[str], tokenise: Callable[[Sequence[str]], _
             whole.cut += part.cut
         return whole
 
-    return in_slices() if sum(map(len, texts)) <= INLINE_CHARACTERS else await asyncio.to_thread(in_slices)
+    inline = characters <= INLINE_CHARACTERS and not turn.locked()
+    return in_slices() if inline else await asyncio.to_thread(in_slices)
 
 
 def _computed(values: FloatArray, read: _Tokenised, done: Done) -> Computed:

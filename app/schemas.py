@@ -36,7 +36,7 @@ MAX_CONDITIONS = 32
 MAX_VALUES = 1000
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
-PassageId = Annotated[str, StringConstraints(min_length=1)]
+PassageId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS)]
 
 
 def _as_list(value: Any) -> Any:

@@ -91,14 +91,18 @@ def search(snapshot: Snapshot, query: Query, manner: Manner, depth: int, allowed
 
 def dense(snapshot: Snapshot, vectors: FloatArray, depth: int, allowed: BoolArray | None, *, exact: bool) -> Ranked:
     """Return the ``depth`` nearest allowed rows, asking the index unless ``exact`` or few rows are allowed."""
-    if not exact and allowed is not None:
-        count = int(allowed.sum())
+    count = len(snapshot.corpus) if allowed is None else int(allowed.sum())
+    if allowed is not None and not exact:
         exact = count <= EXACT_ROWS or snapshot.searcher.fetch(depth, count) > MOST_FETCHED
     if exact:
         return exact_search(vectors, snapshot.vectors, depth, allowed)
-    if allowed is not None:
-        return snapshot.searcher.search_allowed(vectors, depth, allowed)
-    return snapshot.searcher.search(vectors, depth)
+    if allowed is None:
+        return snapshot.searcher.search(vectors, depth)
+    rows, scores = snapshot.searcher.search_allowed(vectors, depth, allowed, MOST_FETCHED)
+    short = (rows >= 0).sum(axis=1) < min(depth, count)
+    if short.any():  # all that the index finds near these queries was taken away
+        rows[short], scores[short] = exact_search(vectors[short], snapshot.vectors, depth, allowed)
+    return rows, scores
 
 
 def lexical_index(snapshot: Snapshot) -> LexicalIndex:

@@ -3,7 +3,6 @@
 Does not know how to listen on a port, nor where its encoders come from.
 """
 
-import ipaddress
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from app import draining
 from app.admission import Admission, AdmissionConfig
 from app.allowance import spend
 from app.authorization import Authorize, document_keys
+from app.foreign_pages import RefuseForeignPages
 from app.job_processes import JobProcesses, rebuild_command
 from app.jobs import Jobs
 from app.judgements import Judgements
@@ -112,24 +112,16 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
     if config.keys is not None:
         app.add_middleware(Authorize, keys=config.keys)
         document_keys(app)
+    else:
+        app.add_middleware(RefuseForeignPages)
     app.add_middleware(Observe, telemetry=telemetry)
     return app
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` is an address that no other machine reaches; a name may stand for any."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _reap(service: Service, stop: Event) -> None:
     while not stop.wait(REAP_SECONDS):
-        service.telemetry.refresh()
         try:
+            service.telemetry.refresh()
             service.processes.tend()
             _count_mined(service)
         except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
@@ -156,7 +148,7 @@ def _watch(telemetry: Telemetry, store: Store, service: Service) -> None:
         snapshot = service.serving.snapshot
         try:
             newest = store.checkpoints.get()
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             telemetry.log.error("checkpoint_unreadable", reason=str(error))
             return math.nan
         if snapshot is None or newest is None:

@@ -24,12 +24,13 @@ from fastapi import FastAPI
 
 from app.admission import AdmissionConfig
 from app.draining import start_draining
+from app.foreign_pages import is_loopback
 from app.job_processes import rebuild_command
 from app.jobs import Jobs
 from app.keys import Keys
 from app.opening import openers
 from app.priority import Priority
-from app.server import ServerConfig, create_app, is_loopback
+from app.server import ServerConfig, create_app
 from app.settings import database_url
 from app.telemetry import MULTIPROCESS, json_log, log_libraries, worker_is_gone
 from retriever.artifacts import SERVED

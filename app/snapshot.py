@@ -16,6 +16,7 @@ from app.models import Models
 from indexer.gate import is_partial
 from indexer.lexical import LexicalIndex, open_lexical
 from indexer.passage_fields import PassageFields
+from indexer.promotion import intact_served
 from indexer.searcher import IndexSearcher, open_searcher
 from indexer.shards import Vectors, open_vectors
 from retriever.artifacts import CURRENT, SERVED, Artifact
@@ -76,7 +77,7 @@ def load_snapshot(
 ) -> Snapshot:
     """Open generation ``number``, or the one that SERVED names, with its checksums verified and every part warm.
 
-    A corrupt SERVED generation is reported through ``warn`` and the newest intact one before it is taken; a corrupt
+    A corrupt SERVED generation is reported through ``warn`` and the one before it that was served is taken; a corrupt
     ``number`` is an error. Of ``served``, the snapshot before, the parts that have not changed are used again.
     Raises InputError if nothing is served yet or ``number`` is partial, StoreError or CorruptError if there is no
     intact generation.
@@ -107,7 +108,7 @@ def _intact(store: Store, number: int | None, warn: Callable[[str], None]) -> Ar
         generation = store.generations.at(number)
         generation.verify()
         return generation
-    found = store.generations.intact(SERVED, warn, lambda generation: not is_partial(generation.facts))
+    found = intact_served(store, warn)
     if found is None:
         newest = store.generations.pointed(CURRENT)
         refused = f"the gate lets none pass: `hone promote {newest}` says why, --force serves it all the same"
@@ -205,6 +206,8 @@ class Serving:
         wanted: int | None = UNREADABLE
         try:
             wanted = self._store.generations.pointed(SERVED)
+            if wanted is not None and wanted == self.number:
+                self._failed, self.problem = None, ""  # another could not be loaded, and is wanted no longer
             if wanted is None or self._is_settled(wanted):
                 return
             loaded = self._load(wanted)

@@ -24,7 +24,7 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
     alone) and ``peak_rss`` (bytes, of the process so far); arrays are saved in the folder ``sys.argv[1]`` and their
     paths answered, after the clock stopped. An exception ends the process with its traceback on stderr.
     """
-    _keep_to_its_cores()
+    _pin()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not end up between the answers
     scratch = Path(sys.argv[1])
@@ -55,7 +55,7 @@ def built_once(index: str, made_by: str, build: Callable[[], Mapping[str, Any]])
     return kept
 
 
-def _keep_to_its_cores() -> None:
+def _pin() -> None:
     """Run on as many cores as threads were given: what libraries of their own pools start is held to them as well."""
     count = int(os.environ.get("OMP_NUM_THREADS", "0"))
     if count and hasattr(os, "sched_setaffinity"):

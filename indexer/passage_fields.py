@@ -5,7 +5,6 @@ Does not know queries, vectors or indexes.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -17,7 +16,6 @@ from retriever.durable import sha256_json
 from retriever.errors import InputError
 from retriever.protocols import BoolArray
 
-Scalar = str | int | float | bool | None
 KEPT_FILTERS = 64
 BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "gt": lambda value, bound: bool(value > bound),
@@ -27,12 +25,26 @@ BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Column:
+class Column:
     """One field: ``codes`` int32 [rows] are positions in ``values``; position 0 is None, for passages without it."""
 
-    codes: NDArray[np.int32]
-    values: Sequence[Any]
+    def __init__(self, codes: NDArray[np.int32], values: Sequence[Any]) -> None:
+        self.codes = codes
+        self._values = values
+        self._places: dict[tuple[str, Any], list[int]] = {}
+        for place, value in enumerate(values):
+            for one in _elements(value):
+                self._places.setdefault(_equal(one), []).append(place)
+
+    def meeting(self, condition: Any) -> BoolArray:
+        """Return bool [values]: which meet ``condition``, as PassageFields.allowed has it."""
+        found = np.zeros(len(self._values), np.bool_)
+        for one in condition if isinstance(condition, list) else [condition]:
+            if isinstance(one, Mapping):
+                found |= np.array([within(value, one) for value in self._values], np.bool_)
+            else:
+                found[self._places.get(_equal(one), [])] = True
+        return found
 
 
 class PassageFields:
@@ -44,7 +56,7 @@ class PassageFields:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        self._columns: dict[str, _Column] | None = None
+        self._columns: dict[str, Column] | None = None
         self._kept: OrderedDict[str, BoolArray] = OrderedDict()
         self._turn = Lock()
 
@@ -57,28 +69,31 @@ class PassageFields:
         """
         key = sha256_json(conditions)
         with self._turn:
-            if key not in self._kept:
-                self._kept[key] = self._found(conditions)
-                self._kept[key].flags.writeable = False
-            self._kept.move_to_end(key)
+            if self._columns is None:
+                self._columns = _columns(self._corpus)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        allowed = _found(self._columns, len(self._corpus), conditions)  # meanwhile others may ask
+        allowed.flags.writeable = False
+        with self._turn:
+            self._kept[key] = allowed
             while len(self._kept) > KEPT_FILTERS:
                 self._kept.popitem(last=False)
-            return self._kept[key]
-
-    def _found(self, conditions: Mapping[str, Any]) -> BoolArray:
-        if self._columns is None:
-            self._columns = _columns(self._corpus)
-        allowed = np.ones(len(self._corpus), np.bool_)
-        for field, condition in conditions.items():
-            if field not in self._columns:
-                there = ", ".join(sorted(self._columns)) or "none"
-                raise InputError(f"filter.{field}: no passage has this field; there are: {there}")
-            column = self._columns[field]
-            allowed &= np.array([meets(value, condition) for value in column.values], np.bool_)[column.codes]
         return allowed
 
 
-def _columns(corpus: Corpus) -> dict[str, _Column]:
+def _found(columns: Mapping[str, Column], rows: int, conditions: Mapping[str, Any]) -> BoolArray:
+    allowed = np.ones(rows, np.bool_)
+    for field, condition in conditions.items():
+        if field not in columns:
+            there = ", ".join(sorted(columns)) or "none"
+            raise InputError(f"filter.{field}: no passage has this field; there are: {there}")
+        allowed &= columns[field].meeting(condition)[columns[field].codes]
+    return allowed
+
+
+def _columns(corpus: Corpus) -> dict[str, Column]:
     codes: dict[str, NDArray[np.int32]] = {}
     known: dict[str, dict[str, int]] = {}
     values: dict[str, list[Any]] = {}
@@ -91,18 +106,25 @@ def _columns(corpus: Corpus) -> dict[str, _Column]:
                 if code == len(values[field]):
                     values[field].append(value)
                 codes[field][row] = code
-    return {field: _Column(codes[field], values[field]) for field in codes}
+    return {field: Column(codes[field], values[field]) for field in codes}
 
 
-def meets(value: Any, condition: Any) -> bool:
-    """Tell whether the ``value`` of a field meets ``condition``, as PassageFields.allowed has it."""
-    if isinstance(value, list):
-        return any(meets(one, condition) for one in value)
-    if isinstance(condition, list):
-        return any(meets(value, one) for one in condition)
-    if isinstance(condition, Mapping):
-        return all(_kind(value) == _kind(bound) and BOUNDS[name](value, bound) for name, bound in condition.items())
-    return _kind(value) == _kind(condition) and bool(value == condition)
+def _elements(value: Any) -> list[Any]:
+    """Return ``value``, or what stands in it if it is a list, however deep."""
+    return [inner for one in value for inner in _elements(one)] if isinstance(value, list) else [value]
+
+
+def within(value: Any, bounds: Mapping[str, Any]) -> bool:
+    """Tell whether ``value``, or one that stands in it if it is a list, keeps all ``bounds``."""
+    return any(
+        all(_kind(one) == _kind(bound) and BOUNDS[name](one, bound) for name, bound in bounds.items())
+        for one in _elements(value)
+    )
+
+
+def _equal(value: Any) -> tuple[str, Any]:
+    """Return what two values have in common if they are equal as JSON."""
+    return _kind(value), sha256_json(value) if isinstance(value, dict) else value
 
 
 def _kind(value: Any) -> str:

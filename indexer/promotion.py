@@ -4,7 +4,7 @@ Does not know how a generation is built or what the gate's rule is. Each move of
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,19 +138,41 @@ def rollback(store: Store) -> dict[str, Any]:
     Repeated, it goes back one more. Raises InputError if there is none.
     """
     series = store.generations
-    now = series.pointed(SERVED)
+    for number in served_before(store):
+        try:
+            series.at(number).verify()
+        except StoreError:
+            continue  # gone or damaged: what was served before it is tried
+        return _serve(store, number, ROLLBACK, None)
+    raise InputError(f"{series.folder}: no intact generation was served before; `hone promote N` names another")
+
+
+def served_before(store: Store) -> list[int]:
+    """Return what was served before the generation that is served now, newest first, without what was rolled back."""
+    now, found = store.generations.pointed(SERVED), list[int]()
     for line in reversed(ledger(store)):
         if line["to"] != now or line["by"] == ROLLBACK:
             continue
         if line["from"] is None:
             break
         now = line["from"]
-        try:
-            series.at(now).verify()
-        except StoreError:
-            continue  # gone or damaged: what was served before it is tried
-        return _serve(store, now, ROLLBACK, None)
-    raise InputError(f"{series.folder}: no intact generation was served before; `hone promote N` names another")
+        found.append(now)
+    return found
+
+
+def intact_served(store: Store, warn: Callable[[str], None]) -> Artifact | None:
+    """Return the generation that SERVED names with its checksums verified, None before the first.
+
+    A corrupt one is reported through ``warn``, and the newest intact one before it is taken that was served, too: never
+    one that the gate refused. Raises CorruptError if there is none left.
+    """
+    before = served_before(store)
+
+    def fits(generation: Artifact) -> bool:
+        passed = generation.facts.get("gate", {}).get("served", True)
+        return not is_partial(generation.facts) and (generation.number in before if before else passed)
+
+    return store.generations.intact(SERVED, warn, fits)
 
 
 def ledger(store: Store) -> list[dict[str, Any]]:

@@ -81,20 +81,24 @@ class IndexSearcher:
         share = math.log(depth / SERVED_DEPTH) / math.log(self._deep["depth"] / SERVED_DEPTH)
         return interpolate(self.parameters, self._deep["parameters"], share)
 
-    def search_allowed(self, queries: FloatArray, depth: int, allowed: BoolArray) -> tuple[IntArray, FloatArray]:
+    def search_allowed(
+        self, queries: FloatArray, depth: int, allowed: BoolArray, most: int | None = None
+    ) -> tuple[IntArray, FloatArray]:
         """Search like ``search`` among the rows that ``allowed`` bool [rows] holds.
 
         Fetches deeper, at least twice as deep each time, for those queries that too many hits were taken from, until
-        each has ``depth`` or the index gives no more.
+        each has ``depth``, the index gives no more, or it would go deeper than ``most``, None for all rows.
         """
         rows = np.full((len(queries), depth), -1, np.int32)
         scores = np.full((len(queries), depth), -np.inf, np.float32)
         waiting = np.arange(len(queries))
+        most = self.rows if most is None else most
         fetch = self.fetch(depth, int(allowed.sum()))
         while len(waiting):
             found, of_found = self.search(queries[waiting], fetch)
             kept = (found >= 0) & allowed[found]
-            done = (kept.sum(axis=1) >= depth) | (found[:, -1] < 0) | (fetch >= self.rows)
+            deeper = min(2 * fetch, self.rows)
+            done = (kept.sum(axis=1) >= depth) | (found[:, -1] < 0) | (fetch >= self.rows) | (deeper > most)
             front = np.argsort(~kept, axis=1, kind="stable")[:, :depth]
             width = front.shape[1]
             kept = np.take_along_axis(kept, front, axis=1)
@@ -102,7 +106,7 @@ class IndexSearcher:
             rows[into, :width] = np.where(kept, np.take_along_axis(found, front, axis=1), np.int32(-1))[done]
             scores[into, :width] = np.where(kept, np.take_along_axis(of_found, front, axis=1), -np.inf)[done]
             waiting = waiting[~done]
-            fetch = min(2 * fetch, self.rows)
+            fetch = deeper
         return rows, scores
 
     def fetch(self, depth: int, allowed: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from app.client import ApiError, AsyncClient, Client, MiningQuery
+from app.client_calls import LineSplitter
 from app.routes.generations import PromotionReply
 from app.schemas import JobReply
 from app.server import REAP_SECONDS, ServerConfig
@@ -196,3 +197,13 @@ def test_the_example_runs(url: str) -> None:
     assert "generation 0: vectors of 32 numbers" in run.stdout
     for heading in ("dense", "lexical", "hybrid", "hard negatives, if p"):
         assert heading in run.stdout
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_lines_end_at_a_newline_alone(size: int) -> None:
+    lines = ["one\u2028and\x85the\u2029same", "", "two\r", "\U0001f50e"]
+    sent = "\n".join(lines).encode()
+    splitter = LineSplitter()
+    found = [line for start in range(0, len(sent), size) for line in splitter.take(sent[start : start + size])]
+    assert [*found, *splitter.rest()] == lines
+    assert LineSplitter().rest() == []

@@ -44,3 +44,15 @@ def test_paths_in_a_row_are_all_cut(tmp_path: Path) -> None:
 )
 def test_routes_and_other_words_stay(message: str) -> None:
     assert hide_paths(message) == message
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("word", ["@", "+", "a+", "~", "/+", "x/", "+/@"])
+def test_a_long_word_costs_no_more_than_its_length(word: str) -> None:
+    message = word * (300_000 // len(word))
+    assert hide_paths(f"no passage {message}").startswith("no passage ")
+
+
+def test_what_is_too_long_for_a_file_is_no_path() -> None:
+    message = f"/{'a' * 300}/b: no such passage"
+    assert hide_paths(message) == message

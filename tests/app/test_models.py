@@ -1,12 +1,14 @@
 import asyncio
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app.admission import Admission, AdmissionConfig
+from app.admission import Admission, AdmissionConfig, TooManyTokensError
 from app.models import Models, NoRankerError
 from app.telemetry import json_log
 from retriever.encoder import ModelConfig, create_encoder
@@ -127,3 +129,47 @@ def test_scores_need_a_ranker() -> None:
     with pytest.raises(NoRankerError, match="--ranker"):
         asyncio.run(Models(HashEncoder()).score(admission(), "a", ["b"]))
     assert Models(HashEncoder(), OverlapRanker()).longest == 512
+
+
+class Elsewhere(OverlapRanker):
+    """Remembers in which threads it tokenised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads = list[int]()
+
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> tuple[list[Any], list[int], int]:
+        self.threads.append(threading.get_ident())
+        return super().tokenize(queries, passages)
+
+
+def scored(models: Models, query: str, passages: Sequence[str]) -> None:
+    door = admission()
+    door.start()
+    try:
+        asyncio.run(models.score(door, query, passages))
+    finally:
+        door.stop()
+
+
+def test_a_query_counts_once_for_each_of_its_passages() -> None:
+    ranker = Elsewhere()
+    models = Models(HashEncoder(), ranker)
+    scored(models, "alpha", ["beta"] * 8)
+    assert ranker.threads == [threading.get_ident()]
+    scored(models, "alpha" * 1000, ["beta"] * 8)
+    assert ranker.threads[1] != threading.get_ident(), "much text, so not on the loop"
+    with pytest.raises(TooManyTokensError, match=r"20000320 characters in 80 pairs, the limit is 16777216; send it in"):
+        scored(models, "alpha" * 50_000, ["beta"] * 80)
+    assert len(ranker.threads) == 2
+
+
+def test_nobody_waits_on_the_loop_for_another_s_texts() -> None:
+    ranker = Elsewhere()
+    models = Models(HashEncoder(), ranker)
+    assert models._pairs is not None
+    turn = models._pairs.turn
+    turn.acquire()
+    threading.Timer(0.2, turn.release).start()
+    scored(models, "alpha", ["beta"])
+    assert ranker.threads[0] != threading.get_ident()

@@ -8,7 +8,8 @@ import httpx2
 import pytest
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError, TimeoutError
 
-from app.server import ServerConfig, is_loopback
+from app.foreign_pages import is_loopback
+from app.server import ServerConfig
 from retriever.artifacts import Artifact
 from retriever.protocols import TokenEncoder
 from tests.app.served import OPENERS, Server, listening, new_store, publish_generation, serving, wait_for

@@ -166,6 +166,17 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_one_before_it(
     assert (follower.serving.problem, follower.results) == ("", ["loaded", "failed", "loaded"])
 
 
+def test_a_failure_is_told_until_another_generation_is_wanted(made: tuple[Store, Corpus]) -> None:
+    store, corpus = made
+    publish_generation(store, corpus, 1)
+    follower = Follower(store)
+    follower.step()
+    damage(publish_generation(store, corpus, 2).path / "index.faiss")
+    assert follower.step() == 0 and follower.serving.problem
+    store.generations.point(SERVED, 0)
+    assert follower.step() == 0 and follower.serving.problem == ""
+
+
 def test_the_first_snapshot_may_be_of_an_older_generation(made: tuple[Store, Corpus]) -> None:
     store, corpus = made
     publish_generation(store, corpus, 1)

@@ -29,7 +29,7 @@ def variable(name: str) -> dict[str, Any]:
     return {"value": os.environ.get(name)}
 
 
-def cores() -> dict[str, Any]:
+def affinity() -> dict[str, Any]:
     """Return on how many cores this process may run."""
     return {"value": len(os.sched_getaffinity(0))}
 
@@ -46,6 +46,6 @@ def fail() -> dict[str, Any]:
 
 if __name__ == "__main__":
     compete(
-        {"load": load, "work": work, "variable": variable, "cores": cores, "own_clock": own_clock, "fail": fail},
+        {"load": load, "work": work, "variable": variable, "affinity": affinity, "own_clock": own_clock, "fail": fail},
         ["numpy", "installed-nowhere"],
     )

@@ -47,9 +47,9 @@ def test_a_contestant_has_two_threads_its_own_variables_and_not_our_way_to_wait(
         assert quick.ask("variable", name="OMP_WAIT_POLICY").facts["value"] is None
 
 
-def test_a_contestant_runs_on_as_many_cores_as_it_has_threads() -> None:
+def test_affinity_goes_by_the_number_of_threads() -> None:
     with started([QUICK], threads=1) as (quick,):
-        assert quick.ask("cores").facts["value"] == 1
+        assert quick.ask("affinity").facts["value"] == 1
 
 
 def test_a_contestant_that_cannot_start_says_why() -> None:

@@ -1,11 +1,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexer.passage_fields import KEPT_FILTERS, PassageFields, meets
+from indexer.passage_fields import KEPT_FILTERS, Column, PassageFields
 from retriever.data import Corpus
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus
@@ -71,7 +72,8 @@ def test_filters_are_brute_force(
 
 @given(values, conditions)
 def test_one_condition_is_the_definition(value: Any, condition: Any) -> None:
-    assert meets(value, condition) == expected(value, condition)
+    column = Column(np.array([1], np.int32), [None, value])
+    assert column.meeting(condition).tolist() == [expected(None, condition), expected(value, condition)]
 
 
 def test_the_latest_filters_are_kept(tmp_path: Path) -> None:

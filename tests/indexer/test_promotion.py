@@ -10,6 +10,7 @@ from indexer.promotion import (
     PREVIOUS,
     compare,
     compare_reranked,
+    intact_served,
     ledger,
     pin_served,
     promote,
@@ -205,3 +206,28 @@ def test_a_record_keeps_its_reranked_figures_and_refuses_too_few(tmp_path: Path)
     np.save(tmp_path / "with" / RERANKED, np.zeros(1, np.float32))
     with pytest.raises(CorruptError, match="differ in their number"):
         DevRecord.read(tmp_path / "with")
+
+
+def test_what_was_served_alone_stands_in_for_a_damaged_generation(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.5, 0.6, 0.4, 0.7, 0.8):  # 2 is refused
+        promote_if_good(store, publish(store, ndcg))
+    assert rollback(store)["to"] == 3 and promote(store, 4)["to"] == 4
+    rollback(store), promote(store, 4)
+    warnings = list[str]()
+    for broken in (4, 3):
+        (store.generations.path(broken) / "manifest.json").write_text("torn")
+    found = intact_served(store, warnings.append)
+    assert found is not None and found.number == 1, "2 is intact, and the gate refused it"
+    assert len(warnings) == 2
+
+
+def test_what_was_rolled_back_stands_in_for_nothing(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    for ndcg in (0.5, 0.6):
+        promote_if_good(store, publish(store, ndcg))
+    rollback(store)
+    promote_if_good(store, publish(store, 0.7))
+    (store.generations.path(2) / "manifest.json").write_text("torn")
+    found = intact_served(store, lambda _: None)
+    assert found is not None and found.number == 0

@@ -100,6 +100,14 @@ def test_an_index_that_gives_no_more_ends_the_search(vectors: Vectors) -> None:
     assert len(searcher.calls) == 2
 
 
+def test_no_search_goes_deeper_than_it_may(vectors: Vectors) -> None:
+    searcher = CountingSearcher(vectors, "Flat", {})
+    best = searcher.search(QUERIES[:1], 50)[0]
+    searcher.calls.clear()
+    rows, _ = searcher.search_allowed(QUERIES[:1], 5, without(*best[0, :30].tolist()), 26)
+    assert searcher.calls == [(1, 19)] and (rows == -1).all(), "38 would be next"
+
+
 def test_nothing_is_excluded_for_no_queries(searcher: IndexSearcher) -> None:
     rows, scores = searcher.search_allowed(QUERIES[:0], 4, without(1))
     assert rows.shape == scores.shape == (0, 4)
