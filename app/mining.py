@@ -96,7 +96,7 @@ def source_generations(store: Store, generation: Artifact, sources: Sequence[str
         raise NoSourceError(str(error).replace("[negatives] ", "")) from error
     for name in wanted:
         if name not in found:
-            raise NoSourceError(f"sources: {name}: there are not so many before generation {generation.number}")
+            raise NoSourceError(f"sources: {name}: there is no such generation before {generation.number} yet")
     return {name: other.number for name, other in found.items()}
 
 

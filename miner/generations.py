@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.encode import QueryEncoder, remembering_queries
+from indexer.promotion import JUDGED, PREVIOUS
 from indexer.searcher import open_batch_searcher
 from miner.remembered import RememberedSource
 from miner.sources import ann_candidates, generation_of
@@ -20,7 +21,7 @@ from retriever.store import Store
 
 BASELINE = "BASELINE"
 """Pointer to the generation of checkpoint 0: what the model could do before training."""
-MOVED_BY_HONE = (CURRENT, SERVED, BEST, BASELINE)
+MOVED_BY_HONE = (CURRENT, SERVED, BEST, BASELINE, JUDGED, PREVIOUS)
 
 OpenEncoder = Callable[[Artifact], Encoder]
 Search = Callable[[Sequence[str]], IntArray]
@@ -47,14 +48,16 @@ def other_generations(store: Store, generation: Artifact, sources: Sequence[str]
 def named_generations(generations: Series, generation: Artifact, sources: Sequence[str]) -> dict[str, Artifact]:
     """Return by name the generations that ``sources`` ask for while ``generation`` is mined, unopened.
 
-    One that there is not yet, of a run that has only begun, is left out. Raises InputError for a pointer that names
-    none, one of another corpus or one that cannot be searched, StoreError for one that was removed.
+    One that there is not yet, of a run that has only begun or by a name that hone will set, is left out. Raises
+    InputError for a pointer that names none, one of another corpus or one that cannot be searched, StoreError for one
+    that was removed.
     """
     found: dict[str, Artifact] = {}
     for name in sources:
         wanted = generation_of(name)
         if isinstance(wanted, str):
-            found[name] = _pinned(generations, wanted, name)
+            if wanted not in MOVED_BY_HONE or generations.pointed(wanted) is not None:
+                found[name] = _pinned(generations, wanted, name)
         elif isinstance(wanted, int):
             before = earlier(generations, generation, wanted)
             if len(before) == wanted:

@@ -26,15 +26,14 @@ class DatasetWriter:
         self._corpus = corpus
         self._queries = queries
 
-    def add_passage(self, passage_id: str, title: str, text: str) -> None:
-        """Append a line to corpus.jsonl."""
-        _write_line(self._corpus, {"_id": passage_id, "title": title, "text": text})
+    def add_passage(self, passage_id: str, title: str, text: str, metadata: str = "") -> None:
+        """Append a line to corpus.jsonl; ``metadata`` is a JSON object as text, or empty."""
+        _write_line(self._corpus, {"_id": passage_id, "title": title, "text": text, **_fields(metadata)})
         self.passages += 1
 
     def add_query(self, query_id: str, text: str, metadata: str = "") -> None:
         """Append a line to queries.jsonl; ``metadata`` is a JSON object as text, or empty."""
-        fields = {"metadata": json.loads(metadata)} if metadata else {}
-        _write_line(self._queries, {"_id": query_id, "text": text, **fields})
+        _write_line(self._queries, {"_id": query_id, "text": text, **_fields(metadata)})
         self.queries += 1
 
     def write_qrels(self, split: str, judgements: Iterable[tuple[str, str, int]]) -> int:
@@ -46,6 +45,10 @@ class DatasetWriter:
                 file.write(f"{query}\t{passage}\t{relevance}\n")
                 count += 1
         return count
+
+
+def _fields(metadata: str) -> dict[str, Any]:
+    return {"metadata": json.loads(metadata)} if metadata else {}
 
 
 def _write_line(file: TextIO, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import find_qrels, read_passages, read_query_lines
+from retriever.beir import find_qrels, read_corpus, read_query_lines
 from retriever.beir_writer import new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -38,8 +38,8 @@ def join_datasets(folders: Mapping[str, Path], out: Path) -> JoinSummary:
             raise InputError(f"{name!r}: a name of a data set has neither {SEPARATOR!r} nor white space")
     with new_dataset(out) as writer:
         for name, folder in folders.items():
-            for _, passage, title, text in read_passages(folder):
-                writer.add_passage(f"{name}{SEPARATOR}{passage}", title, text)
+            for passage in read_corpus(folder):
+                writer.add_passage(f"{name}{SEPARATOR}{passage.id}", passage.title, passage.text, passage.metadata)
             for query in read_query_lines(folder):
                 writer.add_query(f"{name}{SEPARATOR}{query.id}", query.text, query.metadata)
         found = {name: find_qrels(folder) for name, folder in folders.items()}

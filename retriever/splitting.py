@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import find_qrels, read_passages, read_query_lines
+from retriever.beir import find_qrels, read_corpus, read_query_lines
 from retriever.beir_writer import new_dataset
 from retriever.errors import InputError
 from retriever.trec import read_qrels
@@ -50,8 +50,8 @@ def split_text(text: str, words: int, overlap: int) -> Iterator[str]:
 def split_documents(data: Path, out: Path, words: int = 120, overlap: int = 20) -> SplitSummary:
     """Write the BEIR folder ``data`` as ``out`` with each document split into the passages ``id#0``, ``id#1`` …
 
-    Titles and queries are kept. A judgement of a document is copied to *every* passage of it, also to those that do
-    not answer the query: recall then counts passages, and a copied positive may be a weak one. A judgement of a
+    Titles, metadata and queries are kept. A judgement of a document is copied to *every* passage of it, also to those
+    that do not answer the query: recall then counts passages, and a copied positive may be a weak one. A judgement of a
     document that is not there is kept as it is, for the reading of ``out`` to report.
 
     Raises InputError for lengths that cannot be, for an existing ``out``, and for what reading ``data`` refuses.
@@ -60,13 +60,13 @@ def split_documents(data: Path, out: Path, words: int = 120, overlap: int = 20) 
         raise InputError(f"words = {words}, overlap = {overlap}: the overlap must be 0 or more and below words")
     with new_dataset(out) as writer:
         pieces: dict[str, int] = {}
-        for line, name, title, text in read_passages(data):
-            if name in pieces:
-                raise InputError(f"{data}: line {line} of the corpus: duplicate id {name!r}; give each its own")
-            slices = list(split_text(text, words, overlap)) or [""]
+        for one in read_corpus(data):
+            if one.id in pieces:
+                raise InputError(f"{data}: line {one.number} of the corpus: duplicate id {one.id!r}; give each its own")
+            slices = list(split_text(one.text, words, overlap)) or [""]
             for number, piece in enumerate(slices):
-                writer.add_passage(f"{name}#{number}", title, piece)
-            pieces[name] = len(slices)
+                writer.add_passage(f"{one.id}#{number}", one.title, piece, one.metadata)
+            pieces[one.id] = len(slices)
         for query in read_query_lines(data):
             writer.add_query(query.id, query.text, query.metadata)
         judgements = {

@@ -3,6 +3,7 @@
 Does not know how the figures come about.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def demo(
 def _offer(done: Demonstration, address: str) -> None:
     print(f"Serving at {address} (docs at {address}/docs, Ctrl-C stops it). Try:")
     for query in done.queries:
-        body = f'{{"queries": ["{query}"], "top_k": 3, "with_text": true}}'.replace("'", "'\\''")
+        body = json.dumps({"queries": [query], "top_k": 3, "with_text": True}).replace("'", "'\\''")
         print(f"  curl -s {address}/v1/search -H 'content-type: application/json' -d '{body}'")
     print_json(done.as_json())
 

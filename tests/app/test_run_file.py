@@ -90,7 +90,7 @@ def test_more_data_is_estimated_to_take_longer(tiny: Path, tmp_path: Path) -> No
     write_json_lines(data / "corpus.jsonl", lines)
     large = write_run_file(data, tmp_path / "large.toml", str(tiny / "model"))
     assert large["passages"] == 20_000
-    assert large["disk_mb"] - small["disk_mb"] == pytest.approx((20_000 - 60) * 384 * 4 * 8 / 1e6, abs=1)
+    assert large["disk_mb"] - small["disk_mb"] == pytest.approx((20_000 - 60) * 32 * 4 * 8 / 1e6, abs=1)
     assert large["seconds"] > small["seconds"]
     assert json.loads(json.dumps(large)) == large
 

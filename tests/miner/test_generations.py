@@ -162,6 +162,16 @@ def test_a_name_that_nobody_has_set_is_refused_at_once(store: Store) -> None:
         check_pinned(store, ["ann", "generation:WARMUP"])
 
 
+def test_a_name_that_hone_sets_is_left_out_until_it_is_set(store: Store) -> None:
+    """Where the gate refuses the first generations, as those of an untrained ranker, nothing is served yet."""
+    (newest,) = steps_of(store, 0)
+    sources = ["ann", "generation:SERVED", "generation:PREVIOUS", "generation:JUDGED"]
+    check_pinned(store, sources)
+    assert named_generations(store.generations, newest, sources) == {}
+    store.generations.point("SERVED", newest.number)
+    assert [*named_generations(store.generations, newest, sources)] == ["generation:SERVED"]
+
+
 def test_one_of_another_corpus_is_refused(bench: Bench) -> None:
     newest = bench.generation()
     with bench.store.generations.stage({"checkpoint": 0, "corpus": 7}) as draft:

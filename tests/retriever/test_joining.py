@@ -15,7 +15,7 @@ QRELS = "query-id\tcorpus-id\tscore\n"
 def dataset(folder: Path, text: str, splits: tuple[str, ...]) -> Path:
     """A passage and a query of the same ids as every other data set."""
     (folder / "qrels").mkdir(parents=True)
-    write_json_lines(folder / "corpus.jsonl", [{"_id": "1", "title": "T", "text": text}])
+    write_json_lines(folder / "corpus.jsonl", [{"_id": "1", "title": "T", "text": text, "metadata": {"of": text}}])
     write_json_lines(folder / "queries.jsonl", [{"_id": "q", "text": f"what is {text}?", "metadata": {"of": text}}])
     for split in splits:
         (folder / f"qrels/{split}.tsv").write_text(f"{QRELS}q\t1\t2\n")
@@ -31,6 +31,7 @@ def test_ids_and_splits_of_all_stand_in_one(tmp_path: Path) -> None:
     assert (summary.passages, summary.queries, summary.judgements) == (2, 2, {"dev": 1, "train": 2})
     corpus = Corpus(ingest_corpus(Store(tmp_path / "store", create=True), tmp_path / "out"))
     assert corpus.ids([0, 1]) == ["a/1", "b/1"] and corpus.texts([1]) == ["T oaks"]
+    assert list(corpus.metadata()) == [{"of": "hens"}, {"of": "oaks"}]
     train = load_query_set(tmp_path / "out", "train", corpus, warn=pytest.fail)
     assert list(zip(train.ids, train.texts, train.judgements, strict=True)) == [
         ("a/q", "what is hens?", {0: 2}),

@@ -67,7 +67,7 @@ def write_documents(folder: Path) -> Path:
     (folder / "qrels").mkdir(parents=True)
     long = " ".join(f"Sentence {number} has five words." for number in range(20))
     documents: list[dict[str, object]] = [
-        {"_id": "long", "title": "The long one", "text": long},
+        {"_id": "long", "title": "The long one", "text": long, "metadata": {"lang": "en"}},
         {"_id": "short", "text": "A short one."},
         {"_id": "bare", "title": "Only a title", "text": ""},
     ]
@@ -94,6 +94,7 @@ def test_documents_become_passages_with_their_judgements(tmp_path: Path) -> None
     assert (summary.documents, summary.passages, summary.queries) == (3, 6, 2)
     assert summary.judgements == {"dev": 1, "train": 9}
     corpus = Corpus(ingest_corpus(Store(tmp_path / "store", create=True), out))
+    assert list(corpus.metadata()) == [{"lang": "en"}] * 4 + [{}] * 2
     train = load_query_set(out, "train", corpus, warn=pytest.fail)
     assert list(train.judgements) == [{0: 2, 1: 2, 2: 2, 3: 2}, {4: 1, 0: 0, 1: 0, 2: 0, 3: 0}]
     assert list(load_query_set(out, "dev", corpus, warn=pytest.fail).judgements) == [{5: 1}]

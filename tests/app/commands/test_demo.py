@@ -22,7 +22,7 @@ def done(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     training = TrainingResult(Outcome("finished", 72, 4, 3, 31), 4711, 200.0, 3)
     generations = [{"number": n, "step": 24 * n, "weights_sha256": f"w{n}"} for n in range(4)]
     after = {name: value + 0.01 for name, value in FIGURES.items()}
-    queries = ["it's a query", "baka beki", "bodu"]
+    queries = ['it\'s a "query"', "baka beki", "bodu"]
     result = Demonstration(Store(indexed), FIGURES, after, training, generations, [0, 9, 9, 0], queries, 240.5)
     monkeypatch.setattr(demo, "run_demo", lambda folder: result)
     served: list[Any] = []
@@ -49,7 +49,7 @@ def test_the_last_line_is_one_json_object(hone: Hone, done: list[Any]) -> None:
 def test_a_table_and_one_answered_query_without_the_server(hone: Hone, done: list[Any]) -> None:
     out = hone("demo", "--no-serve").out
     assert "0.5320" in out and "0.5420" in out and "+0.0100" in out and "31 steps stale" in " ".join(out.split())
-    asked = out[out.index("Asked: it's a query") :].splitlines()
+    asked = out[out.index("Asked: it's a") :].splitlines()
     assert [line.split()[0] for line in asked[1:4]] == ["1.", "2.", "3."]
 
 
@@ -62,6 +62,6 @@ def test_with_the_server_three_queries_that_a_shell_can_run(
     assert done == [(indexed, "127.0.0.1", 0)]
     commands = [shlex.split(line) for line in out.splitlines() if line.strip().startswith("curl")]
     bodies = [json.loads(command[-1]) for command in commands]
-    assert [body["queries"] for body in bodies] == [["it's a query"], ["baka beki"], ["bodu"]]
+    assert [body["queries"] for body in bodies] == [['it\'s a "query"'], ["baka beki"], ["bodu"]]
     assert all("http://there:4711/v1/search" in command for command in commands)
     json.loads(out.splitlines()[-1])
