@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
-import torch
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
@@ -328,8 +327,7 @@ def _teacher(run: Run) -> Teacher:
     if teacher is None or teacher.name == OWN:  # the trainer has that ranker in its hands
         return Teacher(teacher)
     if teacher.momentum is not None:
-        device = torch.device("cpu") if config.train.device == "cpu" else pick_device("auto")
-        anchor = Anchor(create_encoder(config.model), teacher.momentum, device)
+        anchor = Anchor(create_encoder(config.model), teacher.momentum, pick_device(config.train.device))
         return Teacher(teacher, asking_encoder(anchor), anchor=anchor)
     if teacher.gives_vectors:
         encoder = _frozen(config, None if teacher.name == ANCHOR else teacher.name)

@@ -14,20 +14,20 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from miner.batch_plans import BatchPlanConfig
 from miner.mining import MiningConfig
 from miner.mixing import MixConfig
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
 from retriever.errors import InputError
+from retriever.learner import TrainConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.pair_memory import AuditConfig
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.ranker_learner import RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.teacher import OWN, TeacherConfig
-from retriever.trainer import TrainConfig
 
 Kind = TypeVar("Kind")
 

@@ -19,10 +19,10 @@ from app.options import warn
 from app.progress import Report
 from app.reranking import Candidates, Reranked, rerank
 from app.snapshot import Snapshot, load_snapshot
-from indexer.builder import IndexConfig
 from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
 from indexer.exact import exact_search
+from indexer.factory import IndexConfig
 from indexer.shards import Vectors
 from retriever.counting import counted
 from retriever.data import Corpus, QuerySet

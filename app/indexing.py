@@ -12,9 +12,9 @@ from typing import Any
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from app.rankers import held_ranker
-from indexer.builder import BuildInputs, BuildProgress, IndexConfig, RankerFiles, build_generation, ranker_of
+from indexer.builder import BuildInputs, BuildProgress, RankerFiles, build_generation, ranker_of
 from indexer.dev_record import read_record
-from indexer.factory import check_config
+from indexer.factory import IndexConfig, check_config
 from indexer.gate import is_partial
 from indexer.promotion import intact_served
 from indexer.shards import drop_unused

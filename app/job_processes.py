@@ -33,7 +33,7 @@ SHOWN_OUTPUT = 2000
 TEND_SECONDS = 0.5
 
 
-def rebuild_command(store_root: Path, priority: Priority = Priority.IDLE) -> tuple[str, ...]:
+def job_command(store_root: Path, priority: Priority = Priority.IDLE) -> tuple[str, ...]:
     """Return the command of a job over a store; the job's id follows as its last argument."""
     how = ("--store", str(store_root), "--job-priority", priority.value, "--job")
     return (sys.executable, "-m", "app.cli", "index", *how)
@@ -200,7 +200,7 @@ def following_jobs(store_root: Path, stop: Event) -> Iterator[None]:
     """Work on the queued jobs of a store in a thread until the block ends, which sets ``stop``; log on stderr."""
     Store(store_root)
     jobs, log = Jobs(database_url(store_root)), json_log(sys.stderr)
-    processes = JobProcesses(jobs, rebuild_command(store_root, Priority.LOW), log)
+    processes = JobProcesses(jobs, job_command(store_root, Priority.LOW), log)
     thread = Thread(target=follow_jobs, args=(processes, log, stop), name="follow-jobs")
     thread.start()
     try:

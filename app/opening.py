@@ -12,7 +12,7 @@ import numpy as np
 from app.progress import Report
 from app.rankers import kept, named_ranker, own_ranker, required_ranker
 from app.snapshot import Openers
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.counting import counted

@@ -10,7 +10,8 @@ from app.composition import Run, mining_task
 from app.opening import encoder_opener, warn_of_cuts
 from app.progress import Meter, Report
 from app.rankers import held_ranker, teaching_ranker
-from indexer.builder import BuildInputs, Partial, build_generation
+from indexer.builder import BuildInputs, build_generation
+from indexer.partial import Partial
 from miner.generations import BASELINE, furthest_back
 from miner.loop import Retention, refresh
 from miner.publish import passages_of, publish_negative_set, set_before

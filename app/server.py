@@ -21,7 +21,7 @@ from app.admission import Admission, AdmissionConfig
 from app.allowance import spend
 from app.authorization import Authorize, document_keys
 from app.foreign_pages import RefuseForeignPages
-from app.job_processes import JobProcesses, rebuild_command
+from app.job_processes import JobProcesses, job_command
 from app.jobs import Jobs
 from app.judgements import Judgements
 from app.keys import Keys
@@ -73,7 +73,7 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         config.admission.check_longest(snapshot.models.longest)
 
     serving = Serving(store, openers, telemetry.log, telemetry.count_swap, config.poll_seconds, check)
-    command = config.job_command or rebuild_command(store.root)
+    command = config.job_command or job_command(store.root)
     processes = JobProcesses(
         jobs, command, telemetry.log, takes=store.is_writable(), environment=config.job_environment
     )

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from app.admission import AdmissionConfig
 from app.draining import start_draining
 from app.foreign_pages import is_loopback
-from app.job_processes import rebuild_command
+from app.job_processes import job_command
 from app.jobs import Jobs
 from app.keys import Keys
 from app.opening import openers
@@ -174,7 +174,7 @@ def _run(
     try:
         gc.collect()
         gc.freeze()  # what was imported stays: without this, looking through it for garbage holds up all requests
-        command, several = rebuild_command(root, options.job_priority), options.workers > 1
+        command, several = job_command(root, options.job_priority), options.workers > 1
         config = ServerConfig(
             admission=options.admission,
             job_command=command,

@@ -17,16 +17,13 @@ from indexer.dev_record import DevRecord
 from indexer.dev_reranking import RerankedDev, rerank_dev
 from indexer.encode import encode_corpus
 from indexer.evaluation import Evaluation, evaluate
-from indexer.factory import IndexConfig as IndexConfig
-from indexer.factory import check_config, earlier_choice, make_index
+from indexer.factory import IndexConfig, check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
 from indexer.faiss_index import built_on, gpu_copy, is_exact, read_index, write_index
 from indexer.gate import METRIC
 from indexer.lexical import ANALYSIS, write_lexical
-from indexer.partial import Partial as Partial
-from indexer.partial import encode_partially
-from indexer.promotion import judge_draft
-from indexer.promotion import promote_if_good as promote_if_good
+from indexer.partial import Partial, encode_partially
+from indexer.promotion import judge_draft, promote_if_good
 from indexer.quality import Truth, check_complete, check_self_retrieval
 from indexer.searcher import IndexSearcher, search_exactly
 from indexer.shards import Vectors, link_vectors

@@ -121,7 +121,7 @@ class Workplace:
 
 def open_workplace(train: TrainConfig) -> Workplace:
     """Return the workplace that ``train`` asks for."""
-    device = torch.device("cpu") if train.device == "cpu" else pick_device("auto")
+    device = pick_device(train.device)
     precision = resolve_precision(train.precision, device)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",

@@ -85,11 +85,6 @@ class TokenEncoder(Encoder, Protocol):
         ...
 
     @property
-    def computed_by(self) -> str:
-        """Engine and number format of passages."""
-        ...
-
-    @property
     def alike(self) -> bool:
         """Whether a text has the same vector on both sides."""
         ...

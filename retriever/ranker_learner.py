@@ -93,7 +93,7 @@ class RankerParts:
     """Everything that training a ranker is made of.
 
     ``open_source`` takes an adopted set and the batches of an epoch. ``teacher`` scores pairs where the loss reads
-    that. ``loss`` None is that of ``config``.
+    that.
     """
 
     model: PairClassifier
@@ -102,7 +102,6 @@ class RankerParts:
     open_planner: OpenPlanner
     open_source: Callable[[Artifact, int], NegativeSource]
     teacher: Score | None = None
-    loss: GroupLoss | None = None
 
 
 class RankerLearner:
@@ -127,7 +126,7 @@ class RankerLearner:
             trained,
             self._optimiser.model,
             parts.examples,
-            parts.loss or configured_loss(parts.model, config.loss),
+            configured_loss(parts.model, config.loss),
             place.accelerator,
             place.ranks,
             config.num_negatives,

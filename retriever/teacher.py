@@ -149,11 +149,6 @@ class Taught:
     queries: Tensor | None = None
     passages: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Taught":
-        """Return it on ``device``."""
-        queries, passages = (None if one is None else one.to(device) for one in (self.queries, self.passages))
-        return Taught(self.scores.to(device), queries, passages)
-
 
 Score = Callable[[list[str], list[str]], FloatArray]
 """Queries and as many passages → the log-odds of each pair, float32 [n]."""

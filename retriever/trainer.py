@@ -14,14 +14,16 @@ from retriever.adoption import Adoption, Refresher, Report
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import TrainingState, publish_checkpoint, read_state
 from retriever.errors import CorruptError
-from retriever.learner import Learner, open_workplace
-from retriever.learner import TrainConfig as TrainConfig
+from retriever.learner import Learner, TrainConfig, open_workplace
 from retriever.phases import RETRIEVER_ALONE, LearnerName, PhasesConfig
 from retriever.ranker_learner import RankerLearner, RankerParts
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
 from retriever.retriever_learner import RetrieverLearner, RetrieverParts
 from retriever.staleness import Present, StalenessWatch
 from retriever.store import Store
+
+DEV_METRIC = "nDCG@10"
+"""What a generation measured on dev must raise, else ``patience`` runs out."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,6 @@ class Training:
     seed: int
     ranker: RankerParts | None = None
     phases: PhasesConfig = RETRIEVER_ALONE
-    dev_metric: str = "nDCG@10"
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Trainer:
         stopping = False
         if adopted is not None and adopted.parents["generation"] > self._state.judged:
             self._state.judged = adopted.parents["generation"]
-            value = (adopted.facts.get("dev") or {}).get(self._parts.dev_metric)
+            value = (adopted.facts.get("dev") or {}).get(DEV_METRIC)
             if value is not None:
                 better = self._state.best is None or value > self._state.best
                 self._state.best = value if better else self._state.best

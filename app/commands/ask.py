@@ -29,9 +29,9 @@ from app.rankers import named_ranker, required_ranker
 from app.reranking import Candidates, reranking_facts, warn_of_cut_pairs
 from app.reranking import rerank as rerank_hits
 from app.snapshot import load_snapshot
-from indexer.builder import IndexConfig
 from indexer.evaluation import Evaluation
 from indexer.exact import exact_search
+from indexer.factory import IndexConfig
 from retriever.errors import InputError
 from retriever.store import Store
 

@@ -26,7 +26,7 @@ from app.progress import Report
 from app.rankers import named_ranker
 from app.toml_text import toml_text
 from app.training import STOPPING
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from miner.generations import check_pinned
 from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file

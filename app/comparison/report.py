@@ -15,8 +15,6 @@ from app.comparison.tables import Results, Table, headline, limit_text, notes, t
 
 STYLE = Path(__file__).with_name("report.css")
 
-Run = Mapping[str, Any]
-
 
 def markdown(results: Results) -> str:
     """Return the report without pictures."""

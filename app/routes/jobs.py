@@ -43,7 +43,7 @@ router = APIRouter(tags=["jobs"])
 )
 def rebuild(service: ServiceOf) -> Response:
     """Build what is served again over the store's newest passages, in its own process; follow it under `Location`."""
-    job, new = service.processes.start("rebuild")
+    job, new = service.processes.start(REBUILD)
     headers = {"Location": f"/v1/jobs/{job.id}"}
     return reply(JobReply.of(job).model_dump(), 202 if new else 200, headers)
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from app.opening import encoder_opener
 from benchmarks.contest import compete
-from indexer.builder import BuildInputs, IndexConfig, build_generation
+from indexer.builder import BuildInputs, build_generation
+from indexer.factory import IndexConfig
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import publish_negative_set
 from miner.samplers import SamplerConfig

@@ -16,12 +16,13 @@ from retriever.data import Corpus
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import ingest_corpus, load_query_set
+from retriever.learner import TrainConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.protocols import FloatArray, IntArray, Negatives
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverParts
 from retriever.store import Store
-from retriever.trainer import TrainConfig, Trainer, Training
+from retriever.trainer import Trainer, Training
 
 
 class Given:

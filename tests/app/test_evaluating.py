@@ -6,7 +6,7 @@ import pytest
 import pytrec_eval
 
 from app.evaluating import METRICS, Evaluated, evaluate_split, first_hits, indexed_model, scored_run
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from retriever.data import Corpus
 from retriever.errors import CorruptError, InputError, StoreError
 from retriever.ingest import load_query_set

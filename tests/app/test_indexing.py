@@ -12,7 +12,7 @@ import pytest
 from app import indexing
 from app.indexing import index_data, rebuild, rebuild_or_wait
 from app.jobs import Cancelled
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from indexer.promotion import promote
 from retriever.artifacts import Artifact
 from retriever.durable import exclusive

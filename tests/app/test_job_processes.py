@@ -13,7 +13,7 @@ from threading import Event, Thread
 import pytest
 
 from app import job_processes
-from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, rebuild_command
+from app.job_processes import ATTEMPTS, JobProcesses, follow_jobs, job_command
 from app.jobs import Job, Jobs
 from app.priority import Priority
 from app.telemetry import json_log
@@ -281,4 +281,4 @@ def test_a_job_s_environment_is_the_one_that_was_given(jobs: Jobs, monkeypatch: 
 
 def test_the_rebuild_is_hone_index() -> None:
     how = ("--store", "store", "--job-priority", "low", "--job")
-    assert rebuild_command(Path("store"), Priority.LOW)[1:] == ("-m", "app.cli", "index", *how)
+    assert job_command(Path("store"), Priority.LOW)[1:] == ("-m", "app.cli", "index", *how)

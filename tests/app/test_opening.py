@@ -5,7 +5,7 @@ import numpy as np
 
 from app.indexing import rebuild
 from app.opening import CALIBRATION_PASSAGES, calibration_texts, encoder_opener, open_generation_encoder, openers
-from indexer.builder import IndexConfig
+from indexer.factory import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
 from retriever.store import Store

@@ -6,7 +6,7 @@ import pytest
 
 from app import serving
 from app.admission import AdmissionConfig
-from app.job_processes import rebuild_command
+from app.job_processes import job_command
 from app.keys import Keys
 from app.priority import Priority
 from app.server import ServerConfig
@@ -123,4 +123,4 @@ def test_jobs_are_started_at_the_priority_that_was_asked_for(indexed: Path, monk
         with pytest.raises(InputError, match="enough"):
             serve_store(indexed, "127.0.0.1", 0, options)
     commands = [config.job_command for config in asked]
-    assert commands == [rebuild_command(indexed, Priority.IDLE), rebuild_command(indexed, Priority.NORMAL)]
+    assert commands == [job_command(indexed, Priority.IDLE), job_command(indexed, Priority.NORMAL)]

@@ -9,8 +9,9 @@ import pytest
 
 import indexer.searcher
 from indexer import faiss_gpu, faiss_index
-from indexer.builder import IndexConfig, build_generation
+from indexer.builder import build_generation
 from indexer.exact import exact_search
+from indexer.factory import IndexConfig
 from indexer.faiss_auto import make_probe
 from indexer.faiss_gpu import assigns_on_gpu, clusters_on_gpu, has_gpu, searches_on_gpu
 from indexer.faiss_index import build_index, built_on, empty_index, layers, search_index, write_index

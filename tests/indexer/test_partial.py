@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from indexer import partial
-from indexer.builder import BuildInputs, Partial, build_generation
+from indexer.builder import BuildInputs, build_generation
 from indexer.drift import Drift, fit_drift
 from indexer.encode import encode_corpus
-from indexer.partial import encode_partially
+from indexer.partial import Partial, encode_partially
 from indexer.shards import Vectors, drop_unused, open_vectors
 from retriever.artifacts import BEST, CURRENT, SERVED, Artifact
 from retriever.data import Corpus

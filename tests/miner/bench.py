@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from indexer.builder import BuildInputs, IndexConfig, build_generation
+from indexer.builder import BuildInputs, build_generation
+from indexer.factory import IndexConfig
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import publish_negative_set
 from retriever.artifacts import Artifact

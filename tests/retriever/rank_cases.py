@@ -21,7 +21,7 @@ from miner.per_query import PerQueryConfig, PerQueryPool
 from retriever.artifacts import Artifact
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
-from retriever.learner import Warn, open_workplace
+from retriever.learner import TrainConfig, Warn, open_workplace
 from retriever.lora import LoraConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.losses.ranking import RankingLossConfig
@@ -32,7 +32,6 @@ from retriever.ranker_learner import RankerLearner
 from retriever.retriever_learner import EncodeQueries, RetrieverLearner, RetrieverParts
 from retriever.teacher import Anchor, Teacher, TeacherConfig, asking_encoder, asking_ranker
 from retriever.teacher_scores import TeacherScores
-from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench
 from tests.stand_ins import HashEncoder, OverlapRanker
 

@@ -15,14 +15,13 @@ from retriever.batch_step import BatchStep
 from retriever.checkpoint import model_folder
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder, load_encoder
 from retriever.errors import InputError
-from retriever.learner import open_workplace
+from retriever.learner import TrainConfig, open_workplace
 from retriever.losses.contrastive import LossConfig
 from retriever.phases import PhasesConfig
 from retriever.protocols import FloatArray, Negatives
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import RetrieverLearner
-from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 from tests.stand_ins import HashEncoder
 

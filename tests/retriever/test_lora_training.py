@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from retriever.checkpoint import model_folder
 from retriever.encoder import ModelConfig, create_encoder, load_encoder
 from retriever.errors import CorruptError, InputError
+from retriever.learner import TrainConfig
 from retriever.lora import LoraConfig
-from retriever.trainer import TrainConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Killed, ignore, killing_at, stopping_at
 
 pytestmark = pytest.mark.usefixtures("own_process")

@@ -18,6 +18,7 @@ from retriever.data import Corpus
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.examples import Examples
 from retriever.ingest import load_query_set
+from retriever.learner import TrainConfig
 from retriever.lora import LoraConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.negatives import create_negative_set
@@ -30,7 +31,7 @@ from retriever.refresh_policy import RefreshConfig
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.store import Store
 from retriever.teacher import Teacher
-from retriever.trainer import Outcome, TrainConfig, Trainer, Training
+from retriever.trainer import Outcome, Trainer, Training
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_model import write_tiny_model
 from tests.tiny_ranker import write_tiny_ranker
