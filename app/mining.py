@@ -24,7 +24,7 @@ from miner.verdicts import as_judged
 from retriever.artifacts import Artifact
 from retriever.data import Corpus, QuerySet, hash64
 from retriever.errors import CorruptError, HoneError, InputError, StoreError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict
+from retriever.negatives import NegativeSet, Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
 from retriever.store import Store
 
@@ -196,8 +196,7 @@ def _drawn(
     if config.sampler.random:
         query_keys = np.array([hash64(query.id) for query in queries], np.uint64)
         noise = gumbel("mine", seed, generation, query_keys[:, None], found.passages)
-    eligible = np.isin(found.verdicts, MAY_BE_DRAWN)
-    pool = Pool(found.scores, eligible, lowest_positive(found.positives, found.positive_scores))
+    pool = Pool(found.scores, found.may_be_drawn, lowest_positive(found.positives, found.positive_scores))
     return draw_wanted(log_weights(pool, config.sampler), found.sources, config.wanted(num_negatives), noise)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from retriever.errors import InputError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet
+from retriever.negatives import NegativeSet
 from retriever.protocols import FloatArray, IntArray, Negatives
 
 STATE = "per_query.safetensors"
@@ -55,21 +55,15 @@ class PerQueryPool:
     def draw(self, query_rows: IntArray, step: int) -> Negatives:
         """Return the present negatives of ``query_rows`` int32 [batch]; an empty place: row −1, score 0, mask False."""
         pool = self._pool.lines(query_rows)
-        rows, scores = pool.passages, pool.scores
-        eligible = np.isin(pool.verdicts, MAY_BE_DRAWN) & (rows >= 0) & ~pool.dropped[:, None]
+        eligible = pool.may_be_drawn & ~pool.dropped[:, None]
         order = np.argsort(~eligible, axis=1, kind="stable")  # the eligible ones first, best first
         left, turn = eligible.sum(axis=1), self._turn[query_rows]
         start = np.where(turn > 0, (turn - 1) * self._count + self._config.first, 0)
         start = np.clip(np.minimum(start, left - self._count), 0, None)  # a pool that ends keeps its last ones
         places = start[:, None] + np.arange(self._count)
         mask = places < left[:, None]
-        columns = np.take_along_axis(order, np.minimum(places, rows.shape[1] - 1), axis=1)
-        return Negatives(
-            rows=np.where(mask, np.take_along_axis(rows, columns, axis=1), np.int32(-1)),
-            scores=np.where(mask, np.take_along_axis(scores, columns, axis=1), np.float32(0)),
-            mask=mask,
-            sources=np.where(mask, np.take_along_axis(pool.sources, columns, axis=1), np.uint8(0)),
-        )
+        columns = np.take_along_axis(order, np.minimum(places, pool.passages.shape[1] - 1), axis=1)
+        return pool.picked(columns, mask)
 
     def observe(self, query_rows: IntArray, scores: FloatArray) -> None:
         """Take the mean score float32 [batch] of each query's negatives by the present weights, nan where it has none.

@@ -12,7 +12,7 @@ from miner.mining import CHUNK_QUERIES
 from miner.quotas import Quotas, drawn_by_source
 from miner.samplers import SamplerConfig
 from miner.stored_pool import weighed
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict
+from retriever.negatives import NegativeSet, Verdict
 
 
 class _Sums:
@@ -38,8 +38,7 @@ def report_sources(
     names = {bit: name for name, bit in bits.items()}
     for start in range(0, len(negatives.queries), CHUNK_QUERIES):
         chunk = negatives.lines(slice(start, start + CHUNK_QUERIES))
-        real = chunk.passages >= 0
-        may = np.isin(chunk.verdicts, MAY_BE_DRAWN) & real
+        may = chunk.may_be_drawn
         for name, bit in bits.items():
             brought, one = (chunk.sources & np.uint8(bit)) > 0, sums[name]
             one.verdicts += np.bincount(chunk.verdicts[brought], minlength=len(Verdict))

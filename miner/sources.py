@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import InputError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet
+from retriever.negatives import NegativeSet
 from retriever.protocols import FloatArray, IntArray, Searcher
 
 SOURCES = {"ann": 1, "lookahead": 2, "momentum": 4, "bm25": 8}
@@ -156,10 +156,10 @@ def _momentum(asked: Asked, generation: OpenGeneration, depth: int) -> IntArray:
     """
     found = np.full((len(asked.rows), depth), -1, np.int32)
     if generation.last is not None:
-        rows = generation.last.passages[asked.rows]
-        drawn = np.isin(generation.last.verdicts[asked.rows], MAY_BE_DRAWN) & (rows >= 0)
+        before = generation.last.lines(asked.rows)
+        drawn = before.may_be_drawn
         order = np.argsort(~drawn, axis=1, kind="stable")[:, :depth]
-        kept = np.take_along_axis(np.where(drawn, rows, np.int32(-1)), order, axis=1)
+        kept = np.take_along_axis(np.where(drawn, before.passages, np.int32(-1)), order, axis=1)
         found[:, : kept.shape[1]] = kept
     return found
 

@@ -11,7 +11,7 @@ from miner.filters import lowest_positive
 from miner.quotas import Quotas, draw_wanted, total
 from miner.samplers import LogWeights, Pool, SamplerConfig, log_weights
 from retriever.errors import InputError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet
+from retriever.negatives import NegativeSet
 from retriever.protocols import IntArray, Negatives
 
 
@@ -60,19 +60,14 @@ def draw_negatives(
     """
     weights, noise = weighed(pool, query_rows, sampler, words)
     columns, mask = draw_wanted(weights, pool.sources, count, noise)
-    return Negatives(
-        rows=np.where(mask, np.take_along_axis(pool.passages, columns, axis=1), np.int32(-1)),
-        scores=np.where(mask, np.take_along_axis(pool.scores, columns, axis=1), np.float32(0)),
-        mask=mask,
-        sources=np.where(mask, np.take_along_axis(pool.sources, columns, axis=1), np.uint8(0)),
-    )
+    return pool.picked(columns, mask)
 
 
 def weighed(
     pool: NegativeSet, query_rows: IntArray, sampler: SamplerConfig, words: tuple[int, int, int]
 ) -> tuple[LogWeights, NDArray[np.float64] | float]:
     """Return the log weights [q, D] of the candidates of ``pool``, −inf where one may not be drawn, and the noise."""
-    eligible = np.isin(pool.verdicts, MAY_BE_DRAWN) & (pool.passages >= 0) & ~pool.dropped[:, None]
+    eligible = pool.may_be_drawn & ~pool.dropped[:, None]
     noise: NDArray[np.float64] | float = 0.0
     if sampler.random:
         noise = gumbel("negatives", *words, query_rows[:, None], pool.passages)

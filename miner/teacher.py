@@ -20,7 +20,7 @@ from indexer.encode import advance
 from miner.mining import MiningTask
 from retriever.durable import remove_folder, sha256_json, write_atomic
 from retriever.errors import StoreError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet
+from retriever.negatives import NegativeSet
 from retriever.protocols import FloatArray, IntArray, Progress, Ranker, silent
 from retriever.store import Store
 from retriever.teacher_scores import create_teacher_scores
@@ -124,12 +124,12 @@ def _keys(queries: IntArray, passages: IntArray) -> Keys:
 
 def _wanted(pool: NegativeSet, lines: slice, depth: int | None) -> Keys:
     """Return the pairs of a block that have to be scored, each once, ascending."""
-    rows = pool.passages[lines]
-    drawn = np.isin(pool.verdicts[lines], MAY_BE_DRAWN) & (rows >= 0)
+    block = pool.lines(lines)
+    drawn = block.may_be_drawn
     if depth is not None:
         drawn &= np.cumsum(drawn, axis=1) <= depth
-    candidates = _keys(pool.queries[lines], rows)[drawn]
-    positives = _keys(pool.queries[lines], pool.positives[lines])[pool.positives[lines] >= 0]
+    candidates = _keys(block.queries, block.passages)[drawn]
+    positives = _keys(block.queries, block.positives)[block.positives >= 0]
     return np.unique(np.concatenate([candidates, positives]))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retriever.errors import CorruptError
+from retriever.protocols import BoolArray, Negatives
 
 
 class Verdict(IntEnum):
@@ -53,6 +54,20 @@ class NegativeSet:
     def lines(self, rows: "slice | NDArray[np.int32]") -> "NegativeSet":
         """Return the set of the queries ``rows`` alone."""
         return NegativeSet(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @property
+    def may_be_drawn(self) -> BoolArray:
+        """Which candidates are no pads and may be negatives, bool [Q, D]."""
+        return np.isin(self.verdicts, MAY_BE_DRAWN) & (self.passages >= 0)
+
+    def picked(self, columns: NDArray[np.int64], mask: BoolArray) -> Negatives:
+        """Return the candidates in ``columns`` [Q, n]; an empty place, where ``mask`` is False: row −1, score 0."""
+        return Negatives(
+            rows=np.where(mask, np.take_along_axis(self.passages, columns, axis=1), np.int32(-1)),
+            scores=np.where(mask, np.take_along_axis(self.scores, columns, axis=1), np.float32(0)),
+            mask=mask,
+            sources=np.where(mask, np.take_along_axis(self.sources, columns, axis=1), np.uint8(0)),
+        )
 
     def flush(self) -> None:
         """Write what is still in memory to the files."""
