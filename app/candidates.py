@@ -13,7 +13,7 @@ import numpy as np
 from app.reranking import Candidates
 from app.snapshot import Snapshot
 from retriever.beir import find_file, read_queries
-from retriever.counting import counted
+from retriever.counting import counted, the_first
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file
 from retriever.errors import InputError
@@ -21,8 +21,6 @@ from retriever.ingest import ingest_corpus
 from retriever.protocols import FloatArray, IntArray
 from retriever.store import Store
 from retriever.trec import read_run
-
-SHOWN_UNKNOWN = 5
 
 
 def candidates_of_generation(snapshot: Snapshot, queries: QuerySet, depth: int) -> Candidates:
@@ -43,9 +41,8 @@ def candidates_of_run(run: Path, data: Path, corpus: Corpus) -> Candidates:
     texts = {name: text for _, name, text in read_queries(data) if name in ranked}
     unknown = [name for name in ranked if name not in texts]
     if unknown:
-        shown = ", ".join(unknown[:SHOWN_UNKNOWN]) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
         queries = counted(len(unknown), "query is", "queries are")
-        raise InputError(f"{run}: {queries} not in {find_file(data, 'queries.jsonl')}: {shown}")
+        raise InputError(f"{run}: {queries} not in {find_file(data, 'queries.jsonl')}: {the_first(unknown)}")
     ids = list(ranked)
     hits, _ = hits_of_run(ranked, ids, corpus, max(map(len, ranked.values())), f"{run} ({data})")
     return Candidates(ids, [texts[name] for name in ids], corpus, hits)

@@ -22,13 +22,12 @@ from miner.samplers import Pool, log_weights
 from miner.sources import SOURCES, OpenGeneration, bits_of, generation_of
 from miner.verdicts import as_judged
 from retriever.artifacts import Artifact
+from retriever.counting import the_first
 from retriever.data import Corpus, QuerySet, hash64
 from retriever.errors import CorruptError, HoneError, InputError, StoreError
 from retriever.negatives import NegativeSet, Verdict
 from retriever.protocols import BoolArray, FloatArray, IntArray
 from retriever.store import Store
-
-SHOWN_UNKNOWN = 5
 
 Others = Mapping[str, Callable[[IntArray], IntArray]]
 """By the name of a source that is another generation: rows of queries int32 [q] to candidates int32 [q, depth]."""
@@ -71,7 +70,7 @@ def check_positives(snapshot: Snapshot, queries: Sequence[Asked]) -> None:
     """Raise InputError naming the positives that the corpus lacks."""
     unknown = [one for query in queries for one in query.positives if snapshot.corpus.row_of(one) is None]
     if unknown:
-        shown = ", ".join(map(repr, unknown[:SHOWN_UNKNOWN])) + (", …" if len(unknown) > SHOWN_UNKNOWN else "")
+        shown = the_first([*map(repr, unknown)])
         corpus = f"the corpus of generation {snapshot.generation.number}"
         raise InputError(f"queries.positives: {len(unknown)} ids are not in {corpus}: {shown}")
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from indexer.flips import flipped
 from indexer.slices import Slice
+from retriever.counting import the_first
 from retriever.protocols import FloatArray
 
 METRIC = "nDCG@10"
@@ -211,8 +212,7 @@ def _slices(pairs: Pairs) -> Iterator[Check]:
     told = f"of {len(looked_at)} slices of the dev queries with at least {LEAST_QUERIES_OF_A_SLICE} "
     told += f"fell: {', '.join(fallen)}" if fallen else "none fell"
     if small:
-        named = ", ".join(map(repr, small[:SHOWN_SMALL])) + (", …" if len(small) > SHOWN_SMALL else "")
-        told += f"; not looked at, since they have fewer: {len(small)} ({named})"
+        told += f"; not looked at, since they have fewer: {len(small)} ({the_first([*map(repr, small)], SHOWN_SMALL)})"
     yield Check("slices", not fallen, told, figures)
 
 

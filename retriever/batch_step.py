@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retriever.encoder import DualEncoder
 from retriever.examples import Batch, Examples
-from retriever.gradcache import cached_backward, chunks_of, in_order
+from retriever.gradcache import cached_backward, chunks_of, sides_in_order
 from retriever.inference import TOKEN_BUDGETS
 from retriever.objective import Objective
 from retriever.protocols import FloatArray, IntArray, Negatives
@@ -74,7 +74,7 @@ class BatchStep:
             return cached_backward(
                 chunks,
                 lambda chunk: self.model(*chunk.token_ids, self._budget)[chunk.side],
-                lambda vectors: loss_of(*in_order(chunks, vectors, self.encoder.dimensions)),
+                lambda vectors: loss_of(*sides_in_order(chunks, vectors, self.encoder.dimensions)),
                 self._scaled_backward,
                 lambda last_chunk: self.ranks.sync_gradients(self.model, last and last_chunk),
             )

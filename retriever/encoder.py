@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retriever.checkpointed_layers import checkpoint_layers
 from retriever.durable import sha256_json
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.errors import CorruptError, InputError
+from retriever.gradcache import in_order
 from retriever.lora import Adapted, LoraConfig, adapt, load_adapter, save_adapter
 from retriever.protocols import Fingerprints, Side
 from retriever.token_batches import token_batches
@@ -137,7 +137,7 @@ class DualEncoder(nn.Module):
         for batch in batches:
             ids, mask = tower.pad([token_ids[i] for i in batch])
             parts.append(tower(ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)))
-        return _in_order(parts, batches)
+        return in_order(parts, batches)
 
     def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:
         """Return the vectors of each of ``shares``; they pass the tower together, in micro-batches of their own."""
@@ -154,7 +154,7 @@ class DualEncoder(nn.Module):
         for plan in plans:
             buckets = [bucket for batch in plan for bucket in batch]
             own, pooled = pooled[: len(buckets)], pooled[len(buckets) :]
-            found.append(_in_order(own, buckets) if own else torch.empty((0, self.dimensions)))
+            found.append(in_order(own, buckets) if own else torch.empty((0, self.dimensions)))
         return found
 
     def fingerprints(self, query: str, passage: str) -> Fingerprints:
@@ -216,13 +216,6 @@ class DualEncoder(nn.Module):
             save_tower(self.query, folder / "query", config.query_max_length, prompts)
             save_tower(self.passage, folder / "passage", config.passage_max_length, prompts)
         (folder / SETTINGS).write_text(json.dumps(asdict(config), indent=1) + "\n")
-
-
-def _in_order(parts: list[Tensor], places: list[NDArray[np.int64]]) -> Tensor:
-    """Return all rows of ``parts`` where ``places`` say."""
-    order = torch.from_numpy(np.argsort(np.concatenate(places)))
-    together = torch.cat(parts)
-    return together.index_select(0, order.to(together.device))
 
 
 def model_path(name: str) -> str:

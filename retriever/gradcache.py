@@ -47,7 +47,14 @@ def chunks_of(sides: Sides, budget: int) -> list[Chunk]:
     return chunks
 
 
-def in_order(chunks: Sequence[Chunk], vectors: Sequence[Tensor], dimensions: int) -> tuple[Tensor, Tensor]:
+def in_order(parts: Sequence[Tensor], places: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Return the rows of ``parts`` together, each where ``places`` say that it was before it was batched."""
+    together = torch.cat([*parts])
+    order = torch.from_numpy(np.argsort(np.concatenate([*places])))
+    return together.index_select(0, order.to(together.device))
+
+
+def sides_in_order(chunks: Sequence[Chunk], vectors: Sequence[Tensor], dimensions: int) -> tuple[Tensor, Tensor]:
     """Return the vectors of queries and of passages [n, dimensions] in the order before they were split."""
     sides = []
     for side in (0, 1):
@@ -55,9 +62,7 @@ def in_order(chunks: Sequence[Chunk], vectors: Sequence[Tensor], dimensions: int
         if not mine:
             sides.append(torch.empty((0, dimensions), device=vectors[0].device if vectors else None))
             continue
-        order = torch.from_numpy(np.argsort(np.concatenate([chunks[number].places for number in mine])))
-        together = torch.cat([vectors[number] for number in mine])
-        sides.append(together.index_select(0, order.to(together.device)))
+        sides.append(in_order([vectors[number] for number in mine], [chunks[number].places for number in mine]))
     return sides[0], sides[1]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retriever.artifacts import Artifact, Draft
 from retriever.beir import PassageLine, QueryLine, find_file, pass_over, read_corpus, read_query_lines
 from retriever.carving import places
-from retriever.counting import counted
+from retriever.counting import counted, the_first
 from retriever.data import BLOCK_ROWS, Corpus, QuerySet, duplicate_hash, hash64, passage_text
 from retriever.durable import sha256_file
 from retriever.errors import InputError, StoreError
@@ -24,7 +24,6 @@ from retriever.store import Store
 from retriever.trec import read_qrels
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "title", "text", "metadata")])
-SHOWN_UNKNOWN = 5
 WITHOUT = re.compile(r"(.+):-([^:]+:[^:]+)")
 """A split without the queries of a carved one: "other:-train:0.1"."""
 
@@ -112,7 +111,7 @@ def _write_passages(draft: Draft, folder: Path, skipping: Callable[[str], None] 
     if not lines:
         raise InputError(f"{path}: no passages; a corpus needs at least one line")
     if empty and skipping is not None:
-        left_out = f"{counted(len(empty), 'passage has', 'passages have')} an empty text: {_some(empty)}"
+        left_out = f"{counted(len(empty), 'passage has', 'passages have')} an empty text: {the_first(empty)}"
         draft.facts["left_out"] = left_out  # for who reads the same file later
         skipping(f"{path}: {left_out}; skipped")
     ids = np.frombuffer(id_hash, np.uint64)
@@ -205,14 +204,10 @@ def _report_unknown(
     if not unknown:
         return
     judgements = counted(len(unknown), "judgement names", "judgements name")
-    message = f"{folder}/qrels/{name}.tsv: {judgements} an unknown {what}: {_some(unknown)}"
+    message = f"{folder}/qrels/{name}.tsv: {judgements} an unknown {what}: {the_first(unknown)}"
     if not skip_missing:
         raise InputError(f"{message}; mend them or pass --skip-missing to go on without")
     warn(f"{message}; skipped")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN_UNKNOWN]) + (", …" if len(names) > SHOWN_UNKNOWN else "")
 
 
 def _fraction(split: str, carved: str) -> float:

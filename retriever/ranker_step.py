@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retriever.examples import Batch, Examples
-from retriever.gradcache import cached_backward
+from retriever.gradcache import cached_backward, in_order
 from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import BoolArray, FloatArray
 from retriever.ranker import Pair
@@ -153,11 +153,10 @@ class RankerStep:
                 self.accelerator.backward(loss)
             return loss.item()
         chunks = token_batches(lengths, most)
-        order = torch.from_numpy(np.argsort(np.concatenate(chunks)))
         return cached_backward(
             chunks,
             lambda chunk: self.model([pairs[i] for i in chunk], self._budget),
-            lambda logits: loss_of(torch.cat(logits).index_select(0, order.to(logits[0].device))),
+            lambda logits: loss_of(in_order(logits, chunks)),
             self.accelerator.backward,
             lambda last_chunk: self.ranks.sync_gradients(self.model, last and last_chunk),
         ).item()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from retriever.checkpointed_layers import checkpoint_layers
 from retriever.engines.fast_ranker import HEADS, head_logits
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
+from retriever.gradcache import in_order
 from retriever.ranker import Pair, PairClassifier
 from retriever.token_batches import token_batches
 
@@ -76,6 +77,4 @@ class TrainedRanker(nn.Module):
                 states = self._fast(laid_out["input_ids"], laid_out.get("token_type_ids"))
                 with torch.autocast("cpu", enabled=False):  # the head is small, and margins of logits are smaller
                     parts += [head_logits(self.ranker.classifier, *one) for one in states]
-        together = torch.cat(parts)
-        order = torch.from_numpy(np.argsort(np.concatenate(places)))
-        return together.index_select(0, order.to(together.device))
+        return in_order(parts, places)

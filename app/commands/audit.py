@@ -13,11 +13,10 @@ from app.audit_findings import as_json, suggestions
 from app.audit_report import html, summary, tables
 from app.audited_runs import RESULTS, find_runs
 from app.auditing import audit as carry_out
-from app.options import JsonOption, StoreOption, print_json, store_path, warn
+from app.options import JsonOption, StoreOption, check_writable, print_json, store_path, warn
+from app.rankers import named_ranker
 from retriever.durable import write_atomic
 from retriever.errors import InputError
-from retriever.ranker import RankerConfig, load_ranker
-from retriever.scoring import TorchRanker
 
 SHOWN_CHARACTERS = 100
 
@@ -46,12 +45,12 @@ def audit(
 ) -> None:
     """List what to look at first: labels that look wrong, likely false negatives, what varies or hurts."""
     for file in (out, suggest):
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise InputError(f"{file}: cannot be written; name a file in a folder that exists")
+        if file is not None:
+            check_writable(file)
     comparisons = [place for place in places if (place / RESULTS).is_file()]
     if len(comparisons) > 1:
         raise InputError(f"{comparisons[1]}: one comparison at a time; its seeds are another's no more")
-    opened = None if ranker is None else TorchRanker(load_ranker(RankerConfig(str(ranker))), "auto")
+    opened = None if ranker is None else named_ranker(str(ranker))
     runs, corpus = find_runs(places, store_path(store), config, warn)
     audited = carry_out(runs, corpus, comparisons, limit, warn, lexical=lexical, ranker=opened)
     result = as_json(audited)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retriever.gradcache import RandomState, cached_backward, chunks_of, in_order
+from retriever.gradcache import RandomState, cached_backward, chunks_of, sides_in_order
 from retriever.losses.contrastive import LossConfig, contrastive_loss
 from retriever.losses.terms import Candidates
 
@@ -153,11 +153,11 @@ def test_sides_are_split_by_tokens_and_put_back_in_order() -> None:
         assert not chunk.token_ids[1 - chunk.side]
         assert len(chunk.places) * max(map(len, chunk.token_ids[chunk.side])) <= 9
     vectors = [torch.tensor([[float(len(ids))] for ids in chunk.token_ids[chunk.side]]) for chunk in chunks]
-    queries, passages = in_order(chunks, vectors, dimensions=1)
+    queries, passages = sides_in_order(chunks, vectors, dimensions=1)
     assert queries.flatten().tolist() == [3, 9, 1, 4]
     assert passages.flatten().tolist() == [2, 8]
 
 
 def test_a_side_without_texts_has_no_vectors() -> None:
     chunks = chunks_of(([[1]], []), budget=4)
-    assert in_order(chunks, [torch.ones(1, 3)], dimensions=3)[1].shape == (0, 3)
+    assert sides_in_order(chunks, [torch.ones(1, 3)], dimensions=3)[1].shape == (0, 3)
