@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.replies import error_reply
 
 READING = ("GET", "HEAD", "OPTIONS")
-"""A page of others is not shown the answers to these."""
+"""These change nothing, and a browser sends no Origin with a page's own."""
 
 
 class RefuseForeignPages:

@@ -25,7 +25,7 @@ from retriever.beir import find_file
 from retriever.checkpoint import can_be_resumed, publish_model
 from retriever.data import Corpus, QuerySet
 from retriever.encoder import PACKAGED_MODEL, ModelConfig, create_encoder
-from retriever.errors import BusyError, InputError, StoreError
+from retriever.errors import BusyError, CorruptError, InputError, StoreError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.merging import merged_facts
 from retriever.store import KINDS, SINGULAR, Store, is_store
@@ -124,7 +124,11 @@ def rebuild(
     def warn(message: str) -> None:
         report("warning", message=message)
 
-    served = intact_served(store, warn)
+    try:
+        served = intact_served(store, warn)
+    except CorruptError as error:  # a rebuild is what mends it
+        warn(f"{error}; it is built from the newest checkpoint")
+        served = None
     checkpoint = store.checkpoints.intact(CURRENT, warn)
     if served is not None:
         checkpoint = store.checkpoints.at(served.parents["checkpoint"])

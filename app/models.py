@@ -5,6 +5,8 @@ Does not know HTTP, corpora or indexes.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -21,7 +23,9 @@ SLICE_TEXTS = 64
 INLINE_CHARACTERS = 16_384
 """Up to this much text is tokenised at once, where a thread would cost more than it spares."""
 MOST_CHARACTERS = 16_777_216
-"""What is tokenised for one request to score: a query counts once for each of its passages."""
+"""Of a query, once for each passage that it is scored with: so often it is tokenised."""
+SMALL = ThreadPoolExecutor(2, "tokenise-small")
+"""Where small requests wait for their turn: never behind the whole of a large one."""
 ENDINGS: dict[str, Side] = {"query": "query", "passage": "passage", "document": "passage"}
 LEAST = 1e-7
 """Distance to 0 and 1 from which a float32 probability says no more of its log-odds."""
@@ -151,46 +155,53 @@ class Models:
                 "no ranker is loaded; put one into a generation with `hone index --ranker FOLDER`, or serve one with "
                 "`hone serve --ranker FOLDER`"
             )
-        characters = len(query) * len(passages) + sum(map(len, passages))
-        if characters > MOST_CHARACTERS:
+        repeated = len(query) * len(passages)
+        if repeated > MOST_CHARACTERS:
             raise TooManyTokensError(
-                f"{characters} characters in {len(passages)} pairs, the limit is {MOST_CHARACTERS}; send it in parts"
+                f"a query of {len(query)} characters with {len(passages)} passages is read as {repeated}, the limit is "
+                f"{MOST_CHARACTERS}; shorten it, or send fewer passages"
             )
+        characters = repeated + sum(map(len, passages))
         read = await _tokenised(passages, characters, partial(self._tokenise_pairs, query), self._pairs.turn)
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
         done = await admission.compute(self._pairs.lane, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
 
     def _tokenise(self, side: Side, texts: Sequence[str]) -> _Tokenised:
-        with self._towers.turn:
-            ids, cut = self.encoder.tokenize(side, texts)
+        ids, cut = self.encoder.tokenize(side, texts)
         return _Tokenised([*ids], [len(one) for one in ids], cut)
 
     def _tokenise_pairs(self, query: str, passages: Sequence[str]) -> _Tokenised:
-        assert self.ranker is not None and self._pairs is not None
-        with self._pairs.turn:
-            return _Tokenised(*self.ranker.tokenize([query] * len(passages), passages))
+        assert self.ranker is not None
+        return _Tokenised(*self.ranker.tokenize([query] * len(passages), passages))
 
 
 async def _tokenised(
     texts: Sequence[str], characters: int, tokenise: Callable[[Sequence[str]], _Tokenised], turn: Lock
 ) -> _Tokenised:
-    """Tokenise a slice at a time, so that nobody waits long for the tokenizer.
+    """Tokenise a slice at a time, so that nobody waits long for the ``turn`` to.
 
     Off the loop where there are many ``characters``, and where another's slice would have to be waited for.
     """
 
-    def in_slices() -> _Tokenised:
+    def in_slices(turn: AbstractContextManager[Any]) -> _Tokenised:
         whole = _Tokenised([], [], 0)
         for start in range(0, len(texts), SLICE_TEXTS):
-            part = tokenise(texts[start : start + SLICE_TEXTS])
+            with turn:
+                part = tokenise(texts[start : start + SLICE_TEXTS])
             whole.items.extend(part.items)
             whole.tokens.extend(part.tokens)
             whole.cut += part.cut
         return whole
 
-    inline = characters <= INLINE_CHARACTERS and not turn.locked()
-    return in_slices() if inline else await asyncio.to_thread(in_slices)
+    if characters > INLINE_CHARACTERS:
+        return await asyncio.to_thread(in_slices, turn)
+    if not turn.acquire(blocking=False):
+        return await asyncio.get_running_loop().run_in_executor(SMALL, in_slices, turn)
+    try:
+        return in_slices(nullcontext())
+    finally:
+        turn.release()
 
 
 def _computed(values: FloatArray, read: _Tokenised, done: Done) -> Computed:

@@ -56,10 +56,12 @@ def built_once(index: str, made_by: str, build: Callable[[], Mapping[str, Any]])
 
 
 def _pin() -> None:
-    """Run on as many cores as threads were given: what libraries of their own pools start is held to them as well."""
-    count = int(os.environ.get("OMP_NUM_THREADS", "0"))
-    if count and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    """Run on as many cores as threads were given; so does each thread that libraries have started and will start."""
+    count, threads = int(os.environ.get("OMP_NUM_THREADS", "0")), Path("/proc/self/task")
+    if count and threads.exists():
+        cores = sorted(os.sched_getaffinity(0))[:count]
+        for thread in threads.iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _version(package: str) -> str:

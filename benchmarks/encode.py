@@ -74,10 +74,10 @@ def _entrants(bf16: bool, calibration: str) -> list[Entrant]:
     best = "bf16" if bf16 else "fp32"
     entrants = [
         peer(DEFAULT, "sentence-transformers"),
-        peer(OPENVINO, "sentence-transformers-openvino", "openvino"),
         ours(TORCH_FP32, "torch", "fp32"),
     ]
     if find_spec("openvino") is not None:
+        entrants += [peer(OPENVINO, "sentence-transformers-openvino", "openvino")]
         entrants += [ours(OURS_OPENVINO, "openvino", best), ours(INT8, "openvino", "int8", calibration)]
     if bf16:
         entrants += [peer(BF16, "sentence-transformers", dtype="bfloat16"), ours(TORCH_BF16, "torch", "bf16")]

@@ -5,6 +5,7 @@ Does not know queries, vectors or indexes.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -31,10 +32,14 @@ class Column:
     def __init__(self, codes: NDArray[np.int32], values: Sequence[Any]) -> None:
         self.codes = codes
         self._values = values
-        self._places: dict[tuple[str, Any], list[int]] = {}
-        for place, value in enumerate(values):
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, Any], list[int]]:
+        places: dict[tuple[str, Any], list[int]] = {}
+        for place, value in enumerate(self._values):
             for one in _elements(value):
-                self._places.setdefault(_equal(one), []).append(place)
+                places.setdefault(_equal(one), []).append(place)
+        return places
 
     def meeting(self, condition: Any) -> BoolArray:
         """Return bool [values]: which meet ``condition``, as PassageFields.allowed has it."""
@@ -51,7 +56,8 @@ class PassageFields:
     """The fields of a corpus, by which passages can be filtered: its metadata. For many threads.
 
     The fields are read once, when first asked for; afterwards they take 4 bytes a passage and field, and each value
-    once. The rows of the latest filters are kept.
+    once; a field that was asked for a value takes some 250 bytes more for each that it has. The rows of the latest
+    filters are kept.
     """
 
     def __init__(self, corpus: Corpus) -> None:

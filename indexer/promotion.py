@@ -166,11 +166,14 @@ def intact_served(store: Store, warn: Callable[[str], None]) -> Artifact | None:
     A corrupt one is reported through ``warn``, and the newest intact one before it is taken that was served, too: never
     one that the gate refused. Raises CorruptError if there is none left.
     """
-    before = served_before(store)
 
     def fits(generation: Artifact) -> bool:
-        passed = generation.facts.get("gate", {}).get("served", True)
-        return not is_partial(generation.facts) and (generation.number in before if before else passed)
+        if is_partial(generation.facts):
+            return False
+        if ledger(store):
+            return generation.number in served_before(store)
+        passed: bool = generation.facts.get("gate", {}).get("served", True)
+        return passed
 
     return store.generations.intact(SERVED, warn, fits)
 
@@ -224,14 +227,13 @@ def compare_reranked(new: DevRecord, old: DevRecord | None) -> Reranked:
 def _serve(store: Store, number: int, by: str, verdict: GateVerdict | None) -> dict[str, Any]:
     """Write the line first, then move the pointers: a crash between leaves a line more than moves, never one less."""
     series = store.generations
-    served = _readable(store, SERVED)
-    before = None if served is None else served.number
+    before, readable = _pointed(store), _readable(store, SERVED) is not None
     line = {"time": time.time(), "from": before, "to": series.at(number).number, "by": by}
     if verdict is not None:
         line |= {"reason": verdict.reason, "checks": verdict.as_facts()["checks"]}
     if before != number:
         append_line(store.root / LEDGER, line)
-        if before is not None:
+        if before is not None and readable:
             series.point(PREVIOUS, before)
         series.point(SERVED, number)
     return line
@@ -241,6 +243,14 @@ def _record(generation: Artifact) -> DevRecord | None:
     try:
         return read_record(generation)
     except StoreError:  # a broken generation cannot hold its place against a sound one
+        return None
+
+
+def _pointed(store: Store) -> int | None:
+    """Return the number in SERVED, also of one that is torn or gone; None if it is none."""
+    try:
+        return store.generations.pointed(SERVED)
+    except StoreError:
         return None
 
 

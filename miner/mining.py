@@ -8,20 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.promotion import JUDGED, PREVIOUS
 from miner.communities import B3
 from miner.counter_hash import uniform
 from miner.filters import FilterConfig, judge
 from miner.per_query import PerQueryConfig
 from miner.quotas import Quotas
 from miner.samplers import SamplerConfig
-from miner.sources import Asked, OpenGeneration, bits_of, exact_scores, find
+from miner.sources import Asked, OpenGeneration, bits_of, exact_scores, find, generation_of
 from miner.verdicts import ACTIONS, WRITTEN, StoredVerdicts
+from retriever.artifacts import BEST, SERVED
 from retriever.data import Corpus, QuerySet, duplicate_hash
 from retriever.errors import InputError
 from retriever.negatives import MAY_BE_DRAWN, NegativeSet, create_negative_set
 from retriever.protocols import FloatArray, IntArray, Progress, silent
 
 CHUNK_QUERIES = 1024
+
+
+def _comes_with_time(name: str) -> bool:
+    """Tell whether ``name`` is a source of a generation that may not be there yet when the first set is mined."""
+    wanted = generation_of(name)
+    return isinstance(wanted, int) or wanted in (SERVED, BEST, JUDGED, PREVIOUS)
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,8 @@ class MiningConfig:
         if not self.sources or len(set(self.sources)) < len(self.sources):
             raise InputError(f"[negatives] sources = {list(self.sources)}: name each source once, and at least one")
         bits_of(self.sources)
-        if all(name == "momentum" or name.startswith("generation:-") for name in self.sources):
-            raise InputError(f'[negatives] sources = {list(self.sources)}: there is no set before the first; add "ann"')
+        if all(name == "momentum" or _comes_with_time(name) for name in self.sources):
+            raise InputError(f'[negatives] sources = {list(self.sources)}: the first set may have none; add "ann"')
         self._check_quotas()
         if self.live and self.sources != ("ann",):
             raise InputError(f'[negatives] sources = {list(self.sources)}: live = true searches, it needs ["ann"]')

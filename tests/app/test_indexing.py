@@ -14,12 +14,12 @@ from app.indexing import index_data, rebuild, rebuild_or_wait
 from app.jobs import Cancelled
 from indexer.factory import IndexConfig
 from indexer.promotion import promote
-from retriever.artifacts import Artifact
+from retriever.artifacts import SERVED, Artifact
 from retriever.durable import exclusive
 from retriever.errors import BusyError, InputError
 from retriever.store import KINDS, Store
 from tests.app.command_line import contents, silent
-from tests.app.served import wait_for
+from tests.app.served import damage, wait_for
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model
 
@@ -215,6 +215,13 @@ def test_rebuilding_keeps_the_choices_of_what_is_served(indexed: Path) -> None:
     changed = rebuild(store, {"target_recall": 0.9}, silent).facts["index_config"]
     assert changed == {**first.facts["index_config"], "target_recall": 0.9}
     assert rebuild(store, {"factory": "Flat"}, silent).facts["index_config"]["search"] == {}, "nprobe was the lists'"
+
+
+def test_a_rebuild_mends_a_store_whose_only_generation_is_damaged(indexed: Path) -> None:
+    store = Store(indexed)
+    damage(store.generations.path(0) / "index.faiss")
+    made = rebuild(store, {"precision": "fp32", "engine": "torch"}, silent)
+    assert made.number == 1 and store.generations.pointed(SERVED) == 1
 
 
 def test_a_store_with_nothing_to_rebuild(tmp_path: Path) -> None:

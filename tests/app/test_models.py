@@ -159,7 +159,7 @@ def test_a_query_counts_once_for_each_of_its_passages() -> None:
     assert ranker.threads == [threading.get_ident()]
     scored(models, "alpha" * 1000, ["beta"] * 8)
     assert ranker.threads[1] != threading.get_ident(), "much text, so not on the loop"
-    with pytest.raises(TooManyTokensError, match=r"20000320 characters in 80 pairs, the limit is 16777216; send it in"):
+    with pytest.raises(TooManyTokensError, match=r"with 80 passages is read as 20000000, the limit is 16777216; short"):
         scored(models, "alpha" * 50_000, ["beta"] * 80)
     assert len(ranker.threads) == 2
 

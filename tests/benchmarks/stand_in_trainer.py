@@ -1,5 +1,6 @@
 """A training that counts up, so that tests of the pace need no model. It does not know the tests."""
 
+import os
 import time
 from itertools import count
 
@@ -17,4 +18,4 @@ def train(pace: Pace) -> None:
 
 
 if __name__ == "__main__":
-    train(Pace([], lambda: 7))
+    train(Pace([], lambda: len(os.sched_getaffinity(os.getpid()))))

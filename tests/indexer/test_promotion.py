@@ -7,6 +7,7 @@ import pytest
 
 from indexer.dev_record import QUERIES, RERANKED, DevRecord
 from indexer.promotion import (
+    LEDGER,
     PREVIOUS,
     compare,
     compare_reranked,
@@ -16,6 +17,7 @@ from indexer.promotion import (
     promote,
     promote_if_good,
     rollback,
+    served_before,
 )
 from retriever.artifacts import BEST, SERVED, Artifact
 from retriever.data import Corpus
@@ -231,3 +233,36 @@ def test_what_was_rolled_back_stands_in_for_nothing(tiny: tuple[Store, Corpus]) 
     (store.generations.path(2) / "manifest.json").write_text("torn")
     found = intact_served(store, lambda _: None)
     assert found is not None and found.number == 0
+
+
+def test_a_torn_manifest_leaves_the_ledger_whole(tiny: tuple[Store, Corpus]) -> None:
+    """What was rolled back stays so when the one that is served after it is torn and followed by another."""
+    store, _ = tiny
+    for ndcg in (0.5, 0.6):
+        promote_if_good(store, publish(store, ndcg))
+    rollback(store)
+    promote_if_good(store, publish(store, 0.7))
+    (store.generations.path(2) / "manifest.json").write_text("torn")
+    promote_if_good(store, publish(store, 0.8))
+    assert ledger(store)[-1]["from"] == 2 and served_before(store) == [2, 0]
+    (store.generations.path(3) / "manifest.json").write_text("torn")
+    found = intact_served(store, lambda _: None)
+    assert found is not None and found.number == 0
+    assert rollback(store)["to"] == 0
+
+
+def test_an_intact_generation_needs_no_ledger(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    promote_if_good(store, publish(store, 0.5))
+    (store.root / LEDGER).write_text("no line of JSON\n{}\n")
+    found = intact_served(store, pytest.fail)
+    assert found is not None and found.number == 0
+
+
+def test_where_nothing_else_was_served_nothing_stands_in(tiny: tuple[Store, Corpus]) -> None:
+    store, _ = tiny
+    publish(store, 0.4)
+    promote_if_good(store, publish(store, 0.5))
+    (store.generations.path(1) / "manifest.json").write_text("torn")
+    with pytest.raises(CorruptError, match="no intact artifact up to 1"):
+        intact_served(store, lambda _: None)
