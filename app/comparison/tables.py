@@ -60,7 +60,7 @@ def headline(results: Results) -> list[str]:
     baseline = results["baseline"]
     readings = results["findings"]["readings"]
     for name in results["systems"]:
-        told = [_told(reading, name) for reading in readings]
+        told = [_told(results, reading, name) for reading in readings]
         said = "; ".join(text for text in told if text)
         if name != baseline and said:
             sentences.append(f"{name} against {baseline}: {said}.")
@@ -81,10 +81,16 @@ def headline(results: Results) -> list[str]:
     return sentences
 
 
-def _told(reading: Mapping[str, Any], name: str) -> str:
+def _told(results: Results, reading: Mapping[str, Any], name: str) -> str:
     gap = reading["systems"].get(name, {}).get(METRIC, {}).get("gap")
     if gap is None:
         return ""
+    axis = "step" if reading["axis"] == "steps" else "seconds"
+    for run in results["runs"]:
+        late = all(point["step"] == 0 or point[axis] > reading["limit"] for point in run["curve"])
+        if run["system"] in (name, results["baseline"]) and late:
+            kept = f"{run['system']} keeps no trained checkpoint within {limit_text(reading)}"
+            return f"not told at equal {reading['axis']}: {kept}, write a smaller [train] save_every"
     return f"{gap['mean']:+.4f} {METRIC} at equal {reading['axis']} ({gap['verdict']}{_p_text(gap['holm'])})"
 
 

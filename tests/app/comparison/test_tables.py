@@ -11,6 +11,17 @@ def test_the_headline_says_how_much_and_how_sure() -> None:
     assert "(one seed, p" in headline(results_of(runs))[0]
 
 
+def test_an_untrained_model_stands_for_no_system_at_equal_seconds() -> None:
+    late = run_of("refreshed", 1, [point(0, 0.3, 0.28), point(100, 0.46, 0.47)], [1.0, 81.0])
+    runs = [run for run in some_runs() if run.seed == 1 and run.system == "static"]
+    (sentence,) = headline(results_of([*runs, late]))
+    assert sentence.startswith("refreshed against static: +") and "at equal steps" in sentence
+    assert sentence.endswith(
+        "not told at equal seconds: refreshed keeps no trained checkpoint within 42 s, "
+        "write a smaller [train] save_every."
+    )
+
+
 def test_what_has_no_figures_is_said() -> None:
     failed = [{"system": "refreshed", "seed": 1, "problem": "the loss is nan"}]
     runs = [run for run in some_runs() if run.system == "static"]
