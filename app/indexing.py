@@ -127,7 +127,7 @@ def rebuild(
     try:
         served = intact_served(store, warn)
     except CorruptError as error:  # a rebuild is what mends it
-        warn(f"{error}; it is built from the newest checkpoint")
+        warn(f"{error}; built from the newest checkpoint, by the defaults of [index], without dev queries or ranker")
         served = None
     checkpoint = store.checkpoints.intact(CURRENT, warn)
     if served is not None:

@@ -225,29 +225,18 @@ def test_what_was_served_alone_stands_in_for_a_damaged_generation(tiny: tuple[St
 
 
 def test_what_was_rolled_back_stands_in_for_nothing(tiny: tuple[Store, Corpus]) -> None:
+    """Neither once the generation served after it is torn, nor once the next one is, which followed a torn one."""
     store, _ = tiny
     for ndcg in (0.5, 0.6):
         promote_if_good(store, publish(store, ndcg))
     rollback(store)
-    promote_if_good(store, publish(store, 0.7))
-    (store.generations.path(2) / "manifest.json").write_text("torn")
-    found = intact_served(store, lambda _: None)
-    assert found is not None and found.number == 0
-
-
-def test_a_torn_manifest_leaves_the_ledger_whole(tiny: tuple[Store, Corpus]) -> None:
-    """What was rolled back stays so when the one that is served after it is torn and followed by another."""
-    store, _ = tiny
-    for ndcg in (0.5, 0.6):
-        promote_if_good(store, publish(store, ndcg))
-    rollback(store)
-    promote_if_good(store, publish(store, 0.7))
-    (store.generations.path(2) / "manifest.json").write_text("torn")
-    promote_if_good(store, publish(store, 0.8))
+    for torn in (2, 3):
+        promote_if_good(store, publish(store, 0.5 + torn / 10))
+        assert store.generations.pointed(SERVED) == torn
+        (store.generations.path(torn) / "manifest.json").write_text("torn")
+        found = intact_served(store, lambda _: None)
+        assert found is not None and found.number == 0
     assert ledger(store)[-1]["from"] == 2 and served_before(store) == [2, 0]
-    (store.generations.path(3) / "manifest.json").write_text("torn")
-    found = intact_served(store, lambda _: None)
-    assert found is not None and found.number == 0
     assert rollback(store)["to"] == 0
 
 
