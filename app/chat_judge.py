@@ -18,7 +18,7 @@ import httpx2
 
 from app.rate_limit import RateLimit, back_off, retry_after
 from retriever.durable import sha256_json
-from retriever.errors import HoneError, InputError
+from retriever.errors import HoneError, InputError, require
 from retriever.protocols import Answered, Judgement, PairText
 
 PROMPT = """\
@@ -98,9 +98,7 @@ class ChatConfig:
             f"key_env: {self.url} is neither https nor this machine, so the key could be read on the way; "
             "insecure = true sends it all the same": self.key_env is None or self.insecure or _is_private(self.url),
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise InputError(rule)
+        require(rules)
 
 
 def _is_plain_url(url: str) -> bool:

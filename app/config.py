@@ -20,7 +20,7 @@ from miner.mining import MiningConfig
 from miner.mixing import MixConfig
 from retriever.durable import sha256_json
 from retriever.encoder import ModelConfig
-from retriever.errors import InputError
+from retriever.errors import InputError, require
 from retriever.learner import TrainConfig
 from retriever.losses.contrastive import LossConfig
 from retriever.pair_memory import AuditConfig
@@ -178,9 +178,7 @@ def _check_values(config: RunConfig) -> None:
     }
     drawn = [] if config.turns.retriever == 0 else [train.drawn_negatives or train.num_negatives]
     config.negatives.check_drawn(*drawn, *([] if config.ranker is None else [config.ranker.num_negatives]))
-    for rule, holds in rules.items():
-        if not holds:
-            raise InputError(rule)
+    require(rules)
 
 
 def _refresh_rules(config: RunConfig) -> dict[str, bool]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retriever.beir_writer import write_qrels
 from retriever.durable import publish_folder, remove_folder, sha256_file
 from retriever.errors import InputError
 
@@ -64,8 +65,7 @@ def publish(
         asked = ({"_id": name, "text": text} for name, text in sorted(queries.items()))
         _write(stage / "queries.jsonl", map(_json, asked))
         for split, pairs in qrels.items():
-            rows = (f"{query}\t{passage}\t1" for query, passage in sorted(pairs))
-            _write(stage / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *rows])
+            write_qrels(stage / "qrels" / f"{split}.tsv", ((query, passage, 1) for query, passage in sorted(pairs)))
         digests = {name: sha256_file(stage / name) for name in sorted(_files(stage))}
         _write(stage / SUMMARY_FILE, [json.dumps({**facts, "sha256": digests}, indent=2)])
         if not _same(stage, out):

@@ -11,6 +11,7 @@ from pathlib import Path
 from app.judgements import StoredJudgement, query_key, settled
 from miner.verdicts import ACTIONS
 from retriever.beir import pass_over, read_passages, read_query_lines
+from retriever.beir_writer import QRELS_HEADER
 from retriever.data import duplicate_hash, passage_text
 from retriever.durable import appearing
 from retriever.errors import InputError
@@ -52,7 +53,7 @@ def export_judgements(judgements: Sequence[StoredJudgement], data: Path, out: Pa
     asked, known, lines = set[str](), set[tuple[str, int]](), 0
     with appearing(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         if form == QRELS:
-            file.write("query-id\tcorpus-id\tscore\n")
+            file.write(QRELS_HEADER)
         for query in read_query_lines(data):
             keys = query_key(None, query.text), query_key(query.id, None)
             asked.update(keys)

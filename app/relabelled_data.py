@@ -4,13 +4,13 @@ Does not know who judged.
 """
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from app.composition import splits
 from app.config import RunConfig
 from miner.verdicts import DROP_EXAMPLE, RELABEL, read_verdicts
 from retriever.beir import find_file, find_qrels
+from retriever.beir_writer import write_qrels
 from retriever.data import Corpus, QuerySet
 from retriever.durable import appearing
 from retriever.errors import InputError
@@ -54,7 +54,7 @@ def write_relabelled(
             kept = [line for line in lines if ids is None or line[0] in ids]
             if split == name:
                 kept = [line for line in kept if line[0] not in dropped] + added
-            _write_qrels(stage / "qrels" / f"{split}.tsv", kept)
+            write_qrels(stage / "qrels" / f"{split}.tsv", kept)
     return {"positives_added": len(added), "queries_dropped": len(dropped)}
 
 
@@ -69,9 +69,3 @@ def _parts(run: RunConfig, folder: Path, corpus: Corpus, queries: QuerySet, name
             raise InputError(f'{folder}: has a split dev beside the dev = "{dev}" of the run; write data.dev = "dev"')
         parts[CARVED_DEV] = set(load_query_set(folder, dev, corpus, skip_missing=True, warn=lambda _: None).ids)
     return parts
-
-
-def _write_qrels(path: Path, judgements: Sequence[tuple[str, str, int]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        file.writelines(f"{query}\t{passage}\t{relevance}\n" for query, passage, relevance in judgements)

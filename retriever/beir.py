@@ -3,15 +3,14 @@
 Does not know what becomes of the lines.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retriever.errors import InputError
+from retriever.trec import numbered_lines
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -43,19 +42,6 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not isinstance(record, dict):
             raise InputError(f'{path}:{number}: not a JSON object; write {{"_id": …, "text": …}}')
         yield number, record
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, line) of a plain or gzipped file; blank lines are passed over.
-
-    Raises InputError for a file that cannot be read.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check that the file is whole") from error
 
 
 def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str:

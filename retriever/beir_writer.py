@@ -4,15 +4,15 @@ Does not know where the texts come from.
 """
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from retriever.durable import publish_folder
+from retriever.durable import appearing
 from retriever.errors import InputError
+
+QRELS_HEADER = "query-id\tcorpus-id\tscore\n"
 
 
 class DatasetWriter:
@@ -38,13 +38,18 @@ class DatasetWriter:
 
     def write_qrels(self, split: str, judgements: Iterable[tuple[str, str, int]]) -> int:
         """Write (query id, passage id, relevance) as qrels/<split>.tsv; return how many they were."""
-        count = 0
-        with (self._stage / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as file:
-            file.write("query-id\tcorpus-id\tscore\n")
-            for query, passage, relevance in judgements:
-                file.write(f"{query}\t{passage}\t{relevance}\n")
-                count += 1
-        return count
+        return write_qrels(self._stage / "qrels" / f"{split}.tsv", judgements)
+
+
+def write_qrels(path: Path, judgements: Iterable[tuple[str, str, int]]) -> int:
+    """Write (query id, passage id, relevance) in BEIR's layout; return how many they were."""
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(QRELS_HEADER)
+        for query, passage, relevance in judgements:
+            file.write(f"{query}\t{passage}\t{relevance}\n")
+            count += 1
+    return count
 
 
 def _fields(metadata: str) -> dict[str, Any]:
@@ -63,16 +68,10 @@ def new_dataset(out: Path) -> Iterator[DatasetWriter]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists already; remove it or name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
+    with appearing(out) as stage:
         (stage / "qrels").mkdir(parents=True)
         with (
             (stage / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as corpus,
             (stage / "queries.jsonl").open("w", encoding="utf-8", newline="\n") as queries,
         ):
             yield DatasetWriter(stage, corpus, queries)
-        publish_folder(stage, out)
-    finally:
-        if stage.exists():
-            shutil.rmtree(stage)

@@ -7,8 +7,10 @@
     * BusyError: another writer holds the lock of this kind
     * CorruptError: an artifact's bytes are not those of its manifest
 
-Does not know who raises them or how they are shown.
+Does not know how they are shown.
 """
+
+from collections.abc import Mapping
 
 
 class HoneError(Exception):
@@ -17,6 +19,13 @@ class HoneError(Exception):
 
 class InputError(HoneError, ValueError):
     """A file, line, field or key that a person wrote is wrong."""
+
+
+def require(rules: Mapping[str, bool], place: str = "") -> None:
+    """Raise InputError with ``place``, as "[train] ", and the first of ``rules`` that does not hold."""
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(f"{place}{rule}")
 
 
 class FormatError(InputError):

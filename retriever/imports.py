@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retriever.beir import numbered_lines, read_passage_lines
+from retriever.beir import read_passage_lines
 from retriever.beir_writer import new_dataset
 from retriever.carving import places
 from retriever.deduplication import Judgements, UniqueTexts
 from retriever.errors import InputError
 from retriever.pair_rows import Columns, PairRow, fitting_columns, read_pair_rows
 from retriever.tables import open_table
-from retriever.trec import read_qrels
+from retriever.trec import numbered_lines, read_qrels
 
 Judged = Sequence[tuple[int, int, int]]
 
@@ -168,7 +168,7 @@ def _noting_queries(rows: Iterator[tuple[int, str, str, int]], seen: set[str]) -
 def _read_tsv(path: Path, what: str, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
     for number, line in numbered_lines(path):
         try:
-            name, tab, text = (part.strip(" \r\n\ufeff") for part in line.decode().partition("\t"))
+            name, tab, text = (part.strip(" ") for part in line.decode().partition("\t"))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
         if not (name and tab) or "\t" in text:

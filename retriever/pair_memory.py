@@ -1,12 +1,12 @@
-"""What training saw of each pair of query and positive: running margin, loss and similarity, and which pairs are bad.
+"""What training saw of each pair of query and positive: running margin and loss, and which pairs are bad.
 
 Does not know torch, where batches come from, nor who reads the memory afterwards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from retriever.data import QuerySet
-from retriever.errors import CorruptError, InputError
+from retriever.errors import CorruptError, require
 from retriever.examples import Batch
 from retriever.protocols import FloatArray, IntArray
 
@@ -48,16 +48,14 @@ class AuditConfig:
             "beta must be above 0": self.beta > 0,
             "warmup_epochs must be at least 1: before, nothing is known of a pair": self.warmup_epochs >= 1,
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise InputError(f"[audit] {rule}")
+        require(rules, "[audit] ")
 
 
 @dataclass(frozen=True)
 class PairTable:
     """The memory of n pairs: ``queries`` and ``passages`` int32 [n], rows; ``seen`` int32 [n], how often in a batch.
 
-    ``margins``, ``losses`` and ``similarities`` float64 [n] are means over these times, nan for a pair never seen.
+    ``margins`` and ``losses`` float64 [n] are means over these times, nan for a pair never seen.
     """
 
     queries: IntArray
@@ -65,7 +63,6 @@ class PairTable:
     seen: IntArray
     margins: Float64
     losses: Float64
-    similarities: Float64
 
 
 class PairMemory:
@@ -91,7 +88,7 @@ class PairMemory:
         self._keys: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *rows])  # ascending
         self._passages, self._config, self._seed, self._positive_of = passages, config, seed, positive_of
         self._seen = np.zeros(len(self._keys), np.int32)
-        self._margin, self._loss, self._similarity = (np.zeros(len(self._keys)) for _ in range(3))
+        self._margin, self._loss = np.zeros(len(self._keys)), np.zeros(len(self._keys))
         self._distance = np.zeros(len(self._keys))
         self._epoch = -1
 
@@ -111,7 +108,7 @@ class PairMemory:
         loss = np.log(np.exp(exponents).sum(axis=1)) + (top - positive) / temperature
         places = self._places(batch.query_rows, batch.passage_rows[batch.positive])[found]
         np.add.at(self._seen, places, 1)
-        for total, value in ((self._margin, positive - highest), (self._loss, loss), (self._similarity, positive)):
+        for total, value in ((self._margin, positive - highest), (self._loss, loss)):
             np.add.at(total, places, value[found])
 
     def _places(self, query_rows: IntArray, passage_rows: IntArray) -> NDArray[np.intp]:
@@ -147,30 +144,22 @@ class PairMemory:
 
     def table(self) -> PairTable:
         """Return what is known of each pair."""
-        queries, passages = np.divmod(self._keys, max(self._passages, 1))
-        seen = np.where(self._seen > 0, self._seen, np.nan)
-        return PairTable(
-            queries.astype(np.int32),
-            passages.astype(np.int32),
-            self._seen.copy(),
-            self._margin / seen,
-            self._loss / seen,
-            self._similarity / seen,
-        )
+        return _table(self._arrays())
 
     def save(self, folder: Path) -> None:
         """Write the memory into ``folder``."""
-        arrays = {
+        save_file(self._arrays(), folder / FILE)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
             "keys": self._keys,
             "passages": np.array([self._passages]),
             "seen": self._seen,
             "margin": self._margin,
             "loss": self._loss,
-            "similarity": self._similarity,
             "distance": self._distance,
             "epoch": np.array([self._epoch]),
         }
-        save_file(arrays, folder / FILE)
 
     def restore(self, folder: Path) -> bool:
         """Take up what ``save`` wrote of the same pairs; False where there is nothing of them, and it begins anew."""
@@ -180,7 +169,7 @@ class PairMemory:
         if not np.array_equal(saved["keys"], self._keys):
             return False
         self._seen, self._margin, self._loss = saved["seen"], saved["margin"], saved["loss"]
-        self._similarity, self._distance = saved["similarity"], saved["distance"]
+        self._distance = saved["distance"]
         self._epoch = int(saved["epoch"][0])
         return True
 
@@ -193,13 +182,17 @@ def read_pairs(folder: Path) -> PairTable | None:
     if not (folder / FILE).exists():
         return None
     try:
-        saved = load_file(folder / FILE)
-        queries, passages = np.divmod(saved["keys"], saved["passages"][0])
-        seen = np.where(saved["seen"] > 0, saved["seen"], np.nan)
-        means = (saved[name] / seen for name in ("margin", "loss", "similarity"))
-        return PairTable(queries.astype(np.int32), passages.astype(np.int32), saved["seen"], *means)
+        return _table(load_file(folder / FILE))
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CorruptError(f"{folder / FILE}: unreadable ({error})") from error
+
+
+def _table(arrays: Mapping[str, NDArray[Any]]) -> PairTable:
+    queries, passages = np.divmod(arrays["keys"], max(arrays["passages"][0], 1))
+    seen = arrays["seen"]
+    times = np.where(seen > 0, seen, np.nan)
+    means = (arrays[name] / times for name in ("margin", "loss"))
+    return PairTable(queries.astype(np.int32), passages.astype(np.int32), seen.copy(), *means)
 
 
 def standardised(values: Float64) -> Float64:

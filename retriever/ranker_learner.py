@@ -16,7 +16,7 @@ from torch import Tensor
 from retriever.artifacts import Artifact
 from retriever.batch_order import BatchOrder, OpenPlanner
 from retriever.checkpoint import ranker_folder, resuming
-from retriever.errors import InputError
+from retriever.errors import InputError, require
 from retriever.examples import Examples
 from retriever.inference import TOKEN_BUDGETS
 from retriever.learner import Saved, TrainConfig, Warn, Workplace, missing
@@ -78,9 +78,7 @@ class RankerTrainConfig:
                 self.lora is None or self.loss.name != "cet"
             ),
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise InputError(f"[ranker] {rule}")
+        require(rules, "[ranker] ")
 
     @property
     def model(self) -> RankerConfig:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retriever.artifacts import Artifact
 from retriever.encoder import DualEncoder
-from retriever.errors import CorruptError, InputError
+from retriever.errors import CorruptError, InputError, require
 from retriever.examples import Batch
 from retriever.inference import TOKEN_BUDGETS
 from retriever.lora import merged_state
@@ -63,9 +63,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, a key that nobody reads here, and what cannot be joined."""
-        for rule, holds in _rules(self).items():
-            if not holds:
-                raise InputError(f"[teacher] {rule}")
+        require(_rules(self), "[teacher] ")
         for field in fields(self):
             if getattr(self, field.name) != field.default and field.name in _unread(self):
                 raise InputError(f'[teacher] {field.name}: nothing reads it with loss = "{self.loss}", {self._who}')

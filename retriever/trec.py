@@ -31,7 +31,7 @@ def read_qrels(path: Path) -> Iterator[tuple[int, str, str, int]]:
     Raises InputError, naming file and line, for a line that does not fit, and for a file that cannot be read.
     """
     separator, columns, width = None, "the 4 columns 'qid 0 pid relevance' or a BEIR header", 4
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if number == 1 and line.split() == BEIR_HEADER:
             separator, columns, width = b"\t", "3 columns between tabs, as the header says", 3
             continue
@@ -52,7 +52,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     and a passage that a query holds twice, and for a file that cannot be read.
     """
     run: dict[str, dict[str, float]] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != 6:
             raise InputError(
@@ -140,10 +140,13 @@ def _as_trec_eval(hits: dict[str, float]) -> list[tuple[str, float]]:
     return [(passage, hits[passage]) for _, passage in ranked]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line) for the lines that are not blank, without a byte order mark."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line) of a file, plain or gzipped, without a byte order mark and ends of lines.
+
+    Blank lines are passed over. Raises InputError for a file that cannot be read.
+    """
     try:
-        with _opened(path) as file:
+        with gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(BOM) if number == 1 else line
                 if content.strip():
@@ -151,10 +154,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); check the path and that the file is whole") from error
-
-
-def _opened(path: Path) -> BufferedIOBase:
-    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _relevance(field: bytes, path: Path, number: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.config import RunConfig, check_keys, read_toml, run_config, validated
 from app.reranking import DEPTH
-from retriever.errors import InputError
+from retriever.errors import InputError, require
 
 TEST = "test"
 ADVICE = "examples/compare.toml is one"
@@ -175,9 +175,7 @@ def _check(written: ComparisonFile, place: str) -> None:
         "rerank must be at least 1": written.rerank >= 1,
         "write at least two tables [systems.NAME]": len(written.systems) >= 2,
     }
-    for rule, holds in rules.items():
-        if not holds:
-            raise InputError(f"{place}: {rule}")
+    require(rules, f"{place}: ")
     for name in written.systems:
         if not SYSTEM_NAME.fullmatch(name):
             raise InputError(f"{place}: systems.{name}: a name has letters, digits, '-', '_' and '.' only")

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from retriever.errors import InputError
+from retriever.errors import InputError, require
 from retriever.losses import pairwise, softmax, weighting
 from retriever.losses.temperature import LEAST, Schedule
 from retriever.losses.terms import Candidates, Terms
@@ -54,9 +54,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range, a key that this loss does not read, and what cannot be joined."""
-        for rule, holds in _rules(self).items():
-            if not holds:
-                raise InputError(f"[loss] {rule}")
+        require(_rules(self), "[loss] ")
         for field in dataclasses.fields(self):
             if field.name not in READS[self.name] and getattr(self, field.name) != field.default:
                 raise InputError(f'[loss] {field.name}: name = "{self.name}" does not read it; take it out')

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from retriever.errors import InputError
+from retriever.errors import InputError, require
 from retriever.losses.coupled import CLIP
 from retriever.losses.terms import NEVER
 
@@ -49,9 +49,7 @@ class RankingLossConfig:
             "smooth must not be negative": self.smooth >= 0,
             "clip must be at least 1: weights lie in 1/clip … clip": self.clip >= 1,
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise InputError(f"[ranker] loss: {rule}")
+        require(rules, "[ranker] loss: ")
         for field in dataclasses.fields(self):
             if field.name not in READS[self.name] and getattr(self, field.name) != field.default:
                 raise InputError(f'[ranker] loss.{field.name}: name = "{self.name}" does not read it; take it out')

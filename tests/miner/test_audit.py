@@ -27,7 +27,7 @@ def table(
     values = np.array(margins)
     seen = (~np.isnan(values)).astype(np.int32) * 4
     rows = np.array(queries, np.int32), np.array(passages, np.int32)
-    return PairTable(*rows, seen, values, np.array(margins if losses is None else losses), values)
+    return PairTable(*rows, seen, values, np.array(margins if losses is None else losses))
 
 
 def asked(count: int, name: str = "q{}") -> QuerySet:

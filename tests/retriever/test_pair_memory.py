@@ -48,12 +48,12 @@ def told(losses: list[float], **knobs: Any) -> PairMemory:
     return held
 
 
-def test_margin_loss_and_similarity_are_those_of_the_formulas() -> None:
+def test_margin_and_loss_are_those_of_the_formulas() -> None:
     held = memory()
     generator = np.random.default_rng(0)
     passages, rows = [2, 5, 30, 31], [5, 2]
     allowed = [[True, True, False, True], [True, False, True, True]]
-    seen: dict[int, list[tuple[float, float, float]]] = {5: [], 2: []}
+    seen: dict[int, list[tuple[float, float]]] = {5: [], 2: []}
     for temperature in (0.05, 0.2, 1.0):
         scores = generator.uniform(-1, 1, (2, 4)).astype(np.float32)
         held.observe(batch(rows, allowed, passages), scores, temperature)
@@ -63,11 +63,11 @@ def test_margin_loss_and_similarity_are_those_of_the_formulas() -> None:
                 float(scores[line, column]) for column in range(4) if allowed[line][column] and passages[column] != row
             ]
             total = sum(math.exp(one / temperature) for one in [own, *others])
-            seen[row].append((own - max(others), -math.log(math.exp(own / temperature) / total), own))
+            seen[row].append((own - max(others), -math.log(math.exp(own / temperature) / total)))
     table = held.table()
     for row, values in seen.items():
         place = int(np.flatnonzero((table.queries == row) & (table.passages == row))[0])
-        found = (table.margins[place], table.losses[place], table.similarities[place])
+        found = (table.margins[place], table.losses[place])
         assert found == pytest.approx(tuple(np.mean(values, axis=0)), rel=1e-5)
         assert table.seen[place] == 3
     assert np.isnan(table.margins[table.seen == 0]).all() and (table.seen == 0).sum() == 7
@@ -140,7 +140,7 @@ def test_a_memory_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert again.restore(tmp_path) and again.kept(rows, 1, 1).tolist() == expected.tolist()
     found, table = read_pairs(tmp_path), held.table()
     assert found is not None
-    for name in ("queries", "passages", "seen", "margins", "losses", "similarities"):
+    for name in ("queries", "passages", "seen", "margins", "losses"):
         np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
     assert not memory(9, exclude="drop").restore(tmp_path), "of other pairs"
     assert not memory(10).restore(tmp_path / "elsewhere") and read_pairs(tmp_path / "elsewhere") is None
