@@ -25,15 +25,16 @@ def encode_corpus(
 ) -> Vectors:
     """Return the vectors of ``corpus``, encoding the blocks that ``cache`` does not hold intact.
 
-    ``cache`` is the folder of all fingerprints; token ids are kept there, too. Progress counts passages, re-used ones
-    included; whatever it raises leaves the finished blocks for the next attempt. Raises StoreError naming the passage
-    for a vector that is not finite or is zero.
+    A block goes by its texts, so one that an earlier corpus had, too, is not encoded again. ``cache`` is the folder of
+    all fingerprints; token ids are kept there as well. Progress counts passages, re-used ones included; whatever it
+    raises leaves the finished blocks for the next attempt. Raises StoreError naming the passage for a vector that is
+    not finite or is zero.
     """
     folder = cache / encoder.fingerprints.passage
     folder.mkdir(parents=True, exist_ok=True)
     total = len(corpus)
     rows = [min(BLOCK_ROWS, total - first) for first in range(0, total, BLOCK_ROWS)]
-    paths = [shard_path(folder, corpus.sha256, block) for block in range(len(rows))]
+    paths = [shard_path(folder, name) for name in corpus.block_sha256]
     missing = {
         block for block, path in enumerate(paths) if not is_intact(path, (rows[block], encoder.dimensions), warn)
     }
@@ -43,7 +44,7 @@ def encode_corpus(
         block = first // BLOCK_ROWS
         if block not in missing:
             continue
-        name, step = block_name(corpus.sha256, block), partial(advance, progress, done, total)
+        name, step = corpus.block_sha256[block], partial(advance, progress, done, total)
         vectors = encode_texts(encoder, "passage", texts, cache, name, step, warn)
         write_shard(paths[block], check_encoded(vectors, encoder.dimensions, corpus, range(first, first + len(texts))))
         done += len(texts)
@@ -87,10 +88,10 @@ def remembering_queries(encoder: Encoder, cache: Path, warn: Callable[[str], Non
 
     def encode(texts: Sequence[str]) -> FloatArray:
         folder.mkdir(parents=True, exist_ok=True)
-        name = sha256_json(list(texts))
-        path = shard_path(folder, name, 0)
+        name = block_name(sha256_json(list(texts)), 0)
+        path = shard_path(folder, name)
         if not is_intact(path, (len(texts), encoder.dimensions), warn):
-            vectors = encode_texts(encoder, "query", texts, cache, block_name(name, 0), silent, warn)
+            vectors = encode_texts(encoder, "query", texts, cache, name, silent, warn)
             _check_queries(vectors, texts)
             write_shard(path, vectors)
         return Vectors([path]).gather(np.arange(len(texts)))

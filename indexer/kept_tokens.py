@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from indexer.shards import block_name, sidecar, write_checked
+from indexer.shards import sidecar, write_checked
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.protocols import Encoder, FloatArray, IntArray, Progress, Side, TokenKeeper
 from retriever.tokens import Tokens, joined
@@ -64,7 +64,7 @@ def _kept_rows(
     parts = []
     for block in np.unique(rows // BLOCK_ROWS).tolist():
         first = block * BLOCK_ROWS
-        path = tokens_path(cache, encoder, "passage", block_name(corpus.sha256, block))
+        path = tokens_path(cache, encoder, "passage", corpus.block_sha256[block])
         tokens = read_tokens(path, min(BLOCK_ROWS, len(corpus) - first), warn)
         if tokens is None:
             return None

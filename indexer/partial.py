@@ -15,7 +15,7 @@ import numpy as np
 from indexer.drift import fit_drift
 from indexer.encode import advance, check_encoded
 from indexer.kept_tokens import encode_rows
-from indexer.shards import Vectors, is_intact, open_vectors, shard_path, write_shard
+from indexer.shards import Vectors, block_name, is_intact, open_vectors, shard_path, write_shard
 from retriever.artifacts import Artifact
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import sha256_json
@@ -90,7 +90,7 @@ def encode_partially(
     else:
         facts |= {"kept_rows": len(corpus) - len(rows)}
     paths = [
-        _write_block(shard_path(folder, corpus.sha256, number), first, block, moved, (rows, encoded), warn)
+        _write_block(shard_path(folder, block_name(corpus.sha256, number)), first, block, moved, (rows, encoded), warn)
         for number, (first, block) in enumerate(parent.blocks())
     ]
     return Vectors(paths), facts
@@ -105,7 +105,7 @@ def _encode_rows(
     progress(0, total)
     for first in range(0, total, BLOCK_ROWS):
         block = rows[first : first + BLOCK_ROWS]
-        path = shard_path(folder, name, first // BLOCK_ROWS)
+        path = shard_path(folder, block_name(name, first // BLOCK_ROWS))
         if not is_intact(path, (len(block), encoder.dimensions), warn):
             step = bound(advance, progress, first, total)
             vectors = encode_rows(encoder, corpus, block, folder.parent, step, warn)

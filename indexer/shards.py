@@ -26,14 +26,14 @@ NAMED = ("passage_fingerprint", "query_fingerprint", "passage_tokens_fingerprint
 """Facts of a generation that name folders of the cache."""
 
 
-def block_name(corpus_sha256: str, block: int) -> str:
-    """Return what the cache calls a block of a corpus."""
-    return f"{corpus_sha256}-{block:05d}"
+def block_name(whole: str, block: int) -> str:
+    """Return what the cache calls a block of the texts whose digest is ``whole``."""
+    return f"{whole}-{block:05d}"
 
 
-def shard_path(folder: Path, corpus_sha256: str, block: int) -> Path:
-    """Return where the cache folder of one fingerprint keeps a block's vectors."""
-    return folder / f"{block_name(corpus_sha256, block)}.npy"
+def shard_path(folder: Path, name: str) -> Path:
+    """Return where the cache folder of one fingerprint keeps the vectors of the texts that are called ``name``."""
+    return folder / f"{name}.npy"
 
 
 def sidecar(path: Path) -> Path:

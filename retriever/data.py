@@ -95,6 +95,12 @@ class Corpus:
             titles, texts = batch.column("title").to_pylist(), batch.column("text").to_pylist()
             yield block * BLOCK_ROWS, [passage_text(a, b) for a, b in zip(titles, texts, strict=True)]
 
+    @cached_property
+    def block_sha256(self) -> list[str]:
+        """Digest of the titles and texts of each block: the same wherever a corpus has the same passages in a block."""
+        batches = map(self._reader.get_batch, range(self._reader.num_record_batches))
+        return [_texts_sha256(batch) for batch in batches]
+
     def metadata(self) -> Iterator[dict[str, Any]]:
         """Yield the fields of each passage beside title and text, in row order: the "metadata" of its line."""
         for block in range(self._reader.num_record_batches):
@@ -115,6 +121,18 @@ class Corpus:
                 return int(order[at])
             at += 1
         return None
+
+
+def _texts_sha256(batch: pa.RecordBatch) -> str:
+    """Digest the columns as Arrow has them, ends of texts and their bytes, without making a string of each."""
+    digest = hashlib.sha256()
+    for name in ("title", "text"):
+        column = batch.column(name)
+        _, ends, content = column.buffers()
+        ends = np.frombuffer(ends, np.int32)[column.offset :][: len(column) + 1]
+        digest.update(ends - ends[0])
+        digest.update(b"" if content is None else memoryview(content)[ends[0] : ends[-1]])
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from indexer.encode import encode_corpus, remembering_queries
 from indexer.shards import Vectors
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.errors import StoreError
+from retriever.ingest import ingest_corpus
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.store import Store
 from tests.indexer.planted import Cancelled, FaultyEncoder, QuickEncoder
@@ -40,6 +41,25 @@ def test_an_unchanged_encoder_encodes_nothing(tiny: tuple[Store, Corpus]) -> Non
     second = encode_corpus(again, corpus, store.embeddings, lambda *step: steps.append(step), no_warning)
     assert again.encoded_passages == 0 and steps == [(60, 60)]
     assert second.paths == first.paths
+
+
+def test_of_a_corpus_that_grew_the_blocks_that_changed_are_encoded(
+    wide: tuple[Store, Corpus], wide_data: Path, tmp_path: Path
+) -> None:
+    store, corpus = wide
+    before = encode_corpus(QuickEncoder(), corpus, store.embeddings, silent, no_warning)
+    lines = (wide_data / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "corpus.jsonl").write_text("".join([*lines, '{"_id": "new", "text": "ka ke"}\n']))
+    more = Corpus(ingest_corpus(store, tmp_path / "more"))
+    encoder, steps = QuickEncoder(), list[tuple[int, int]]()
+    vectors = encode_corpus(encoder, more, store.embeddings, lambda *step: steps.append(step), no_warning)
+    assert steps[0] == (2 * BLOCK_ROWS, 9001)
+    assert encoder.seen == more.texts(range(2 * BLOCK_ROWS, 9001))
+    assert whole(vectors)[:2] == whole(before)[:2]
+    np.testing.assert_array_equal(
+        vectors.gather(np.arange(9001)), QuickEncoder().encode_passages(more.texts(range(9001)))
+    )
 
 
 def test_other_weights_share_no_shard(tiny: tuple[Store, Corpus]) -> None:

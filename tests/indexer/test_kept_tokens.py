@@ -8,7 +8,7 @@ import pytest
 
 from indexer.encode import encode_corpus, remembering_queries
 from indexer.kept_tokens import encode_rows, read_tokens, tokens_path, write_tokens
-from indexer.shards import block_name, drop_unused, sidecar
+from indexer.shards import drop_unused, sidecar
 from retriever.data import BLOCK_ROWS, Corpus
 from retriever.durable import write_atomic
 from retriever.protocols import FloatArray, Progress, Side, silent
@@ -90,8 +90,7 @@ def test_what_makes_other_ids_shares_none(tiny: tuple[Store, Corpus]) -> None:
 
 def files(store: Store, corpus: Corpus) -> list[Path]:
     return [
-        tokens_path(store.embeddings, KeepingEncoder(), "passage", block_name(corpus.sha256, block))
-        for block in range(3)
+        tokens_path(store.embeddings, KeepingEncoder(), "passage", corpus.block_sha256[block]) for block in range(3)
     ]
 
 

@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, matrix: FloatArray, block_rows: int, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
-    paths = [shard_path(folder, "c0", block) for block in range(-(-len(matrix) // block_rows))]
+    paths = [shard_path(folder, f"c0-{block}") for block in range(-(-len(matrix) // block_rows))]
     for block, path in enumerate(paths):
         write_shard(path, matrix[block * block_rows : (block + 1) * block_rows])
     vectors = Vectors(paths)
@@ -139,7 +139,7 @@ def test_shards_live_as_long_as_a_generation_names_them(tiny: tuple[Store, Corpu
     for name in ("used", "unused"):
         folder = store.embeddings / name
         folder.mkdir()
-        write_shard(shard_path(folder, "c0", 0), unit_rows(4, 3))
+        write_shard(shard_path(folder, "c0"), unit_rows(4, 3))
     fresh, stale = store.embeddings / "used" / ".tmp-fresh", store.embeddings / "used" / ".tmp-stale"
     for leftover in (fresh, stale):
         leftover.touch()

@@ -199,3 +199,24 @@ def test_the_digest_tells_queries_texts_and_judgements_apart() -> None:
         QuerySet("dev", QUERIES.ids, QUERIES.texts, [{5: 1, 2: 3, 9: 0}, {}, {7: -1}]),
     ]
     assert len({QUERIES.sha256, *(each.sha256 for each in changed)}) == 1 + len(changed)
+
+
+def digests(folder: Path, passages: list[tuple[str, str]]) -> list[str]:
+    records: list[dict[str, object]] = [
+        {"_id": f"{folder.name}-{row}", "title": title, "text": text} for row, (title, text) in enumerate(passages)
+    ]
+    write_json_lines(folder / "corpus.jsonl", records)
+    return Corpus(ingest_corpus(Store(folder / "store", create=True), folder)).block_sha256
+
+
+def test_a_block_goes_by_its_titles_and_texts_alone(tmp_path: Path, long_corpus: Corpus) -> None:
+    passages = [(f"T{row}" if row % 2 else "", f"row {row}") for row in range(BLOCK_ROWS + 1)]
+    for name in ("grown", "moved", "another"):
+        (tmp_path / name).mkdir()
+    grown = digests(tmp_path / "grown", passages)
+    assert len(long_corpus.block_sha256) == 3 and len({*long_corpus.block_sha256}) == 3
+    assert grown[0] == long_corpus.block_sha256[0] and grown[1] != long_corpus.block_sha256[1]
+    passages[7] = ("T", "7row 7")
+    assert digests(tmp_path / "moved", passages)[0] != grown[0], "where a title ends counts"
+    passages[7], passages[8] = ("T7", "row 7"), ("", "row 9")
+    assert digests(tmp_path / "another", passages)[0] != grown[0]
