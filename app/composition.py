@@ -97,7 +97,9 @@ def open_run(path: Path, store_root: Path, *, skip_missing: bool, warn: Callable
 def check_depth(config: RunConfig, corpus: Corpus) -> None:
     """Raise InputError for pools that are deeper than ``corpus``."""
     if config.negatives.depth > len(corpus):
-        raise InputError(f"negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages")
+        raise InputError(
+            f"negatives.depth = {config.negatives.depth}, but the corpus has {len(corpus)} passages; write no more"
+        )
 
 
 def check_queries(config: RunConfig, train: QuerySet, dev: QuerySet | None) -> None:
@@ -172,7 +174,8 @@ def planner_opener(run: Run) -> Callable[[Artifact | None], BatchPlanner]:
         batches = open_batches(artifact.path)
         if batches is None or batches.shape != first.plan(0).shape:
             raise InputError(
-                f"{artifact.path}: holds no batches of {size} for {queries} queries; mine it again for [batches] b3"
+                f"{artifact.path}: holds no batches of {size} for {queries} queries, as a run with another [batches] "
+                "left it; begin anew with --new, or go on with the [batches] and batch_size that it had"
             )
         return StoredPlan(batches, artifact.number, config.seed)
 
@@ -215,7 +218,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
             return LiveSearch(open_to_vectors(generation), mining_task(run), encode_queries, count)
         if config.negatives.per_query is not None:
             return PerQueryPool(pool, config.negatives.per_query, count)
-        wanted = config.negatives.wanted(count)
+        wanted = config.negatives.wanted(count, artifact.facts["sources"])
         return StoredPool(pool, artifact.number, sampler, wanted, config.seed, batches_per_turn)
 
     def open_generation_vectors(artifact: Artifact) -> Gather:
@@ -257,7 +260,7 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
 
     def open_source(artifact: Artifact, batches_per_turn: int) -> NegativeSource:
         pool, sampler = open_checked_set(artifact, run.corpus, run.train), config.negatives.sampler
-        wanted = config.negatives.wanted(settings.num_negatives)
+        wanted = config.negatives.wanted(settings.num_negatives, artifact.facts["sources"])
         return StoredPool(pool, artifact.number, sampler, wanted, config.seed + 1, batches_per_turn)
 
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
@@ -318,7 +321,9 @@ def _frozen(config: RunConfig, name: str | None) -> ModelEncoder:
     if name is not None:
         lengths = (model.query_max_length, model.passage_max_length)
         model = ModelConfig(name, query_max_length=lengths[0], passage_max_length=lengths[1])
-    return ModelEncoder(create_encoder(model), config.index.precision, engine=config.index.engine)
+    index = config.index  # int8 would need passages to be calibrated on
+    engine, precision = ("torch", "auto") if index.precision == "int8" else (index.engine, index.precision)
+    return ModelEncoder(create_encoder(model), precision, engine=engine)
 
 
 def _teacher(run: Run) -> Teacher:

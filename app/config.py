@@ -27,6 +27,7 @@ from retriever.pair_memory import AuditConfig
 from retriever.phases import RETRIEVER_ALONE, PhasesConfig
 from retriever.ranker_learner import RankerTrainConfig
 from retriever.refresh_policy import RefreshConfig, parse_trigger, staleness_limit
+from retriever.staleness import most_changed
 from retriever.teacher import OWN, TeacherConfig
 
 Kind = TypeVar("Kind")
@@ -156,6 +157,10 @@ def _check_values(config: RunConfig) -> None:
         "train.drawn_negatives must not exceed negatives.depth": (train.drawn_negatives or 0) <= config.negatives.depth,
         "train.learning_rate must be above 0": train.learning_rate > 0,
         "train.warmup_steps must lie in 0 … max_steps": 0 <= train.warmup_steps <= train.max_steps,
+        "train.weight_decay must not be negative": train.weight_decay >= 0,
+        "train.max_grad_norm must be above 0: the norm to which longer gradients are cut": train.max_grad_norm > 0,
+        "train.patience must be at least 1, or absent to train to the end": train.patience is None
+        or train.patience >= 1,
         **_ranker_rules(config),
         "train.save_every, log_every and keep_checkpoints must be at least 1": min(
             train.save_every, train.log_every, train.keep_checkpoints
@@ -183,7 +188,8 @@ def _check_values(config: RunConfig) -> None:
 
 def _refresh_rules(config: RunConfig) -> dict[str, bool]:
     refresh, train = config.refresh, config.train
-    measured = staleness_limit(refresh.trigger) is not None
+    limit = staleness_limit(refresh.trigger)
+    measured, probed = limit is not None, min(refresh.probe_depth, config.negatives.width)
     return {
         "refresh.lag must not be negative": refresh.lag >= 0,
         'refresh.trigger = "never" needs train.num_negatives = 0, since nothing is mined': (
@@ -203,8 +209,16 @@ def _refresh_rules(config: RunConfig) -> dict[str, bool]:
         "refresh.probe_queries and probe_depth must be at least 1": min(refresh.probe_queries, refresh.probe_depth)
         >= 1,
         "refresh.trigger = staleness needs refresh.probe_every above 0": not measured or refresh.probe_every > 0,
+        f'refresh.trigger = "once" is certain to be stale at step {refresh.max_staleness + 1}, where on_stale = "stop" '
+        "ends the run; take on_stale out": refresh.trigger != "once"
+        or refresh.on_stale != "stop"
+        or train.max_steps <= refresh.max_staleness
+        or refresh.adopt == "scheduled",
         'refresh.adopt = "scheduled" needs a trigger that is known before: staleness is measured': not measured
         or refresh.adopt == "ready",
+        f"refresh.trigger = {refresh.trigger!r} would never come: of {probed} candidates a query, the least of "
+        "refresh.probe_depth and negatives.depth, too few can change among the first 10": limit is None
+        or most_changed(probed) > limit,
         "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
         'refresh.query_fraction must be 1 where refresh.method = "rescore": it scores the pool of every query anew': (
             refresh.query_fraction == 1 or refresh.method != "rescore"
@@ -234,6 +248,16 @@ def _ranker_rules(config: RunConfig) -> dict[str, bool]:
         'phases.retriever = 0 leaves the retriever as it is, so nothing becomes stale: set refresh.trigger = "once"': (
             phases.retriever > 0 or config.refresh.trigger == "once"
         ),
+        **{
+            f"{table} changes what the retriever learns, and phases.retriever = 0 leaves that as it is; take it out": (
+                phases.retriever > 0 or not there
+            )
+            for table, there in {
+                "audit": config.audit is not None,
+                "mix": config.mix is not None,
+                "batches": config.batches.name != "random",
+            }.items()
+        },
     }
 
 

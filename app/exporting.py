@@ -94,7 +94,7 @@ def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
     if taught is not None:
         pool = replace(pool, verdicts=np.where(np.isnan(taught.candidates), np.uint8(Verdict.FILTERED), pool.verdicts))
     config.negatives.check_drawn(count)
-    wanted = config.negatives.wanted(count)
+    wanted = config.negatives.wanted(count, artifact.facts["sources"])
     source = StoredPool(pool, artifact.number, config.negatives.sampler, wanted, config.seed, 1)
     for start in range(0, len(run.train), CHUNK):
         queries = np.arange(start, min(start + CHUNK, len(run.train)), dtype=np.int32)

@@ -4,7 +4,6 @@ Does not know processes, nor how a generation is built or negatives mined.
 """
 
 from threading import Event
-from typing import Any
 
 from app.composition import Run, mining_task
 from app.opening import encoder_opener, warn_of_cuts
@@ -157,6 +156,15 @@ def follow_runs(run: Run, report: Report, stop: Event) -> None:
         stop.wait(FOLLOW_SECONDS)
 
 
+class _Done(Event):
+    """Ends a loop that would wait: the trainer, in this same process, brings nothing before the loop has ended."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Be set at once."""
+        self.set()
+        return True
+
+
 class InlineRefresher:
     """Refreshes within the trainer's process, each marked checkpoint at once: slow, simple, deterministic."""
 
@@ -171,15 +179,8 @@ class InlineRefresher:
         newest = self._run.store.negatives.get()
         if newest is not None and newest.parents["checkpoint"] >= checkpoint.number:
             return
-        stop = Event()
-
-        def report(event: str, **fields: Any) -> None:
-            self._report(event, **fields)
-            if event == "negatives_published":
-                stop.set()
-
-        adopt = self._run.config.refresh.adopt
-        refresh(self._run.store, self._steps.build, self._steps.mine, stop, adopt, report, retention(self._run))
+        steps, adopt, keep = self._steps, self._run.config.refresh.adopt, retention(self._run)
+        refresh(self._run.store, steps.build, steps.mine, _Done(), adopt, self._report, keep)
 
     def trouble(self) -> str | None:
         """Return None: whatever goes wrong is raised in ``marked``."""

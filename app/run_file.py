@@ -59,7 +59,7 @@ precision = "auto"          # bf16 where the hardware has it, else fp32
 save_every = {every}
 # grad_cache = true         # a batch of any size in the memory of a micro-batch, for twice the forward passes
 # patience = 3              # stop after so many generations without a better dev metric
-# device = "cpu"            # default "auto": a GPU where torch sees one
+# device = "cpu"            # or "cuda"; default "auto": a GPU where torch sees one
 
 [loss]
 name = "infonce"            # or decoupled, gce, mw, lambdarank, ccl, multi_similarity: see docs/systems.md

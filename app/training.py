@@ -30,6 +30,7 @@ from retriever.checkpoint import can_be_resumed
 from retriever.counting import counted
 from retriever.durable import exclusive
 from retriever.errors import BusyError, HoneError, InputError, StoreError
+from retriever.ranks import TIMEOUT
 from retriever.store import KINDS, Store, is_store
 from retriever.trainer import Outcome, mark_best
 
@@ -181,7 +182,7 @@ def first_rank_first(device: str) -> Iterator[None]:
     if "RANK" not in os.environ:
         yield
         return
-    with PartialState(cpu=device == "cpu").main_process_first():
+    with PartialState(cpu=device == "cpu", timeout=TIMEOUT).main_process_first():
         yield
 
 

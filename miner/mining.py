@@ -3,6 +3,7 @@
 Does not know the store, the encoder's kind or how the trainer draws from the set.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -115,21 +116,24 @@ class MiningConfig:
             drawn = " or ".join(map(str, counts))
             raise InputError(f"[negatives] quotas add up to {total} negatives, but {drawn} are drawn: make them agree")
 
-    def wanted(self, count: int) -> int | Quotas:
+    def wanted(self, count: int, bits: Mapping[str, int] | None = None) -> int | Quotas:
         """Return what is drawn for a query where ``count`` negatives are asked for: the quotas if they are that many.
 
         A run whose ranker and retriever draw different numbers has the quotas of one of them.
         """
-        quotas = self.draws()
+        quotas = self.draws(bits)
         return quotas if quotas is not None and quotas.total == count else count
 
-    def draws(self) -> Quotas | None:
-        """Return the quotas by the bits of their sources, None without quotas."""
+    def draws(self, bits: Mapping[str, int] | None = None) -> Quotas | None:
+        """Return the quotas by the bits of their sources, None without quotas.
+
+        ``bits``: those of the set that is drawn from, where that was mined by another configuration.
+        """
         if self.quotas is None:
             return None
-        bits = bits_of(self.sources)
-        fill = 0 if self.fill is None else bits[self.fill]
-        return Quotas(tuple((bits[name], quota) for name, quota in self.quotas.items()), fill)
+        bits = bits_of(self.sources) if bits is None else bits
+        fill = 0 if self.fill is None else bits.get(self.fill, 0)
+        return Quotas(tuple((bits.get(name, 0), quota) for name, quota in self.quotas.items()), fill)
 
     @property
     def width(self) -> int:

@@ -294,11 +294,14 @@ def open_checked_scores(artifact: Artifact, pool: NegativeSet, settings: Mapping
     facts = artifact.facts.get("teacher")
     scores = open_teacher_scores(artifact.path, pool)
     if facts is None or scores is None:
-        raise InputError(f"{artifact.path}: holds no teacher scores; mine it again for [teacher]")
+        raise InputError(
+            f"{artifact.path}: holds no teacher scores, as a run without this [teacher] left it; begin anew with "
+            "--new, or take it out"
+        )
     for name, ours in settings.items():
         if facts.get(name) != ours:
             raise InputError(
                 f"{artifact.path}: scored by another teacher ({name} {facts.get(name)!r}, this run's is {ours!r}); "
-                "mine it again"
+                "begin anew with --new, or write the one that it was"
             )
     return scores

@@ -102,5 +102,6 @@ class BatchOrder:
             return False
         saved = load_file(folder / BANK)
         self._bank[:] = saved["bank"]
-        self._epoch, self._plan = int(saved["epoch"][0]), saved["plan"]
+        if saved["plan"].shape == self._planner.plan(0).shape:  # else the run goes on with other batches
+            self._epoch, self._plan = int(saved["epoch"][0]), saved["plan"]
         return remembered

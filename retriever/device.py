@@ -14,7 +14,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device that ``device`` names; "auto" is the first accelerator, else the CPU."""
+    """Return the device that ``device`` names; "auto" is the first accelerator, else the CPU.
+
+    Raises InputError for "cuda" where torch sees no such GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        build = (
+            "has none built in" if torch.version.cuda is None else "sees none; nvidia-smi tells whether its driver does"
+        )
+        raise InputError(f'device = "cuda": torch {torch.__version__} {build}. "auto" takes what there is')
     if device != "auto":
         return torch.device(device)
     if not torch.accelerator.is_available():  # a CUDA build names its accelerator where there is none

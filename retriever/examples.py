@@ -74,8 +74,10 @@ class Examples:
             [] if negatives is None else [rows[kept] for rows, kept in zip(negatives.rows, negatives.mask, strict=True)]
         )
         hard = _drawn(len(query_rows), columns, own)
+        every = np.arange(len(query_rows))
+        hard[every, positive] = False  # a wrong positive that [audit] plants may be drawn as well
         allowed = (hard | self._in_batch) & ~self._known(query_rows, passage_rows)
-        allowed[np.arange(len(query_rows)), positive] = True
+        allowed[every, positive] = True
         return Batch(query_rows, passage_rows, positive, allowed, hard & allowed)
 
     def positive_of(self, query_row: int, turn: int) -> int:

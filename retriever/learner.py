@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from retriever.artifacts import Artifact
 from retriever.device import DTYPES, Precision, pick_device, resolve_precision
 from retriever.optimiser import Schedule
-from retriever.ranks import Ranks
+from retriever.ranks import TIMEOUT, Ranks
 
 Warn = Callable[[str], None]
 
@@ -43,7 +43,7 @@ class TrainConfig:
     grad_cache: bool = False
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     save_every: int = 50
     keep_checkpoints: int = 2
     log_every: int = 1
@@ -127,6 +127,9 @@ def open_workplace(train: TrainConfig) -> Workplace:
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=train.device == "cpu",
         # Buffers are constants, and ranks may forward a different number of micro-batches: none is broadcast.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+        ],
     )
     return Workplace(accelerator, Ranks(accelerator), precision, train.gradient_checkpointing)

@@ -5,6 +5,7 @@ Does not know what is trained.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from retriever.protocols import FloatArray
+
+TIMEOUT = timedelta(days=7)
+"""How long ranks wait for the first, which may wait for a whole refresh; one that has died ends the others anyway."""
 
 
 class Ranks:

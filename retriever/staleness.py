@@ -76,6 +76,11 @@ def _lowest(positives: IntArray, scores: FloatArray) -> IntArray:
     return found
 
 
+def most_changed(depth: int) -> float:
+    """Return how far 1 − overlap can go among ``depth`` candidates: some of the first must come first again."""
+    return min(1.0, max(0, depth - TOP) / TOP)
+
+
 def measure(probe: Probe, query_vectors: FloatArray, passage_vectors: FloatArray, temperature: float) -> Staleness:
     """Compare ``probe`` with present vectors of its queries [P, dim] and of its ``rows`` [n, dim]."""
     rows = probe.rows

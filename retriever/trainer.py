@@ -62,6 +62,7 @@ class Trainer:
         self._due = parse_trigger(parts.refresh.trigger, parts.train.save_every)
         place = open_workplace(parts.train)
         self._ranks, self._precision = place.ranks, place.precision
+        self._device = str(place.accelerator.device)
         phases, most = parts.phases, parts.train.max_steps
         self._learners: dict[str, Learner] = {}
         score = None
@@ -88,6 +89,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until max_steps, early stopping or ``stop``. Raises StaleError as [refresh] on_stale asks."""
         with self._ranks.first_only(self._parts.store.checkpoints.writer()):
+            self._report("device", device=self._device, precision=self._precision, ranks=self._ranks.count)
             self._start()
             reason = self._steps()
             if reason != "interrupted" or self._saved != self._state.step:
@@ -117,7 +119,9 @@ class Trainer:
             self._warn(f"{checkpoint.path}: holds a {name} that this run does not train; later checkpoints do not")
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
-            self._marked = {n for n in store.checkpoints.numbers() if self._wants_refresh(n)}
+            # Those above it are torn or not yet named, and are refreshed by nobody; this run makes them again.
+            reached = [n for n in store.checkpoints.numbers() if n <= checkpoint.number]
+            self._marked = {n for n in reached if self._wants_refresh(n)}
             if adopted is not None and not self._found_stale(adopted):
                 self._watch.adopt(adopted)
             mined = store.negatives.get()

@@ -148,8 +148,17 @@ def test_batches_of_another_run_are_refused(tiny: Path, tmp_path: Path) -> None:
     )
     trainer_events(opened(tiny / "run.toml", tmp_path / "other"), Event())
     foreign = Store(tmp_path / "other").negatives.at(0)
-    with pytest.raises(InputError, match=r"holds no batches of 4 for 20 queries; mine it again"):
+    with pytest.raises(InputError, match=r"holds no batches of 4 for 20 queries, .* begin anew with --new"):
         planner_opener(run)(foreign)
+
+
+def test_a_frozen_guide_of_an_int8_index_needs_no_calibration(tiny: Path, tmp_path: Path) -> None:
+    changes = (
+        ("[negatives]", '[loss]\nguide = "start"\nguide_max = 0.9\n[negatives]'),
+        ('[index]\nprecision = "fp32"', '[index]\nprecision = "int8"'),
+    )
+    run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")
+    assert make_trainer(run, InlineRefresher(run, silent), silent, Event()) is not None
 
 
 def test_the_clusters_of_ngame_need_no_set(tiny: Path, tmp_path: Path) -> None:

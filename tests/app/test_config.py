@@ -173,6 +173,9 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path, right: str, wro
         ("learning_rate = 5e-5", "learning_rate = nan"),
         ("warmup_steps = 60", "warmup_steps = 601"),
         ("save_every = 50", "save_every = 0"),
+        ("save_every = 50", "weight_decay = -0.1"),
+        ("save_every = 50", "max_grad_norm = 0.0"),
+        ("patience = 3", "patience = 0"),
         ("temperature = 1", "temperature = 0"),
         ("depth = 100", "depth = 0"),
         ("range_min = 5", "range_min = 200"),
@@ -213,6 +216,29 @@ def test_a_run_that_is_never_refreshed_waits_for_nothing_and_draws_nothing(tmp_p
     assert "refresh.on_stale" in refused(tmp_path, text.format(0, "wait"))
     assert '"b3"' in refused(tmp_path, text.format(0, "warn") + '[batches]\nname = "b3"\n')
     assert 'trigger = "once"' in refused(tmp_path, text.format(0, "wait").replace("never", "once"))
+
+
+def test_a_trigger_that_would_never_come_and_a_run_that_would_surely_stop_are_refused(tmp_path: Path) -> None:
+    text = '[data]\npath = "py"\n[train]\nmax_steps = 1001\n[refresh]\n{}\n'
+    stale = 'trigger = "staleness:0.3"\nprobe_depth = {}'
+    assert read(tmp_path, text.format(stale.format(14))).refresh.probe_depth == 14
+    assert "of 13 candidates" in refused(tmp_path, text.format(stale.format(13)))
+    shallow = text.format(stale.format(30)) + "[negatives]\ndepth = 12\n"
+    assert "refresh.probe_depth and negatives.depth" in refused(tmp_path, shallow)
+    assert read(tmp_path, shallow + 'sources = ["ann", "bm25"]\n').negatives.width == 24
+    once = text.format('trigger = "once"\non_stale = "stop"')
+    assert "stale at step 1001" in refused(tmp_path, once)
+    assert read(tmp_path, once.replace("1001", "1000")).refresh.on_stale == "stop"
+    assert read(tmp_path, once + 'adopt = "scheduled"\n').refresh.on_stale == "stop"
+
+
+@pytest.mark.parametrize("table", ["[audit]", '[mix]\nby = "sizes"', '[batches]\nname = "ngame"'])
+def test_what_a_retriever_that_stays_would_not_read_is_refused(tmp_path: Path, table: str) -> None:
+    text = '[data]\npath = "py"\n[ranker]\nname = "minilm"\n[phases]\nretriever = {}\n[refresh]\ntrigger = "once"\n'
+    assert read(tmp_path, text.format(0)).turns.retriever == 0
+    assert read(tmp_path, text.format(60) + table).turns.retriever == 60
+    name = table[1:].partition("]")[0]
+    assert f"{name} changes what the retriever learns" in refused(tmp_path, text.format(0) + table)
 
 
 def test_what_is_no_toml_file(tmp_path: Path) -> None:

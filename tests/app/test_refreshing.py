@@ -119,6 +119,17 @@ def test_the_inline_refresher_is_done_when_it_returns(run: Run) -> None:
     assert refresher.trouble() is None
 
 
+def test_a_set_that_a_kill_left_unnamed_is_named_and_the_inline_refresher_returns(run: Run) -> None:
+    refresher = InlineRefresher(run, Heard())
+    for step in (0, 3):
+        second = publish(run.store, run, step, refresh=True)
+        refresher.marked(second)
+    run.store.negatives.point("CURRENT", 0)
+    heard = Heard()
+    InlineRefresher(run, heard).marked(second)
+    assert run.store.negatives.pointed("CURRENT") == 1 and not heard.of("negatives_published")
+
+
 def test_generations_stay_where_training_reads_their_vectors(run: Run) -> None:
     assert not retention(run).behind_sets
     train = replace(run.config.train, towers="query")

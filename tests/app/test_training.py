@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from app import training
 from app.config import read_config
 from app.indexing import index_data
 from app.refreshing import InlineRefresher
@@ -19,6 +21,7 @@ from app.training import (
     ElsewhereRefresher,
     Where,
     drawn_without_quotas,
+    first_rank_first,
     never_clustered,
     prepare_store,
     put_back_on_error,
@@ -30,6 +33,7 @@ from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
 from retriever.pair_memory import read_pairs
+from retriever.ranks import TIMEOUT
 from retriever.store import Store, is_store
 from tests.app.command_line import contents, opened, signal_once_heard, silent, write_run
 from tests.tiny_ranker import write_tiny_ranker
@@ -369,3 +373,19 @@ def test_two_ranks_train_one_run(tiny: Path, tmp_path: Path) -> None:
     assert final is not None and final.facts["final"]
     pairs = read_pairs(final.path / "training")
     assert pairs is not None and pairs.seen.sum() == 6 * 4, "each batch whole, and once"
+
+
+def test_ranks_that_wait_for_the_first_are_given_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class State:
+        def __init__(self, **asked_for: Any) -> None:
+            asked.append(asked_for)
+
+        def main_process_first(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(training, "PartialState", State)
+    with first_rank_first("cpu"):
+        assert asked == [{"cpu": True, "timeout": TIMEOUT}] and TIMEOUT.days == 7

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import miner.mining
 from miner.mining import MiningConfig, MiningTask, mine, queries_due
+from miner.quotas import Quotas
 from miner.samplers import SamplerConfig
-from miner.sources import SOURCES, OpenGeneration
+from miner.sources import SOURCES, OpenGeneration, bits_of
 from miner.stored_pool import StoredPool
 from miner.verdicts import StoredVerdicts
 from retriever.data import Corpus, QuerySet
@@ -298,3 +299,18 @@ def test_a_range_beyond_those_of_the_index_alone_is_taken() -> None:
 def test_a_fraction_that_is_none_is_named(corpus: Corpus, queries: QuerySet, fraction: float) -> None:
     with pytest.raises(InputError, match=r"\[refresh\] query_fraction = "):
         MiningTask(corpus, queries, MiningConfig(), seed=1, query_fraction=fraction)
+
+
+def test_quotas_go_by_the_bits_of_the_set_that_is_drawn_from() -> None:
+    config = MiningConfig(
+        ("ann", "generation:WARMUP", "generation:-1"), quotas={"ann": 2, "generation:WARMUP": 1, "generation:-1": 3}
+    )
+    before = bits_of(("ann", "generation:-1"))
+    assert before["generation:-1"] == bits_of(config.sources)["generation:WARMUP"]
+    found = config.wanted(6, before)
+    assert isinstance(found, Quotas) and found.total == 6
+    assert dict(zip(config.quotas or {}, found.counts, strict=True)) == {
+        "ann": (before["ann"], 2),
+        "generation:WARMUP": (0, 1),
+        "generation:-1": (before["generation:-1"], 3),
+    }

@@ -100,6 +100,23 @@ def test_a_plan_by_the_bank_stays_when_a_set_is_adopted_and_is_made_anew_where_n
     assert run.at(4)[0].tolist() == np.roll(np.arange(QUERIES), 2).reshape(-1, SIZE)[1].tolist()
 
 
+def test_a_plan_of_batches_of_another_size_is_left_and_the_bank_kept(tmp_path: Path) -> None:
+    run = order([], dimensions=2)
+    for position in range(3):
+        run.note(run.at(position)[0], np.full((SIZE, 2), position, np.float32))
+    run.save(tmp_path)
+
+    class Wider(Turned):
+        def plan(self, epoch: int, bank: FloatArray | None = None) -> IntArray:
+            return super().plan(epoch, bank).reshape(-1, 3)
+
+    banks: list[FloatArray | None] = []
+    again = BatchOrder(lambda negatives: Wider(0, banks), QUERIES, 2)
+    assert again.restore(tmp_path, None) and again.batches_per_epoch == 2
+    assert [again.at(position)[0].tolist() for position in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    assert banks[-1] is not None and sorted(banks[-1][:, 0]) == [0, 0, 1, 1, 2, 2]
+
+
 def test_where_queries_repeat_within_an_epoch_each_batch_is_a_turn() -> None:
     run = BatchOrder(lambda negatives: Turned(0, []), QUERIES, repeats=True)
     assert (run.batches_per_epoch, run.batches_per_turn) == (3, 1)

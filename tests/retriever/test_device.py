@@ -19,6 +19,14 @@ def test_a_build_for_a_gpu_computes_on_the_cpu_where_there_is_none(monkeypatch: 
     assert pick_device("auto") == CPU
 
 
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r'device = "cuda": torch .*"auto" takes what there is'):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("cuda").type == "cuda"
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_named_precision_is_taken(precision: str) -> None:
     assert resolve_precision(precision, CPU) == precision

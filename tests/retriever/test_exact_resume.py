@@ -18,7 +18,7 @@ from retriever.trainer import Outcome
 from tests.retriever.training_stand_ins import LOSS, TRAIN, Bench, Killed, ignore, killing_at, stopping_at
 from tests.stand_ins import OverlapRanker
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 LAST = TRAIN.max_steps
 
@@ -115,6 +115,18 @@ def test_scheduled_resumes_with_the_same_bits(tmp_path: Path) -> None:
             bench.run()
         ends.append((bench.weights(), bench.adoptions()))
     assert ends == ends[:1] * 4
+
+
+def test_a_damaged_checkpoint_brings_no_negatives_and_another_is_marked_for_it(tmp_path: Path) -> None:
+    refresh = RefreshConfig(trigger="steps:100", max_staleness=2, on_stale="wait")
+    bench = Bench(tmp_path, refresh=refresh, hears=killing_at("checkpoint", 3))
+    with pytest.raises(Killed):
+        bench.run()
+    weights = bench.newest().path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    bench.hears = ignore
+    assert bench.run().reason == "finished"
+    assert [step for step, _ in bench.adoptions()] == [0, 3, 6]
 
 
 def headed(bench: Bench) -> Teacher:

@@ -152,6 +152,14 @@ def test_texts_are_those_of_the_rows(corpus: Corpus) -> None:
     assert len(set_up) == 4
 
 
+def test_a_planted_positive_that_is_drawn_as_well_is_no_hard_negative(corpus: Corpus) -> None:
+    made = examples(corpus, [{row: 1} for row in range(4)]).batch(
+        np.arange(4, dtype=np.int32), 0, drawn([[0], [9], [9], [8]])
+    )
+    assert not made.hard[0].any() and made.allowed[0, made.positive[0]]
+    assert made.hard[1].any()
+
+
 def test_what_a_judge_called_relevant_is_no_negative_of_the_batch(corpus: Corpus) -> None:
     judged: Judged = [{row: 1} for row in range(4)]
     ids = [f"q{row}" for row in range(4)]

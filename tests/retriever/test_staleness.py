@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retriever.negatives import NegativeSet, Verdict
-from retriever.staleness import EASY, TOP, Probe, measure, take_probe
+from retriever.staleness import EASY, TOP, Probe, measure, most_changed, take_probe
 
 
 def pool(queries: int, depth: int) -> NegativeSet:
@@ -52,6 +52,14 @@ def test_a_probe_takes_no_more_than_there_is() -> None:
     found = take_probe(pool(3, 4), 8, 9, 0)
     assert found.passages.shape == (3, 4)
     assert -1 not in found.rows
+
+
+@pytest.mark.parametrize("depth", [1, 9, 10, 11, 14, 20, 35])
+def test_how_far_staleness_can_go_is_where_the_last_came_first(depth: int) -> None:
+    probe = probe_of([np.linspace(1, 0, depth).tolist()])
+    vectors = np.linspace(0, 1, len(probe.rows), dtype=np.float32)[:, None]
+    found = measure(probe, np.ones((1, 1), np.float32), vectors, 1.0)
+    assert 1 - found.overlap == pytest.approx(most_changed(depth))
 
 
 def probe_of(scores: list[list[float]]) -> Probe:
