@@ -5,14 +5,16 @@ Does not know how any of it is done.
 
 import errno
 import os
+import platform
 import sys
-from importlib import import_module
-from typing import NoReturn
+from importlib import import_module, metadata
+from typing import Annotated, NoReturn
 
 import typer
 
 from app.full_disk import is_full
 from retriever.errors import HoneError
+from retriever.store import code_version
 
 CTRL_C = 130
 """What typer turns a KeyboardInterrupt of a command into."""
@@ -59,6 +61,7 @@ def build_app(called: str | None = None) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options)
     for name, (place, summary) in COMMANDS.items():
         if called not in (None, name):
             app.command(name, help=summary)(_listed)
@@ -69,6 +72,21 @@ def build_app(called: str | None = None) -> typer.Typer:
         else:
             app.command(name, short_help=summary)(getattr(module, name))
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        libraries = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+        print(", ".join([f"hone {code_version()}", *libraries, f"Python {platform.python_version()}"]))
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[  # read by its callback
+        bool, typer.Option("--version", help="Print hone's version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 def _listed() -> NoReturn:

@@ -28,7 +28,7 @@ from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import write_atomic
 from retriever.errors import InputError
-from retriever.ingest import load_query_set
+from retriever.ingest import ingest_corpus, load_query_set
 from retriever.metrics import mean, per_query
 from retriever.protocols import Encoder, FloatArray, IntArray, Progress, TokenRanker, silent
 from retriever.store import Store
@@ -152,13 +152,22 @@ def _exact_in(vectors: Vectors, queries: FloatArray, depth: int) -> tuple[IntArr
 
 @contextmanager
 def indexed_model(
-    data: Path, model: str, config: IndexConfig, report: Report, *, skip_missing: bool = False
+    data: Path, split: str, model: str, config: IndexConfig, report: Report, *, skip_missing: bool = False
 ) -> Iterator[Store]:
-    """Give a temporary store that holds a generation of ``data`` encoded by ``model`` as it is."""
+    """Give a temporary store that holds a generation of ``data`` encoded by ``model`` as it is.
+
+    Raises InputError before anything is encoded if ``split`` cannot be evaluated.
+    """
     with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
         root = Path(folder) / "store"
+        ingested = ingest_corpus(Store(root, create=True), data, skipping=_unsaid if skip_missing else None)
+        load_query_set(data, split, Corpus(ingested), skip_missing=skip_missing, warn=_unsaid)
         index_data(root, data, model, asdict(config), report, skip_missing=skip_missing)
         yield Store(root)
+
+
+def _unsaid(message: str) -> None:
+    """Take a warning that is given again later."""
 
 
 def evaluate_split(

@@ -18,9 +18,9 @@ def find_file(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise InputError(
-        f"{folder / name}: no such file (nor {name}.gz); a data set needs corpus.jsonl, queries.jsonl, qrels/"
-    )
+    if name.startswith("qrels/") and (splits := find_qrels(folder)):
+        raise InputError(f"{folder / name}: no such file (nor {name}.gz); there are the splits {', '.join(splits)}")
+    raise InputError(f"{folder / name}: no such file (nor {name}.gz); see `hone dataset --help` for other formats")
 
 
 def find_qrels(folder: Path) -> dict[str, Path]:
@@ -37,6 +37,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
             record = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
         except ValueError as error:
             raise InputError(f"{path}:{number}: malformed JSON ({error}); mend or remove the line") from error
         if not isinstance(record, dict):
@@ -47,7 +49,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _field(path: Path, number: int, record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None:
-        raise InputError(f"{path}:{number}: no field {name!r}; each line needs _id and text")
+        raise InputError(
+            f"{path}:{number}: no field {name!r}, but {', '.join(record) or 'nothing'}; each line needs _id and text"
+        )
     if not isinstance(value, str | int):
         raise InputError(f"{path}:{number}: field {name!r} must be a string, not {type(value).__name__}")
     text = str(value)

@@ -11,10 +11,12 @@ from pathlib import Path
 from retriever.beir import read_passage_lines
 from retriever.beir_writer import new_dataset
 from retriever.carving import places
+from retriever.data import hash64, passage_text
 from retriever.deduplication import Judgements, UniqueTexts
+from retriever.document_rows import DocumentColumns, read_document_rows
 from retriever.errors import InputError
 from retriever.pair_rows import Columns, PairRow, fitting_columns, read_pair_rows
-from retriever.tables import open_table
+from retriever.tables import Table, open_table
 from retriever.trec import numbered_lines, read_qrels
 
 Judged = Sequence[tuple[int, int, int]]
@@ -98,7 +100,7 @@ def import_pairs(
             judged[split] = found
             writer.write_qrels(split, ((queries.ids[q], passages.ids[p], relevance) for q, p, relevance in found))
         asked = {split: len({query for query, _, _ in found}) for split, found in judged.items()}
-        return ImportSummary(writer.passages, asked, +dropped)
+        return ImportSummary(writer.passages, asked, dict(+dropped))
 
 
 def _add_documents(path: Path, passages: UniqueTexts, dropped: Counter[str]) -> None:
@@ -139,6 +141,28 @@ def _carve(judged: Mapping[str, Judged], fractions: Mapping[str, float]) -> dict
     return {**judged, **parts}
 
 
+def import_documents(table: Table, out: Path, columns: DocumentColumns) -> ImportSummary:
+    """Write the documents of ``table`` as the corpus of the BEIR folder ``out``, which has no queries.
+
+    Where no column has ids they are hashes of the texts, and a text that comes again is dropped and counted. Given ids
+    are not compared here: reading ``out`` names one that comes twice. Raises InputError like ``read_document_rows``,
+    for a table that gives nothing and for an existing ``out``.
+    """
+    dropped: Counter[str] = Counter()
+    with new_dataset(out) as writer:
+        seen: set[int] = set()
+        for row in read_document_rows(table, columns, dropped):
+            key = hash64(passage_text(row.title, row.text))
+            if row.id is None and key in seen:
+                dropped["document that is there already"] += 1
+                continue
+            seen.add(key)
+            writer.add_passage(f"{key:016x}" if row.id is None else row.id, row.title, row.text, row.metadata)
+        if not writer.passages:
+            raise InputError(f"{table.name}: no document has a text")
+        return ImportSummary(writer.passages, {}, dict(+dropped))
+
+
 def import_trec(corpus: Path, queries: Path, qrels: Mapping[str, Path], out: Path) -> ImportSummary:
     """Write TREC files as the BEIR folder ``out``: ``id<TAB>text`` lines and judgements by split, plain or gzipped.
 
@@ -156,7 +180,7 @@ def import_trec(corpus: Path, queries: Path, qrels: Mapping[str, Path], out: Pat
         asked: dict[str, set[str]] = {split: set() for split in qrels}
         for split, path in qrels.items():
             writer.write_qrels(split, _noting_queries(read_qrels(path), asked[split]))
-        return ImportSummary(writer.passages, {split: len(ids) for split, ids in asked.items()}, +dropped)
+        return ImportSummary(writer.passages, {split: len(ids) for split, ids in asked.items()}, dict(+dropped))
 
 
 def _noting_queries(rows: Iterator[tuple[int, str, str, int]], seen: set[str]) -> Iterator[tuple[str, str, int]]:

@@ -77,12 +77,12 @@ def read_pair_rows(table: Table, columns: Columns, dropped: Counter[str]) -> Ite
     """
     negatives = _negatives(table, columns)
     for place, row in table.rows([*_singles(columns), *negatives]):
-        query = _text(place, columns.query, row.get(columns.query))
+        query = text_in(place, columns.query, row.get(columns.query))
         positives = _positives(place, row, columns, dropped)
         if not (query and positives):
             dropped["row without a positive" if query else "row without a query"] += 1
             continue
-        query_id = None if columns.query_id is None else _id(place, columns.query_id, row.get(columns.query_id))
+        query_id = None if columns.query_id is None else id_in(place, columns.query_id, row.get(columns.query_id))
         found = [text for name in negatives for text in _texts(place, name, row.get(name), dropped) if text]
         yield PairRow(place, query_id, query, positives, found)
 
@@ -105,8 +105,8 @@ def _positives(place: str, row: Row, columns: Columns, dropped: Counter[str]) ->
     titles = _beside(place, row, columns.title, len(texts))
     return [
         (
-            None if columns.passage_id is None else _id(place, columns.passage_id, passage_id),
-            "" if columns.title is None else _text(place, columns.title, title),
+            None if columns.passage_id is None else id_in(place, columns.passage_id, passage_id),
+            "" if columns.title is None else text_in(place, columns.title, title),
             text,
         )
         for text, passage_id, title in zip(texts, ids, titles, strict=True)
@@ -115,7 +115,7 @@ def _positives(place: str, row: Row, columns: Columns, dropped: Counter[str]) ->
 
 
 def _texts(place: str, column: str, value: Any, dropped: Counter[str]) -> list[str]:
-    texts = [_text(place, column, each) for each in _listed(value)]
+    texts = [text_in(place, column, each) for each in _listed(value)]
     if isinstance(value, list):
         dropped["empty text in a list"] += texts.count("")
     return texts
@@ -134,7 +134,8 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _text(place: str, column: str, value: Any) -> str:
+def text_in(place: str, column: str, value: Any) -> str:
+    """Return ``value``, that ``column`` has at ``place``, stripped, "" for None. Raises InputError if it is no text."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -146,8 +147,9 @@ def _text(place: str, column: str, value: Any) -> str:
     return value.strip()
 
 
-def _id(place: str, column: str, value: Any) -> str:
-    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(place, column, value)
+def id_in(place: str, column: str, value: Any) -> str:
+    """Return the id ``value``, that ``column`` has at ``place``. Raises InputError for one that qrels cannot hold."""
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else text_in(place, column, value)
     if not name or any(character in name for character in "\t\r\n"):
         raise InputError(f"{place}: column {column!r} holds the id {name!r}; write one line without tabs")
     return name

@@ -136,6 +136,11 @@ def _check_format(root: Path) -> None:
     try:
         found = json.loads(path.read_bytes())["format"]
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not root.exists():
+            raise InputError(
+                f"{root}: no such folder, so not a hone store; `hone index DATA --store {root}` makes one, or --store "
+                "names another"
+            ) from error
         raise InputError(f"{root}: not a hone store (no format.json); give the folder that a run wrote") from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f'{path}: unreadable ({error}); restore it as {{"format": {FORMAT}}}') from error

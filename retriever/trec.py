@@ -145,8 +145,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
     Blank lines are passed over. Raises InputError for a file that cannot be read.
     """
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(BOM) if number == 1 else line
                 if content.strip():

@@ -20,6 +20,7 @@ from app.options import (
     StoreOption,
     check_writable,
     generation_number,
+    is_given,
     print_json,
     store_path,
     warn,
@@ -40,6 +41,7 @@ SEARCH_DEPTH = 50
 
 
 def search(
+    context: typer.Context,
     query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
     store: StoreOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many hits.")] = 5,
@@ -56,6 +58,8 @@ def search(
         raise InputError("the query is empty; write what you look for")
     if ranker is not None and not rerank:
         raise InputError("--ranker orders the hits of --rerank: give both, or neither")
+    if is_given(context, "rerank_depth") and not rerank:
+        raise InputError("--rerank-depth says how many hits --rerank orders: give both, or neither")
     opened = ENCODER_ALONE if not rerank else reranking_openers(None if ranker is None else named_ranker(ranker))
     snapshot = load_snapshot(Store(store_path(store)), opened, warn)
     if top_k > len(snapshot.corpus):
@@ -81,6 +85,7 @@ def search(
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", help="A data set in BEIR layout.", show_default=False)],
     model: Annotated[
         str | None, typer.Option("--model", help="Index DATA with this model for the occasion: minilm, folder, hub id.")
@@ -105,8 +110,10 @@ def evaluate(
     for out in (run, per_query):
         if out is not None:
             check_writable(out)
-    if from_run is not None and (model is not None or store is not None or generation is not None):
-        raise InputError("--from-run measures a file; leave out --model, --store and --generation")
+    if from_run is not None and (model is not None or store is not None or generation is not None or exact):
+        raise InputError("--from-run measures a file; leave out --model, --store, --generation and --exact")
+    if model is None and (is_given(context, "factory") or is_given(context, "precision")):
+        raise InputError("--factory and --precision are for --model: a generation is measured as it was built")
     if model is not None and (store is not None or generation is not None):
         raise InputError("--model measures a model without a store; leave out --store and --generation")
     with progress_view() as report:
@@ -117,7 +124,7 @@ def evaluate(
                 _write(done, run, per_query)
         elif model is not None:
             config = IndexConfig(factory=factory, precision=precision.value)
-            with indexed_model(data, model, config, report, skip_missing=skip_missing) as made:
+            with indexed_model(data, split, model, config, report, skip_missing=skip_missing) as made:
                 done = evaluate_split(made, data, split, exact=exact, **how)
                 _write(done, run, per_query)
         else:

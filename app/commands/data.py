@@ -14,11 +14,13 @@ from app.options import JsonOption, print_json
 from app.progress import Meter
 from app.python_dataset import PythonDatasetConfig, write_python_dataset
 from app.shortening import shortener
+from retriever.document_rows import DocumentColumns
 from retriever.errors import InputError
-from retriever.imports import ImportSummary, Splits, import_pairs, import_trec
+from retriever.imports import ImportSummary, Splits, import_documents, import_pairs, import_trec
 from retriever.joining import join_datasets
 from retriever.pair_rows import Columns
 from retriever.splitting import split_documents
+from retriever.tables import open_table
 
 app = typer.Typer(help="Make or convert data sets; everything else reads BEIR layout.", no_args_is_help=True)
 
@@ -66,6 +68,9 @@ def pairs(
     query: Annotated[str | None, typer.Option(help="Column of the queries. Default: guessed.")] = None,
     positive: Annotated[str | None, typer.Option(help="Column of the relevant passages.")] = None,
     negative: Annotated[str | None, typer.Option(help="Column of judged irrelevant passages.")] = None,
+    query_id: Annotated[str | None, typer.Option(help="Column of the queries' ids. Default: made of texts.")] = None,
+    passage_id: Annotated[str | None, typer.Option(help="Column of the relevant passages' ids.")] = None,
+    title: Annotated[str | None, typer.Option(help="Column of the relevant passages' titles.")] = None,
     train: Annotated[str, typer.Option(help="Name of the source's training split.")] = "train",
     dev: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
     test: Annotated[str, typer.Option(help="A split of the source, or a fraction of train to carve off.")] = "0.1",
@@ -77,12 +82,36 @@ def pairs(
 ) -> None:
     """Pairs or triplets of texts, e.g. sentence-transformers' and FlagEmbedding's files, or a hub data set."""
     columns = None
-    if query is not None or positive is not None:
-        if query is None or positive is None:
-            raise InputError("--query and --positive belong together: name both columns, or neither")
-        columns = Columns(query, positive, negative)
+    if query is not None and positive is not None:
+        columns = Columns(query, positive, negative, query_id, passage_id, title)
+    elif any(name is not None for name in (query, positive, negative, query_id, passage_id, title)):
+        raise InputError(
+            "--query and --positive belong together, and the other columns to them: name both columns, or none at all"
+        )
     splits = Splits(train, _split_or_fraction(dev), _split_or_fraction(test))
     _show(out, import_pairs(source, out, columns, splits, subset, documents), json_output)
+
+
+@app.command()
+def documents(
+    source: Annotated[
+        str, typer.Argument(help="Parquet, JSON lines or CSV; a folder; or a hub id.", show_default=False)
+    ],
+    out: OutArgument,
+    text: Annotated[str | None, typer.Option(help="Column of the texts. Default: guessed.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column of the ids. Default: guessed, or made.")] = None,
+    title: Annotated[str | None, typer.Option(help="Column of the titles. Default: guessed.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="A column to keep as metadata, for filters; may be given again.")
+    ] = None,
+    split_name: Annotated[str, typer.Option("--split", help="Which split of the source.")] = "train",
+    subset: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Documents without any queries: enough for `hone index`, and for --documents of `hone dataset pairs`."""
+    columns = DocumentColumns(text, id_column, title, tuple(metadata or ()))
+    summary = import_documents(open_table(source, split_name, subset), out, columns)
+    _show(out, summary, json_output, next_step=f"hone index {out} --model minilm")
 
 
 @app.command()
@@ -94,7 +123,10 @@ def trec(
     json_output: JsonOption = False,
 ) -> None:
     """TREC files: tab-separated texts and qrels."""
-    named = dict(_named_file(one) for one in qrels)
+    files = [_named_file(one) for one in qrels]
+    named = dict(files)
+    if len(named) < len(files):
+        raise InputError("--qrels names a split twice; put its judgements into one file")
     _show(out, import_trec(corpus, queries, named, out), json_output)
 
 
@@ -151,12 +183,12 @@ def _named_file(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _show(out: Path, summary: ImportSummary, as_json: bool) -> None:
+def _show(out: Path, summary: ImportSummary, as_json: bool, next_step: str | None = None) -> None:
     if as_json:
         print_json({"out": str(out), **asdict(summary)})
         return
-    queries = ", ".join(f"{count} {split}" for split, count in summary.queries.items())
+    queries = ", ".join(f"{count} {split}" for split, count in summary.queries.items()) or "none"
     print(f"{out}: {summary.passages} passages; queries: {queries}")
     for reason, count in summary.dropped.items():
         print(f"  dropped: {count} {reason}")
-    print(f"Next: hone init {out}")
+    print(f"Next: {next_step or f'hone init {out}'}")

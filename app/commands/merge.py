@@ -11,12 +11,13 @@ import typer
 from app.found_model import FoundModel, find_model
 from app.live import progress_view
 from app.merging import Trial, merge_by_trial, merge_models
-from app.options import JsonOption, SkipMissing, StoreOption, print_json, store_path
+from app.options import JsonOption, SkipMissing, StoreOption, is_given, print_json, store_path
 from indexer.gate import METRIC
 from retriever.errors import InputError
 
 
 def merge(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -48,6 +49,8 @@ def merge(
         raise InputError(f"{len(models)} models: --alpha and --alphas take two, --weights and no option two or more")
     if (alphas is None) != (data is None):
         raise InputError("--alphas and --data go together: the first is chosen by figures on the second")
+    if alphas is None and (is_given(context, "split") or is_given(context, "measure")):
+        raise InputError("--split and --measure say by what --alphas chooses: give that as well")
     found = [find_model(store_path(store), name) for name in models]
     told: dict[str, Any] = {"out": str(out)}
     if alphas is not None and data is not None:

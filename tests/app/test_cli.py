@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
+import torch
 import typer
 from typer.main import get_command
 
@@ -13,6 +14,7 @@ from app import cli
 from app.commands import ask
 from app.options import StoreOption
 from retriever.errors import BusyError, HoneError, InputError
+from retriever.store import code_version
 from tests.app.command_line import Hone
 
 COMMANDS = "dataset init train refresh index mine search evaluate serve cycle demo export pin".split()
@@ -81,6 +83,11 @@ def test_what_a_machine_reads_is_offered_as_json(hone: Hone) -> None:
     for command in LEAVES:
         if command[0] not in ("demo", "serve", "refresh"):
             assert "--json" in hone(*command, "--help").out, command
+
+
+def test_the_version_names_code_and_libraries(hone: Hone) -> None:
+    told = hone("--version")
+    assert told.code == 0 and told.out.startswith(f"hone {code_version()}, torch {torch.__version__}, transformers ")
 
 
 def test_a_command_that_does_not_exist_and_words_that_do_not_fit(hone: Hone) -> None:

@@ -33,7 +33,7 @@ def graded(folder: Path) -> Path:
 
 def test_figures_are_those_that_trec_eval_gives_the_run(tiny: Path, tmp_path: Path) -> None:
     data = graded(tmp_path / "data")
-    with indexed_model(data, str(tiny / "model"), IndexConfig(precision="fp32"), silent) as store:
+    with indexed_model(data, "test", str(tiny / "model"), IndexConfig(precision="fp32"), silent) as store:
         done = evaluate_split(store, data, "test", exact=True)
         done.write_run(tmp_path / "out.trec")
         qrels: dict[str, dict[str, int]] = {}
@@ -111,7 +111,7 @@ def test_another_corpus_than_the_generation_holds(indexed: Path, tmp_path: Path)
 
 
 def test_a_model_measured_without_a_store_leaves_none(tiny: Path) -> None:
-    with indexed_model(tiny / "data", str(tiny / "model"), IndexConfig(precision="fp32"), silent) as store:
+    with indexed_model(tiny / "data", "test", str(tiny / "model"), IndexConfig(precision="fp32"), silent) as store:
         root = store.root
         assert load_query_set(tiny / "data", "test", Corpus(store.corpora.at(0)), warn=never).ids[0] == "q30"
     assert not root.exists()

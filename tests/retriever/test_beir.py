@@ -121,7 +121,7 @@ def test_a_bad_title_is_named(tmp_path: Path, title: str, message: str) -> None:
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": "caf\xe9"}\n')
-    with pytest.raises(InputError, match=r"corpus\.jsonl:1: malformed JSON .*utf-8"):
+    with pytest.raises(InputError, match=r"corpus\.jsonl:1: not UTF-8 .*save the file as UTF-8"):
         list(read_passages(tmp_path))
 
 

@@ -110,6 +110,7 @@ def test_gzipped_files_give_the_same_corpus_and_queries(tmp_path: Path, data: Pa
     ("line", "message"),
     [
         ("{", "malformed JSON"),
+        ('{"id": "x", "contents": "y"}', "no field '_id', but id, contents"),
         ('{"text": "x"}', "no field '_id'"),
         ('{"_id": "x", "text": ""}', "empty text"),
         ('{"_id": "p3", "text": "x"}', "duplicate id 'p3', first on line 4"),

@@ -38,7 +38,9 @@ def test_a_new_store_has_the_layout_of_the_contract(store: Store) -> None:
 def test_opening_never_makes_and_making_never_empties(tmp_path: Path, store: Store) -> None:
     publish(store, "corpora", {})
     assert Store(store.root, create=True).corpora.numbers() == [0]
-    with pytest.raises(InputError, match=r"not a hone store \(no format\.json\)"):
+    with pytest.raises(
+        InputError, match=r"no such folder, so not a hone store; `hone index DATA --store .*absent` makes one"
+    ):
         Store(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
     (tmp_path / "empty").mkdir()

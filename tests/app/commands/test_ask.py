@@ -75,6 +75,24 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
     assert "leave out --store" in hone(*data, "--model", tiny / "model").complaint
     assert "no generation is named NONE; there are" in hone(*data, "--generation", "NONE").complaint
     assert "qrels/none.tsv" in hone(*data, "--split", "none").complaint
+    unknown = hone("evaluate", "--data", tiny / "data", "--model", tiny / "model", "--split", "none")
+    assert "there are the splits dev, test, train" in unknown.complaint and '"phase"' not in unknown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "baka", "--rerank-depth", 9], "--rerank-depth says how many hits --rerank orders"),
+        (["evaluate", "--data", ".", "--factory", "Flat"], "--factory and --precision are for --model"),
+        (["evaluate", "--data", ".", "--precision", "fp32"], "--factory and --precision are for --model"),
+        (
+            ["evaluate", "--data", ".", "--from-run", "a.trec", "--exact"],
+            "leave out --model, --store, --generation and",
+        ),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(hone: Hone, arguments: list[str], said: str) -> None:
+    assert said in hone(*arguments).complaint
 
 
 @pytest.fixture(scope="module")

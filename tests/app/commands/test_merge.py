@@ -44,6 +44,7 @@ def test_shares_are_tried_on_data(trained: Path, tiny: Path, hone: Hone) -> None
         (["0", "1", "--alpha", "0.5", "--weights", "1,0"], "exclude each other"),
         (["0", "1", "--alphas", "0,1"], "--alphas and --data go together"),
         (["0", "1", "--weights", "0.5,half"], "--weights 0.5,half: give numbers"),
+        (["0", "1", "--measure", "RR@10"], "--split and --measure say by what --alphas chooses"),
         (["0", "1", "--weights", "2,-1"], "a share lies in 0 … 1"),
         (["0", "1", "--weights", "0.5,0.4"], "sum to 1"),
     ],
