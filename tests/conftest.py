@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import NoReturn
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -15,6 +16,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # No deadline: a busy machine is not a bug. Derandomised: a failure seen once is seen again.
 settings.register_profile("hone", deadline=None, derandomize=True)
 settings.load_profile("hone")
+
+
+LONGEST = ("test_rank_cases.py", "test_wheel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest come first, so that no process of several ends alone."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +38,15 @@ def _own_niceness() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut() -> Iterator[None]:
+    """Nothing here cuts the power: tests of what is flushed, and when, put a flush of their own in this one's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(np.memmap, "flush", lambda array: None)
+        yield
+
+
 @pytest.fixture
 def own_precision() -> Iterator[None]:
     """A process has one precision; here many runs share one."""
@@ -37,9 +55,3 @@ def own_precision() -> Iterator[None]:
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
-
-
-@pytest.fixture
-def own_process(own_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run train as in a process of its own. What survives a power cut is for test_durable.py."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -59,7 +59,7 @@ def served(store: Path, port: int, *arguments: str, through: tuple[str, ...] = (
     with (store.parent / f"serve-{port}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
         try:
-            wait_for(lambda: is_ready(port), seconds=90)
+            wait_for(lambda: is_ready(port), seconds=90, every=0.1)
             yield process
         finally:
             process.terminate()

@@ -111,12 +111,12 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until ``true()`` holds, at most ``seconds``."""
+def wait_for(true: Callable[[], bool], seconds: float = 30, every: float = 0.005) -> None:
+    """Wait until ``true()`` holds, at most ``seconds``; look again ``every`` so many."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 class Server:

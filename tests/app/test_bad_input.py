@@ -366,8 +366,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_finishes(tmp_path: Path,
         tmp_path / "run.toml",
         tiny / "data",
         tiny / "model",
-        ("max_steps = 6", "max_steps = 400"),
-        ("steps:3", "steps:50"),
+        ("max_steps = 6", "max_steps = 60"),
+        ('"steps:3"', '"steps:50"\nadopt = "scheduled"\nlag = 5'),
     )
     command = [sys.executable, "-m", "app.cli", "train", str(config), "--store", str(store), "--json"]
     training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -379,14 +379,14 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_finishes(tmp_path: Path,
     out, err = training.communicate(timeout=60)
     assert training.returncode == 2, err
     stopped = json.loads(out)
-    assert stopped["reason"] == "interrupted" and 0 < stopped["step"] < 400
+    assert stopped["reason"] == "interrupted" and 0 < stopped["step"] < 60
     assert err.splitlines()[-1].startswith(f"hone: interrupted at step {stopped['step']}; checkpoint ")
     saved = Store(store).checkpoints.get()
     assert saved is not None and saved.facts["step"] == stopped["step"] and saved.number == stopped["checkpoint"]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["step"] == 400
+    assert json.loads(ended.stdout)["step"] == 60
     assert [event["step"] for event in reported(store, "resumed")] == [stopped["step"]]
     steps = [event["step"] for event in reported(store, "step")]
-    assert steps == list(range(1, 401)), "no step twice, none left out"
+    assert steps == list(range(1, 61)), "no step twice, none left out"

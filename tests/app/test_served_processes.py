@@ -49,7 +49,7 @@ def test_several_workers_share_index_threads_and_metrics(indexed: Path, monkeypa
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     port = free_port()
     with served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server:
-        wait_for(lambda: len(children(server.pid)) == 2, seconds=60)
+        wait_for(lambda: len(children(server.pid)) == 2, seconds=60, every=0.2)
         workers = children(server.pid)
         mapped = {line for pid in workers for line in re.findall(r".*index\.faiss", maps(pid))}
         assert {line.split()[1] for line in mapped} <= {"r--s", "r--p"}, "mapped for reading, so one copy in memory"
@@ -63,7 +63,7 @@ def test_several_workers_share_index_threads_and_metrics(indexed: Path, monkeypa
             text = ask(port, "GET", "/metrics")[1]
             assert counted in text and "hone_generation_number 0.0" in text and "hone_jobs" in text
         os.kill(workers[0], signal.SIGKILL)
-        wait_for(lambda: len(set(children(server.pid)) - {workers[0]}) == 2, seconds=60)
+        wait_for(lambda: len(set(children(server.pid)) - {workers[0]}) == 2, seconds=60, every=0.2)
         assert ask(port, "POST", "/v1/search", BODY)[0] == 200
         assert counted.replace("40.0", "41.0") in ask(port, "GET", "/metrics")[1], "counts outlive a worker"
 
@@ -83,12 +83,14 @@ def test_a_job_of_one_of_several_workers_has_all_threads_and_is_counted_once(
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         assert b"OMP_NUM_THREADS=6" in environment, "not a worker's 3"
         assert not [one for one in environment if one.startswith((b"MKL_NUM_THREADS", b"PROMETHEUS_MULTIPROC_DIR"))]
-        wait_for(lambda: json.loads(ask(port, "GET", place)[1])["state"] not in ("queued", "running"), seconds=90)
+        wait_for(
+            lambda: json.loads(ask(port, "GET", place)[1])["state"] not in ("queued", "running"), seconds=90, every=0.1
+        )
         done = json.loads(ask(port, "GET", place)[1])
         assert done["state"] == "done", done
         counted = f"hone_mined_negatives_total {float(done['result']['negatives'])}"
         assert done["result"]["negatives"] == 80 and done["result"]["filtered"]["range"] == 40
-        wait_for(lambda: counted in ask(port, "GET", "/metrics")[1])
+        wait_for(lambda: counted in ask(port, "GET", "/metrics")[1], every=0.1)
         time.sleep(3 * REAP_SECONDS)  # the other one has looked as well
         for _ in range(5):  # whichever worker answers
             text = ask(port, "GET", "/metrics")[1]
@@ -136,7 +138,7 @@ def test_a_rolling_restart_under_load_loses_no_request(indexed: Path) -> None:
     ports = sorted(free_port() for _ in range(2))
     balancer = Balancer(ports)
     threads = [threading.Thread(target=balancer.probe), threading.Thread(target=balancer.load)]
-    with served(indexed, ports[1]):
+    with served(indexed, ports[1], "--drain-seconds", "0"):
         with served(indexed, ports[0], "--drain-seconds", "1") as first:
             for thread in threads:
                 thread.start()

@@ -118,9 +118,13 @@ def train_under_fire(config: Path, store: Path, victim: str, ripe: Ripe, kills: 
         before, started = len(read_lines(store / "events.jsonl")), time.time()
         with (config.parent / "train.log").open("ab") as log:
             process = subprocess.Popen(hone("train", config, "--store", store), stdout=log, stderr=log)
+        events: list[dict[str, Any]] = []
+        size = 0
         while ending.kills < kills and process.poll() is None:
             time.sleep(LOOK_SECONDS)
-            events = read_lines(store / "events.jsonl")[before:]
+            now = (store / "events.jsonl").stat().st_size if (store / "events.jsonl").exists() else 0
+            if now != size:
+                size, events = now, read_lines(store / "events.jsonl")[before:]
             life = _trainer(process.pid, started, events, store) if victim == "trainer" else _refresher(events, store)
             if life is not None and ripe(life, ending.phases):
                 _kill(process, life)

@@ -1,6 +1,7 @@
 """What each of two ranks does: the runs below, one after the other, for test_ranks.py, then all of rank_cases.py."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 from retriever.artifacts import Artifact
 from retriever.inference import TOKEN_BUDGETS
+from retriever.learner import open_workplace
 from retriever.losses.contrastive import LossConfig
 from retriever.pair_memory import AuditConfig
 from retriever.phases import PhasesConfig
@@ -173,8 +176,11 @@ RUNS = (run_exact, run_ready, run_interrupted, run_cached, run_ranked, run_ancho
 
 def main(folder: Path) -> None:
     """Write what this rank saw."""
-    state = PartialState(cpu=True)
-    found = {}
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # nothing cuts the power
+    open_workplace(EXACT)
+    state, group = PartialState(), dist.group.WORLD
+    assert group is not None
+    found: dict[str, Any] = {"timeout": group._get_backend(torch.device("cpu")).options._timeout.days}
     for run in RUNS:
         place = folder / run.__name__
         if state.is_main_process:

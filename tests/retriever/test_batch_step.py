@@ -25,7 +25,7 @@ from retriever.retriever_learner import RetrieverLearner
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 from tests.stand_ins import HashEncoder
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 def batch_step(bench: Bench) -> BatchStep:

@@ -15,7 +15,7 @@ from retriever.store import Store
 from tests.retriever.training_stand_ins import Bench
 from tests.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 STATE = TrainingState(seed=3, step=7, best=0.25, bad_generations=1, judged=2)
 FACTS = {"refresh": True, "final": False}

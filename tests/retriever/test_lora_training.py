@@ -16,7 +16,7 @@ from retriever.learner import TrainConfig
 from retriever.lora import LoraConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Killed, ignore, killing_at, stopping_at
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 LORA = LoraConfig(rank=4, alpha=8)
 

@@ -176,7 +176,7 @@ def test_equal_values_stand_nowhere() -> None:
 AUDIT = AuditConfig(exclude="drop", beta=0.5)
 
 
-@pytest.mark.usefixtures("own_process")
+@pytest.mark.usefixtures("own_precision")
 def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = Bench(tmp_path / "whole", audit=AUDIT)
     whole.run()
@@ -198,7 +198,7 @@ def test_a_run_resumes_with_the_memory_it_had_and_ends_with_the_same_bits(tmp_pa
         assert bench.told("warning") == []
 
 
-@pytest.mark.usefixtures("own_process")
+@pytest.mark.usefixtures("own_precision")
 def test_a_memory_alone_changes_no_weight_and_its_lack_is_said(tmp_path: Path) -> None:
     plain = Bench(tmp_path / "plain")
     plain.run()

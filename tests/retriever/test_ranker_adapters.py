@@ -16,7 +16,7 @@ from retriever.ranker import RankerConfig, load_ranker
 from retriever.tower import weights_sha256
 from tests.retriever.training_stand_ins import Bench, ignore, stopping_at
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from retriever.teacher import Teacher, TeacherConfig
 from tests.retriever.training_stand_ins import TRAIN, Bench, Counted, InOrder, Killed, ignore, killing_at, stopping_at
 from tests.tiny_ranker import write_tiny_ranker
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 LAST = TRAIN.max_steps
 TURNS = PhasesConfig(2, 3)

@@ -26,7 +26,7 @@ from retriever.trained_ranker import TrainedRanker
 from tests.stand_ins import tiny_store, write_tiny_data
 from tests.tiny_ranker import write_tiny_ranker
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 CONFIGS = [RankingLossConfig(name) for name in RANKING_LOSSES]
 

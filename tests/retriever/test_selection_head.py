@@ -19,7 +19,7 @@ from retriever.trained_ranker import TrainedRanker
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.tiny_ranker import ARCHITECTURES, write_tiny_ranker
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 QUERIES, PASSAGES = ["baka boku", "dala"], ["beki bola", "baka dala deli"]
 LAST = TRAIN.max_steps

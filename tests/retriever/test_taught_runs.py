@@ -26,7 +26,7 @@ from retriever.teacher_scores import TeacherScores
 from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 
 def stored(bench: Bench, config: TeacherConfig) -> Teacher:

@@ -26,7 +26,7 @@ from tests.retriever.training_stand_ins import TRAIN, Bench, ignore, stopping_at
 from tests.stand_ins import OverlapRanker
 from tests.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from retriever.retriever_learner import EncodeQueries
 from retriever.trainer import mark_best
 from tests.retriever.training_stand_ins import REFRESH, TRAIN, Bench, Counted, Idle, InOrder, ignore, stopping_at
 
-pytestmark = pytest.mark.usefixtures("own_process")
+pytestmark = pytest.mark.usefixtures("own_precision")
 
 LAST = TRAIN.max_steps
 
