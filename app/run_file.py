@@ -22,7 +22,7 @@ from retriever.trec import read_qrels
 SAMPLE_PASSAGES = 64
 STEP_FACTOR = 3.0
 """A training step costs about this many times the forward pass of its texts."""
-GENERATIONS_KEPT = 4
+GENERATIONS_KEPT, CHECKPOINTS_KEPT = 4, 3
 BATCH = 32
 QUERY_LENGTH, PASSAGE_LENGTH = 64, 256
 MANY_QUERIES = 100
@@ -135,14 +135,15 @@ def write_run_file(data: Path, out: Path, model: str) -> dict[str, Any]:
         raise InputError(f"{data}/qrels/train.tsv: no relevant pair to train on")
     carved = _carved_share(data, queries)
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    length, dimensions, rate = _measure(model, sample)
+    length, dimensions, weights, rate = _measure(model, sample)
     step_seconds = STEP_FACTOR * BATCH * 2.2 / rate
     rebuild_seconds = passages / rate
     max_steps = max(30, min(600, round(3 * queries / BATCH)))
     every = max(10, min(max_steps // 3, round(2 * rebuild_seconds / step_seconds)))
     refreshes = max_steps // every + 1
     seconds = max_steps * step_seconds + refreshes * rebuild_seconds
-    disk_mb = round(passages * dimensions * 4 * 2 * GENERATIONS_KEPT / 1e6 + 6 * 100)
+    copies = GENERATIONS_KEPT + 3 * CHECKPOINTS_KEPT  # a checkpoint has two moments of each weight besides
+    disk_mb = round((passages * dimensions * 4 * 2 * GENERATIONS_KEPT + weights * 4 * copies) / 1e6)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(
         out,
@@ -190,8 +191,8 @@ def _passages(data: Path) -> tuple[int, list[str]]:
     return len(sample) + sum(1 for _ in lines), sample
 
 
-def _measure(model: str, sample: list[str]) -> tuple[int, int, float]:
-    """Return the longest passage that ``model`` reads, its dimensions, and the passages that it encodes a second."""
+def _measure(model: str, sample: list[str]) -> tuple[int, int, int, float]:
+    """Return the longest passage that ``model`` reads, its dimensions and weights, and the passages a second."""
     opened = create_encoder(ModelConfig(name=model))
     length = min(PASSAGE_LENGTH, opened.config.passage_max_length or PASSAGE_LENGTH)
     opened.config = replace(opened.config, passage_max_length=length)
@@ -199,4 +200,5 @@ def _measure(model: str, sample: list[str]) -> tuple[int, int, float]:
     encoder.encode_passages(sample[:8])
     started = time.monotonic()
     encoder.encode_passages(sample)
-    return length, opened.dimensions, len(sample) / (time.monotonic() - started)
+    weights = sum(one.numel() for one in opened.parameters())  # of tied towers once
+    return length, opened.dimensions, weights, len(sample) / (time.monotonic() - started)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from retriever.durable import exclusive, publish_folder, remove_folder, sha256_file, write_atomic
@@ -240,16 +239,6 @@ class Series:
                 if number == newest:
                     warn(f"{self.folder / pointer} names {number}, which is gone; using the one before it")
         raise CorruptError(f"{self.folder}: no intact artifact up to {newest}; publish a new one")
-
-    def follow(self, stop: Event, after: int = -1, poll_seconds: float = 0.2) -> Iterator[Artifact]:
-        """Yield the newest artifact each time CURRENT moves beyond ``after``: may skip, never goes backwards."""
-        while not stop.is_set():
-            number = self.pointed(CURRENT)
-            if number is not None and number > after:
-                after = number
-                yield self.at(number)
-            else:
-                stop.wait(poll_seconds)
 
     def remove(self, number: int) -> None:
         """Delete artifact ``number``; it vanishes at once and whole."""

@@ -17,6 +17,7 @@ from retriever.artifacts import Artifact
 from retriever.encoder import DualEncoder
 from retriever.errors import CorruptError
 from retriever.learner import Learner
+from retriever.phases import LearnerName
 from retriever.store import Store
 
 STATE = "state.json"
@@ -39,7 +40,7 @@ class TrainingState:
 
 def publish_checkpoint(
     store: Store,
-    learners: Mapping[str, Learner],
+    learners: Mapping[LearnerName, Learner],
     state: TrainingState,
     parents: dict[str, int],
     facts: dict[str, Any],

@@ -27,9 +27,10 @@ from retriever.optimiser import MOMENTS, Optimiser, Schedule
 from retriever.protocols import FloatArray, NegativeSource, Progress, silent
 from retriever.ranker import PairClassifier, RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
-from retriever.ranker_step import GroupLoss, RankerStep, Score, Watch
+from retriever.ranker_step import GroupLoss, RankerStep, Watch
 from retriever.selection_head import add_selection
 from retriever.source_tally import SourceTally, brought, several_sources
+from retriever.teacher import Score
 from retriever.trained_ranker import TrainedRanker
 
 OPTIMIZER, ADAPTER = "ranker_optimizer.safetensors", "ranker_adapter"

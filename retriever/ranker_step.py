@@ -3,7 +3,7 @@
 Does not know steps of the optimiser, checkpoints, or where negatives come from.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,14 +21,13 @@ from retriever.protocols import BoolArray, FloatArray
 from retriever.ranker import Pair
 from retriever.ranks import Ranks
 from retriever.source_tally import Bits, SourceTally
+from retriever.teacher import Score
 from retriever.token_batches import token_batches
 from retriever.trained_ranker import TrainedRanker
 
 GroupLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(raw logits float32 [q, 1 + k, labels], the positive first; mask bool [q, 1 + k]; a teacher's scores [q, 1 + k], nan
 where it has none, or None) → the loss of each query, float32 [q]. It must not look across queries."""
-Score = Callable[[Sequence[str], Sequence[str]], FloatArray]
-"""Queries and as many passages → a score of each pair, float32 [n]."""
 
 
 def groups_of(batch: Batch, most: int) -> tuple[NDArray[np.int64], BoolArray]:

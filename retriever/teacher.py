@@ -148,8 +148,8 @@ class Taught:
     passages: Tensor | None = None
 
 
-Score = Callable[[list[str], list[str]], FloatArray]
-"""Queries and as many passages → the log-odds of each pair, float32 [n]."""
+Score = Callable[[Sequence[str], Sequence[str]], FloatArray]
+"""Queries and as many passages → a score of each pair, of a ranker its log-odds, float32 [n]."""
 Ask = Callable[[Batch, Texts, Ranks], Taught]
 
 

@@ -64,7 +64,7 @@ class Trainer:
         self._ranks, self._precision = place.ranks, place.precision
         self._device = str(place.accelerator.device)
         phases, most = parts.phases, parts.train.max_steps
-        self._learners: dict[str, Learner] = {}
+        self._learners: dict[LearnerName, Learner] = {}
         score = None
         if parts.ranker is not None:
             steps = phases.taken("ranker", most)
@@ -109,14 +109,21 @@ class Trainer:
         store = self._parts.store
         self._state, states = read_state(checkpoint)
         self._checkpoint, self._saved = checkpoint.number, self._state.step
+        if self._state.seed != self._parts.seed:
+            self._warn(f"{checkpoint.path}: trained with seed {self._state.seed}, and goes on with {self._parts.seed}")
+            self._state.seed = self._parts.seed
         self._adoption.resume(self._state.step)
         adopted = self._adoption.adopted
         for name, learner in self._learners.items():
-            missing = learner.restore(checkpoint, states.pop(name, {}), adopted)
+            saved = states.pop(name, {})
+            missing = learner.restore(checkpoint, saved, adopted)
             if missing is not None:
                 self._warn(f"{checkpoint.path}: trained without {missing}; that begins anew")
-        for name in states:
-            self._warn(f"{checkpoint.path}: holds a {name} that this run does not train; later checkpoints do not")
+            if not saved and (begun := self._parts.phases.taken(name, self._state.step)):
+                of = f"step {begun} of its schedule, which is dealt out over the whole run"
+                self._warn(f"the first step of the {name} is {of}: its warm-up may be over; --new starts both together")
+        for other in states:
+            self._warn(f"{checkpoint.path}: holds a {other} that this run does not train; later checkpoints do not")
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             # Those above it are torn or not yet named, and are refreshed by nobody; this run makes them again.

@@ -7,6 +7,7 @@ import pytest
 
 from app.config import RunConfig, check_keys, data_folder, read_config
 from app.run_file import write_run_file
+from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.phases import PhasesConfig
 from retriever.ranker_learner import RankerTrainConfig
@@ -91,6 +92,9 @@ def test_more_data_is_estimated_to_take_longer(tiny: Path, tmp_path: Path) -> No
     large = write_run_file(data, tmp_path / "large.toml", str(tiny / "model"))
     assert large["passages"] == 20_000
     assert large["disk_mb"] - small["disk_mb"] == pytest.approx((20_000 - 60) * 32 * 4 * 8 / 1e6, abs=1)
+    model = create_encoder(ModelConfig(name=str(tiny / "model")))
+    weights = sum(one.numel() for one in model.passage.parameters())
+    assert small["disk_mb"] == round((60 * 32 * 4 * 8 + weights * 4 * 13) / 1e6)
     assert large["seconds"] > small["seconds"]
     assert json.loads(json.dumps(large)) == large
 

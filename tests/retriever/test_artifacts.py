@@ -2,7 +2,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retriever.artifacts import BEST, CURRENT, FORMAT, SERVED, Artifact, Series
+from retriever.artifacts import BEST, CURRENT, FORMAT, SERVED, Series
 from retriever.errors import BusyError, CorruptError, FormatError, InputError, StoreError
 
 FACTS = st.dictionaries(
@@ -317,57 +316,3 @@ def test_age_counts_from_publication(series: Series) -> None:
     assert 0 <= series.age_seconds(number) < 60
     os.utime(series.path(number), (0, time.time() - 3600))
     assert 3600 <= series.age_seconds(number) < 3660
-
-
-class _Reader:
-    """Follows a series without waiting: ends as soon as there is nothing newer."""
-
-    def __init__(self, series: Series, after: int) -> None:
-        self.stop = Event()
-        self.stop.wait = self._end  # type: ignore[assignment,method-assign]  # of this one event
-        self.found: Iterator[Artifact] = series.follow(self.stop, after)
-
-    def _end(self, _seconds: float) -> None:
-        self.stop.set()
-
-
-@settings(max_examples=40, deadline=None)
-@given(moves=st.lists(st.integers(-1, 4), max_size=25), after=st.integers(-1, 3))
-def test_follow_never_goes_backwards_and_skips_only_the_old(
-    tmp_path_factory: pytest.TempPathFactory, moves: list[int], after: int
-) -> None:
-    """A move publishes (−1) or lets CURRENT name an older number; the reader looks after each."""
-    series = open_series(tmp_path_factory.mktemp("series"))
-    yielded: list[int] = []
-    last = after
-    for move in moves:
-        if move < 0:
-            publish(series)
-        elif move < len(series.numbers()):
-            series.point(CURRENT, move)
-        yielded += [artifact.number for artifact in _Reader(series, last).found]
-        last = max([after, *yielded])
-        current = series.pointed(CURRENT)
-        assert current is None or current <= last
-    assert yielded == sorted(set(yielded)) and all(number > after for number in yielded)
-
-
-def test_follow_waits_for_the_next_and_ends_when_told(series: Series) -> None:
-    stop, seen = Event(), []
-    publish(series)
-
-    def consume() -> None:
-        for artifact in series.follow(stop, poll_seconds=0.005):
-            seen.append(artifact.number)
-            if artifact.number == 0:
-                publish(series)  # two while the reader is busy: it takes the newest alone
-                publish(series)
-
-    reader = threading.Thread(target=consume)
-    reader.start()
-    deadline = time.monotonic() + 10
-    while seen != [0, 2] and time.monotonic() < deadline:
-        time.sleep(0.005)
-    stop.set()
-    reader.join(timeout=10)
-    assert not reader.is_alive() and seen == [0, 2]

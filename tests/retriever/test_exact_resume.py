@@ -117,6 +117,19 @@ def test_scheduled_resumes_with_the_same_bits(tmp_path: Path) -> None:
     assert ends == ends[:1] * 4
 
 
+def test_a_run_that_goes_on_with_another_seed_says_so_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, hears=stopping_at("step", 3))
+    bench.run()
+    saved = bench.newest().path
+    bench.seed, bench.hears = 4, stopping_at("step", 5)
+    bench.run()
+    bench.hears = ignore
+    assert bench.run().reason == "finished"
+    assert [one["message"] for one in bench.told("warning") if "seed" in one["message"]] == [
+        f"{saved}: trained with seed 3, and goes on with 4"
+    ]
+
+
 def test_a_damaged_checkpoint_brings_no_negatives_and_another_is_marked_for_it(tmp_path: Path) -> None:
     refresh = RefreshConfig(trigger="steps:100", max_staleness=2, on_stale="wait")
     bench = Bench(tmp_path, refresh=refresh, hears=killing_at("checkpoint", 3))

@@ -303,7 +303,9 @@ def test_a_run_that_gains_or_loses_its_ranker_says_so(tmp_path: Path) -> None:
     assert "ranker" not in made.newest().facts and not (made.newest().path / "ranker").exists()
     made.ranker, made.phases, made.hears = made.ranking(), TURNS, ignore
     assert made.run().reason == "finished"
-    assert "trained without the ranker; that begins anew" in made.told("warning")[1]["message"]
+    said = [one["message"] for one in made.told("warning")[1:]]
+    assert "trained without the ranker; that begins anew" in said[0]
+    assert f"the first step of the ranker is step {TURNS.taken('ranker', 4)} of its schedule" in said[1]
 
 
 # ---- where a ranker starts

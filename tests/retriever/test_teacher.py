@@ -98,7 +98,7 @@ def ranks() -> Ranks:
 def test_a_ranker_reads_each_query_with_its_group_alone(ranks: Ranks) -> None:
     asked: list[tuple[str, str]] = []
 
-    def score(queries: list[str], passages: list[str]) -> FloatArray:
+    def score(queries: Sequence[str], passages: Sequence[str]) -> FloatArray:
         asked.extend(zip(queries, passages, strict=True))
         return OverlapRanker().score(queries, passages)
 

@@ -184,6 +184,7 @@ class Bench:
     tied: bool = True
     lora: LoraConfig | None = None
     audit: AuditConfig | None = None
+    seed: int = 3
     hears: Hears = ignore
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     draws: list[tuple[int, int]] = field(default_factory=list)
@@ -288,7 +289,7 @@ class Bench:
             report=self.report,
             train=self.train,
             refresh=self.refresh,
-            seed=3,
+            seed=self.seed,
             ranker=self.ranker_parts(),
             phases=self.phases,
         )
