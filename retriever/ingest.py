@@ -187,13 +187,20 @@ def _read_judgements(
     folder: Path, name: str, corpus: Corpus, skip_missing: bool, warn: Callable[[str], None]
 ) -> dict[str, dict[int, int]]:
     judged: dict[str, dict[int, int]] = {}
-    unknown = []
+    unknown, contrary = [], []
     for line, query_id, passage_id, relevance in read_qrels(find_file(folder, f"qrels/{name}.tsv")):
         row = corpus.row_of(passage_id)
         if row is None:
             unknown.append(f"{passage_id} (line {line})")
-        else:
-            judged.setdefault(query_id, {})[row] = relevance
+            continue
+        of_query = judged.setdefault(query_id, {})
+        if of_query.get(row, relevance) != relevance:
+            contrary.append(f"{query_id} {passage_id} (line {line})")
+        of_query[row] = relevance
+    if contrary:
+        contradict = counted(len(contrary), "judgement contradicts", "judgements contradict")
+        which = f"an earlier one of the same pair: {the_first(contrary)}"
+        warn(f"{folder}/qrels/{name}.tsv: {contradict} {which}; the last of a pair counts")
     _report_unknown(folder, name, unknown, "passage", skip_missing, warn)
     return judged
 

@@ -216,6 +216,20 @@ def test_a_split_without_a_relevant_pair_is_an_error(tmp_path: Path, data: Path,
         load(data, corpus, "dev")
 
 
+def test_of_judgements_that_contradict_each_other_the_last_counts_and_they_are_told(tmp_path: Path, data: Path) -> None:
+    _, corpus = tiny_store(tmp_path / "store", data)
+    write_qrels(data, "dev", {("q1", "p1"): 1, ("q1", "p2"): 1, ("q2", "p3"): 1})
+    append(data / "qrels/dev.tsv", "q1\tp2\t1")
+    number = append(data / "qrels/dev.tsv", "q1\tp1\t0")
+    said: list[str] = []
+    found = load_query_set(data, "dev", corpus, warn=said.append)
+    assert found.judgements[found.ids.index("q1")] == {1: 0, 2: 1}
+    assert said == [
+        f"{data}/qrels/dev.tsv: 1 judgement contradicts an earlier one of the same pair: q1 p1 (line {number}); "
+        "the last of a pair counts"
+    ]
+
+
 def test_a_query_id_that_comes_twice_is_named(tmp_path: Path, data: Path) -> None:
     _, corpus = tiny_store(tmp_path / "store", data)
     number = append(data / "queries.jsonl", '{"_id": "q0", "text": "again"}')
