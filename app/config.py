@@ -209,15 +209,15 @@ def _refresh_rules(config: RunConfig) -> dict[str, bool]:
         "refresh.probe_queries and probe_depth must be at least 1": min(refresh.probe_queries, refresh.probe_depth)
         >= 1,
         "refresh.trigger = staleness needs refresh.probe_every above 0": not measured or refresh.probe_every > 0,
-        f'refresh.trigger = "once" is certain to be stale at step {refresh.max_staleness + 1}, where on_stale = "stop" '
-        "ends the run; take on_stale out": refresh.trigger != "once"
+        f'refresh.trigger = "once" with on_stale = "stop" ends the run at step {refresh.max_staleness + 1}, by '
+        "refresh.max_staleness; take on_stale out": refresh.trigger != "once"
         or refresh.on_stale != "stop"
-        or train.max_steps <= refresh.max_staleness
+        or train.max_steps <= refresh.max_staleness + 1
         or refresh.adopt == "scheduled",
         'refresh.adopt = "scheduled" needs a trigger that is known before: staleness is measured': not measured
         or refresh.adopt == "ready",
-        f"refresh.trigger = {refresh.trigger!r} would never come: of {probed} candidates a query, the least of "
-        "refresh.probe_depth and negatives.depth, too few can change among the first 10": limit is None
+        f"refresh.trigger = {refresh.trigger!r} would never come: of {probed} candidates a query, the lesser of "
+        "refresh.probe_depth and negatives.depth × sources, too few can change among the first 10": limit is None
         or most_changed(probed) > limit,
         "refresh.share must lie in (0, 1)": 0 < refresh.share < 1,
         'refresh.query_fraction must be 1 where refresh.method = "rescore": it scores the pool of every query anew': (

@@ -27,6 +27,7 @@ from indexer.shards import Vectors
 from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import write_atomic
+from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus, load_query_set
 from retriever.metrics import mean, per_query
@@ -160,6 +161,7 @@ def indexed_model(
     """
     with tempfile.TemporaryDirectory(prefix="hone-evaluate-") as folder:
         root = Path(folder) / "store"
+        create_encoder(ModelConfig(name=model))
         ingested = ingest_corpus(Store(root, create=True), data, skipping=_unsaid if skip_missing else None)
         load_query_set(data, split, Corpus(ingested), skip_missing=skip_missing, warn=_unsaid)
         index_data(root, data, model, asdict(config), report, skip_missing=skip_missing)

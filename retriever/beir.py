@@ -18,8 +18,8 @@ def find_file(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    if name.startswith("qrels/") and (splits := find_qrels(folder)):
-        raise InputError(f"{folder / name}: no such file (nor {name}.gz); there are the splits {', '.join(splits)}")
+    if name.startswith("qrels/") and (there := sorted(path.name for path in (folder / "qrels").glob("*"))):
+        raise InputError(f"{folder / name}: no such file (nor {name}.gz); in qrels/ there are {', '.join(there)}")
     raise InputError(f"{folder / name}: no such file (nor {name}.gz); see `hone dataset --help` for other formats")
 
 

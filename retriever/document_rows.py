@@ -77,6 +77,8 @@ def _found(table: Table, named: str | None, guesses: tuple[str, ...]) -> str | N
 
 def _as_json(place: str, fields: dict[str, Any]) -> str:
     try:
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False) if fields else ""
+        written = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False) if fields else ""
+        written.encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"{place}: metadata of columns {', '.join(fields)} is no JSON ({error})") from error
+    return written

@@ -219,16 +219,16 @@ def test_a_run_that_is_never_refreshed_waits_for_nothing_and_draws_nothing(tmp_p
 
 
 def test_a_trigger_that_would_never_come_and_a_run_that_would_surely_stop_are_refused(tmp_path: Path) -> None:
-    text = '[data]\npath = "py"\n[train]\nmax_steps = 1001\n[refresh]\n{}\n'
+    text = '[data]\npath = "py"\n[train]\nmax_steps = 1002\n[refresh]\n{}\n'
     stale = 'trigger = "staleness:0.3"\nprobe_depth = {}'
     assert read(tmp_path, text.format(stale.format(14))).refresh.probe_depth == 14
     assert "of 13 candidates" in refused(tmp_path, text.format(stale.format(13)))
     shallow = text.format(stale.format(30)) + "[negatives]\ndepth = 12\n"
-    assert "refresh.probe_depth and negatives.depth" in refused(tmp_path, shallow)
+    assert "refresh.probe_depth and negatives.depth × sources" in refused(tmp_path, shallow)
     assert read(tmp_path, shallow + 'sources = ["ann", "bm25"]\n').negatives.width == 24
     once = text.format('trigger = "once"\non_stale = "stop"')
-    assert "stale at step 1001" in refused(tmp_path, once)
-    assert read(tmp_path, once.replace("1001", "1000")).refresh.on_stale == "stop"
+    assert "ends the run at step 1001" in refused(tmp_path, once)
+    assert read(tmp_path, once.replace("1002", "1001")).refresh.on_stale == "stop"
     assert read(tmp_path, once + 'adopt = "scheduled"\n').refresh.on_stale == "stop"
 
 

@@ -123,7 +123,7 @@ def mined_bytes(port: int, jobs: Jobs, kill: bool) -> tuple[str, Job]:
     assert status == 202, answer
     job_id = str(json.loads(answer)["id"])
     if kill:
-        wait_for(lambda: len(jobs.parts(job_id, "made")) >= 3, seconds=300, every=0.05)
+        wait_for(lambda: len(jobs.parts(job_id, "made")) >= 3, seconds=300)
         killed = jobs.get(job_id)
         assert killed.pid is not None and killed.state == "running"
         os.kill(killed.pid, signal.SIGKILL)

@@ -42,6 +42,7 @@ def test_columns_are_guessed_and_what_says_nothing_is_counted(tmp_path: Path) ->
         (DocumentColumns(), [{"text": 3}], "docs.jsonl:1: column 'text' holds a value of type int"),
         (DocumentColumns(), [{"text": "a", "id": "x"}, {"text": "a", "id": None}], "docs.jsonl:2: column 'id' holds"),
         (DocumentColumns(metadata=("m",)), [{"text": "a", "m": float("nan")}], "docs.jsonl:1: metadata of columns m"),
+        (DocumentColumns(metadata=("m",)), [{"text": "a", "m": "\ud800"}], "docs.jsonl:1: metadata of columns m"),
     ],
 )
 def test_what_does_not_fit_is_named(

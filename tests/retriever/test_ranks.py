@@ -101,6 +101,7 @@ def seen(folder: Path, run: str) -> list[Any]:
     return [json.loads((folder / f"rank{rank}.json").read_text())[run] for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_the_first_as_long_as_a_refresh_may_take(two_ranks: Path) -> None:
     assert seen(two_ranks, "timeout") == [7, 7]
 

@@ -76,7 +76,7 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
     assert "no generation is named NONE; there are" in hone(*data, "--generation", "NONE").complaint
     assert "qrels/none.tsv" in hone(*data, "--split", "none").complaint
     unknown = hone("evaluate", "--data", tiny / "data", "--model", tiny / "model", "--split", "none")
-    assert "there are the splits dev, test, train" in unknown.complaint and '"phase"' not in unknown.err
+    assert "in qrels/ there are dev.tsv, test.tsv, train.tsv" in unknown.complaint and '"phase"' not in unknown.err
 
 
 @pytest.mark.parametrize(
