@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 
-from app.composition import Run, make_trainer
+from app.composition import Run, first_planner, make_trainer
 from app.config import RunConfig
 from app.live import training_view
 from app.options import warn
@@ -143,6 +143,7 @@ def run_training(run: Run, config_path: Path, where: Where, *, skip_missing: boo
     """
     started = time.monotonic()
     stop = Event()
+    first_planner(run.config, run.train)  # before a refresher starts
     if not is_first_rank():
         with stopping_at_signals(stop, _unheard):
             outcome = make_trainer(run, ElsewhereRefresher(run.store), _unheard, stop).run()

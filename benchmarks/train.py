@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.alternation import Answer, Entrant, alternate, started
-from benchmarks.machine import Machine, forward_flops
+from benchmarks.machine import forward_flops
 from benchmarks.options import Options, options_of, parser_for
 from benchmarks.report import Answers, last_line, print_rates, ratio, rss_ratio, show
 from benchmarks.texts import hand_over
@@ -31,7 +31,7 @@ STEPS, QUICK_STEPS = 10, 4
 MAX_LENGTH = 128
 MINI_BATCH = 32
 DROPOUT = 0.1
-NO_BF16 = "this device has no bf16 instructions"
+NO_BF16 = "this device has no bf16 instructions; --precision fp32 compares without"
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,25 @@ def main() -> None:
     parser = parser_for("train", "Triplets a second of the training step, and its memory.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--part", choices=tuple(PARTS), help="measure this alone")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of both; the aims are of bf16")
     given = parser.parse_args()
     options = options_of(given)
     host = machine.look(given.device)
     show(host.sentence)
     figures: dict[str, Any] = dict.fromkeys(KEYS)
-    reasons = dict.fromkeys(KEYS, NO_BF16 if host.bf16 is None else "its part was not asked for")
+    reasons = dict.fromkeys(
+        KEYS, NO_BF16 if host.bf16 is None and given.precision == "bf16" else "its part was not asked for"
+    )
+    peak = host.bf16 if given.precision == "bf16" else host.fp32
     for name, part in PARTS.items():
-        if host.bf16 is not None and given.part in (None, name):
-            found = _measure(host, options, part, given.device)
+        if peak is not None and given.part in (None, name):
+            found = _measure(peak, options, part, {"device": given.device, "precision": given.precision})
             figures.update(found)
             reasons = {key: reason for key, reason in reasons.items() if key not in found}
-    last_line(KEYS, figures, reasons, machine=host.as_facts())
+    last_line(KEYS, figures, reasons, precision=given.precision, machine=host.as_facts())
 
 
-def _measure(host: Machine, options: Options, part: Part, device: str) -> dict[str, float]:
+def _measure(peak: float, options: Options, part: Part, where: Mapping[str, str]) -> dict[str, float]:
     batch = BATCH if not part.cached else QUICK_CACHED_BATCH if options.quick else CACHED_BATCH
     steps = 1 if part.cached else QUICK_STEPS if options.quick else STEPS
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -96,7 +100,7 @@ def _measure(host: Machine, options: Options, part: Part, device: str) -> dict[s
             "learning_rate": 5e-5,
             "temperature": 0.05,
             "max_length": MAX_LENGTH,
-            "device": device,
+            **where,
         }
         with started(_entrants(settings, triplets)) as contestants:
             for contestant in contestants:
@@ -111,9 +115,9 @@ def _measure(host: Machine, options: Options, part: Part, device: str) -> dict[s
     show(f"mean loss of all {len(losses[OURS])} steps: {np.mean(losses[OURS]):.4f}, {gap:+.4f} against {PEER}")
     figures = {
         "vs_st": ratio(answers, PEER, OURS),
-        "memory_ratio": _gpu_ratio(answers) if device == "cuda" else rss_ratio(answers, PEER, OURS),
+        "memory_ratio": _gpu_ratio(answers) if where["device"] == "cuda" else rss_ratio(answers, PEER, OURS),
         "loss_gap": abs(gap),
-        "share_of_peak": _share(host, triplets, answers[OURS], part.cached),
+        "share_of_peak": _share(peak, triplets, answers[OURS], part.cached),
     }
     return {f"{claim}{part.suffix}": figure for claim, figure in figures.items()}
 
@@ -128,20 +132,19 @@ def _losses(answers: Sequence[Answer]) -> list[float]:
     return [loss for answer in answers for loss in answer.facts["losses"]]
 
 
-def _share(host: Machine, triplets: Triplets, answers: Sequence[Answer], cached: bool) -> float:
+def _share(peak: float, triplets: Triplets, answers: Sequence[Answer], cached: bool) -> float:
     """Return the arithmetic of forward and backward passes as a share of the fastest matrix product."""
     model = create_encoder(ModelConfig(query_max_length=MAX_LENGTH, passage_max_length=MAX_LENGTH))
     texts = [text for triplet in triplets.texts for text in triplet]
     lengths = [len(ids) for ids in model.tokenize("passage", texts)[0]]
     show(f"{3 * np.mean(lengths):.0f} tokens a triplet")
     flops = forward_flops(model.passage.transformer.config.to_dict(), lengths) * (4 if cached else 3) / len(answers)
-    assert host.bf16
-    return flops / statistics.median(answer.seconds for answer in answers) / 1e9 / host.bf16
+    return flops / statistics.median(answer.seconds for answer in answers) / 1e9 / peak
 
 
 def _entrants(settings: Mapping[str, Any], triplets: Triplets) -> list[Entrant]:
     theirs = {"model": model_path("minilm"), "triplets": triplets.path, "mini_batch": MINI_BATCH}
-    ours = {"data": str(triplets.data), "negatives": triplets.negatives, "precision": "bf16"}
+    ours = {"data": str(triplets.data), "negatives": triplets.negatives}
     return [
         Entrant(PEER, "benchmarks.contestants.st_train", "sentence-transformers", {**settings, **theirs}),
         Entrant(OURS, "benchmarks.contestants.hone_train", settings={**settings, **ours}),

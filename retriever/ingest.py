@@ -164,7 +164,8 @@ def load_query_set(
     _report_unknown(folder, name, [q for q in judged if q not in seen], "query", skip_missing, warn)
     judgements = [judged[line.id] for line in kept]
     if not any(grade > 0 for of_query in judgements for grade in of_query.values()):
-        raise InputError(f"{folder}/qrels/{name}.tsv: split {split!r} has no relevant (query, passage) pair")
+        more = "; take a larger share" if ":" in split else ""
+        raise InputError(f"{folder}/qrels/{name}.tsv: split {split!r} has no relevant (query, passage) pair{more}")
     metadata = [line.metadata for line in kept]
     ids, texts = [line.id for line in kept], [line.text for line in kept]
     return QuerySet(split, ids, texts, judgements, metadata if any(metadata) else ())

@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer in bf16, over given triplets in their order. Does not know hone."""
+"""sentence-transformers' trainer over given triplets in their order. Does not know hone."""
 
 import json
 import tempfile
@@ -66,7 +66,7 @@ def train(pace: Pace, scratch: str) -> None:
         output_dir=scratch,
         max_steps=steps,
         per_device_train_batch_size=told["batch_size"],
-        bf16=True,
+        bf16=told["precision"] == "bf16",
         use_cpu=told["device"] == "cpu",
         max_grad_norm=1.0,
         save_strategy="no",

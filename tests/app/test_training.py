@@ -389,3 +389,11 @@ def test_ranks_that_wait_for_the_first_are_given_days(monkeypatch: pytest.Monkey
     monkeypatch.setattr(training, "PartialState", State)
     with first_rank_first("cpu"):
         assert asked == [{"cpu": True, "timeout": TIMEOUT}] and TIMEOUT.days == 7
+
+
+def test_a_batch_that_the_queries_do_not_fill_is_refused_before_a_refresher_starts(tiny: Path, tmp_path: Path) -> None:
+    change = ("batch_size = 4", "batch_size = 99")
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", change)
+    with pytest.raises(InputError, match=r"\[train\] batch_size = 99: write 1 to 20"):
+        run_training(opened(config, tmp_path / "store"), config, "child")
+    assert not events(tmp_path / "store", "refresher_started")

@@ -376,3 +376,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_minilm_is_a_folder_and_other_names_stay() -> None:
     assert json.loads((Path(model_path("minilm")) / "config.json").read_text())["hidden_size"] == 384
     assert model_path("someone/small") == "someone/small"
+    for name in ("minilmm", "MiniLM", "mini-lm"):
+        with pytest.raises(InputError, match=r"did you mean 'minilm'\?"):
+            model_path(name)
+    assert model_path("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
