@@ -33,7 +33,10 @@ def test_a_bad_comparison_is_one_line_and_makes_nothing(hone: Hone, tiny: Path) 
 def test_what_does_not_fit_the_data_starts_no_run(hone: Hone, tiny: Path) -> None:
     text = COMPARE + "negatives.depth = 61\n"
     answer = hone("compare", write(tiny, text), "--out", "here")
-    assert answer.complaint == "compare.toml: systems.refreshed: negatives.depth = 61, but the corpus has 60 passages"
+    assert (
+        answer.complaint
+        == "compare.toml: systems.refreshed: negatives.depth = 61, but the corpus has 60 passages; write no more"
+    )
     assert not (Path("here") / "runs").exists()
 
 
