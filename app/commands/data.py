@@ -24,6 +24,9 @@ from retriever.tables import open_table
 
 app = typer.Typer(help="Make or convert data sets; everything else reads BEIR layout.", no_args_is_help=True)
 
+SourceArgument = Annotated[
+    str, typer.Argument(help="Parquet, JSON lines or CSV; a folder; or a hub id.", show_default=False)
+]
 OutArgument = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
 
 
@@ -61,9 +64,7 @@ def python(
 
 @app.command()
 def pairs(
-    source: Annotated[
-        str, typer.Argument(help="Parquet, JSON lines or CSV; a folder; or a hub id.", show_default=False)
-    ],
+    source: SourceArgument,
     out: OutArgument,
     query: Annotated[str | None, typer.Option(help="Column of the queries. Default: guessed.")] = None,
     positive: Annotated[str | None, typer.Option(help="Column of the relevant passages.")] = None,
@@ -94,9 +95,7 @@ def pairs(
 
 @app.command()
 def documents(
-    source: Annotated[
-        str, typer.Argument(help="Parquet, JSON lines or CSV; a folder; or a hub id.", show_default=False)
-    ],
+    source: SourceArgument,
     out: OutArgument,
     text: Annotated[str | None, typer.Option(help="Column of the texts. Default: guessed.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Column of the ids. Default: guessed, or made.")] = None,
