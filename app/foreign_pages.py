@@ -14,22 +14,36 @@ from app.replies import error_reply
 
 READING = ("GET", "HEAD", "OPTIONS")
 """These change nothing, and a browser sends no Origin with a page's own."""
+WAY_OUT = "`hone serve --require-keys` asks for keys, --insecure says that a proxy in front does"
 
 
 class RefuseForeignPages:
-    """Answers 403 to a request that a browser sends for a page of another origin, unless it only reads."""
+    """Answers 403 to a request that a browser sends for a page of another origin, unless it only reads.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Unless the server is ``proxied``, neither may it read by a name that was made to mean this machine: a browser takes
+    such a page for the server's own (DNS rebinding, Jackson et al., CCS 2007).
+    """
+
+    def __init__(self, app: ASGIApp, *, proxied: bool) -> None:
         self._app = app
+        self._proxied = proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; programs other than browsers send no Origin."""
-        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
-        if origin is None or scope["method"] in READING or _is_own(origin, scope):
+        message = self._refusal(scope) if scope["type"] == "http" else None
+        if message is None:
             await self._app(scope, receive, send)
-            return
-        message = f"a page of {origin[:100]} may not ask a server without keys; `hone serve --require-keys` has some"
-        await error_reply(Request(scope), 403, message)(scope, receive, send)
+        else:
+            await error_reply(Request(scope), 403, message)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host"), headers.get("origin")
+        if not self._proxied and host is not None and _is_on_loopback(scope) and not is_loopback(_name(f"//{host}")):
+            return f"a server without keys is asked by localhost or 127.0.0.1, not by {host[:100]}; {WAY_OUT}"
+        if origin is not None and scope["method"] not in READING and not _is_own(origin, scope):
+            return f"a page of {origin[:100]} may not ask a server without keys; {WAY_OUT}"
+        return None
 
 
 def is_loopback(host: str) -> bool:
@@ -44,12 +58,20 @@ def is_loopback(host: str) -> bool:
 
 def _is_own(origin: str, scope: Scope) -> bool:
     """Tell whether ``origin`` is this server's; on loopback no name but its own counts: any may be made to mean it."""
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return False
-    server = scope.get("server")
-    arrived = "" if server is None else server[0]
-    return is_loopback(host) or (
-        not is_loopback(arrived) and urlsplit(origin).netloc == Headers(scope=scope).get("host")
+    return is_loopback(_name(origin)) or (
+        not _is_on_loopback(scope) and origin.partition("://")[2] == Headers(scope=scope).get("host")
     )
+
+
+def _name(url: str) -> str:
+    """Return the host that ``url`` names, "" where it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_on_loopback(scope: Scope) -> bool:
+    """Tell whether the request came by an address that no other machine reaches."""
+    server = scope.get("server")
+    return server is not None and is_loopback(server[0])

@@ -61,7 +61,7 @@ class JobProcesses:
         self._command = tuple(command)
         self._environment = environment
         self._log = log
-        self.host = socket.gethostname()
+        self.host = numbering_host()
         self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._lock = Lock()
 
@@ -160,6 +160,18 @@ class JobProcesses:
             lost = silent > LEASE_SECONDS
             return f"its process on host {job.host} has been silent for {silent:.0f} s" if lost else ""
         return f"its process {job.pid} is gone" if _is_gone(job.pid, job.id, silent) else ""
+
+
+def numbering_host() -> str:
+    """Return what names the place in which a process number stands for one process, the same for all processes there.
+
+    Two containers may have one name, and so may two machines: /proc tells the namespace of numbers and the boot.
+    """
+    try:
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").readlink()
+    except OSError:  # not Linux
+        return socket.gethostname()
+    return f"{socket.gethostname()} ({boot[:8]}, {space})"
 
 
 def _is_gone(pid: int, job_id: str, silent: float) -> bool:

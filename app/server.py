@@ -50,8 +50,9 @@ class ServerConfig:
     """Knobs of the server; ``job_command`` runs one job when its id is appended (default: `hone index`).
 
     ``job_environment`` is that of its process (default: this one's).
-    Where there are ``keys``, each request must bring one. ``load_first``: nothing is let in before the first attempt to
-    load what SERVED names, since other workers behind the same socket can answer meanwhile.
+    Where there are ``keys``, each request must bring one; ``proxied``: something in front decides who is let in.
+    ``load_first``: nothing is let in before the first attempt to load what SERVED names, since other workers behind the
+    same socket can answer meanwhile.
     """
 
     max_body_bytes: int = 32 << 20
@@ -62,6 +63,7 @@ class ServerConfig:
     log_stream: TextIO | None = None
     keys: Keys | None = None
     load_first: bool = False
+    proxied: bool = False
 
 
 def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs) -> FastAPI:
@@ -113,7 +115,7 @@ def create_app(config: ServerConfig, store: Store, openers: Openers, jobs: Jobs)
         app.add_middleware(Authorize, keys=config.keys)
         document_keys(app)
     else:
-        app.add_middleware(RefuseForeignPages)
+        app.add_middleware(RefuseForeignPages, proxied=config.proxied)
     app.add_middleware(Observe, telemetry=telemetry)
     return app
 

@@ -49,10 +49,10 @@ RESTART_SECONDS = 1.0
 class ServeOptions:
     """How a store is served.
 
-    ``insecure`` asks for no keys wherever it listens, ``require_keys`` also on loopback. For ``drain_seconds`` after
-    SIGTERM the server still answers though it is not ready any more, so that others send it nothing new. ``ranker`` is
-    the folder of a ranker for generations that hold none. ``admission`` are the limits of each process,
-    ``job_priority`` is that of long jobs.
+    ``insecure`` asks for no keys wherever it listens and by whatever name it is asked, ``require_keys`` also on
+    loopback. For ``drain_seconds`` after SIGTERM the server still answers though it is not ready any more, so that
+    others send it nothing new. ``ranker`` is the folder of a ranker for generations that hold none. ``admission`` are
+    the limits of each process, ``job_priority`` is that of long jobs.
     """
 
     insecure: bool = False
@@ -181,6 +181,7 @@ def _run(
             job_environment=job_environment,
             keys=keys,
             load_first=several,
+            proxied=options.insecure,
         )
         app = create_app(config, Store(root), openers(options.ranker), jobs)
         settings = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=FINISH_SECONDS)

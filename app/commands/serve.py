@@ -22,7 +22,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Default: $HONE_PORT, else 8000.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Ask for no keys, wherever it listens: a proxy does.")
+    ] = False,
     require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for keys on 127.0.0.1, too.")] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; they share index and cores.")] = 1,
     drain_seconds: Annotated[

@@ -48,6 +48,39 @@ def test_a_page_of_others_changes_nothing_on_a_server_without_keys(
 def test_a_name_that_was_made_to_mean_this_machine_is_not_its_own(client: httpx2.Client) -> None:
     rebound = {"origin": "http://a.example", "host": "a.example"}
     assert client.post("/v1/search", json=SEARCH, headers=rebound).status_code == 403
+    # A browser takes such a page for the server's own: it may read replies, and sends no Origin where it does.
+    for path in ("/v1/generations", "/v1/jobs", "/v1/judgements", "/docs"):
+        refused = client.get(path, headers={"host": "a.example"})
+        assert refused.status_code == 403 and "not by a.example" in refused.text, path
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:9", 200),
+        ("[::1]:8000", 200),
+        ("127.0.0.1.a.example", 403),
+        ("localhost.a.example:80", 403),
+        ("192.168.0.7", 403),
+        ("[", 403),
+    ],
+)
+def test_on_loopback_a_server_is_asked_by_a_name_of_loopback(client: httpx2.Client, host: str, status: int) -> None:
+    assert client.get("/v1/generations", headers={"host": host}).status_code == status
+
+
+def test_what_a_proxy_lets_in_may_name_the_proxy(tmp_path: Path) -> None:
+    store, corpus = new_store(tmp_path)
+    publish_generation(store, corpus)
+    with (
+        listening(store, ServerConfig(proxied=True), OPENERS) as port,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers={"host": "hone.example"}) as client,
+    ):
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/v1/search", json=SEARCH).status_code == 200
+        assert client.post("/v1/search", json=SEARCH, headers={"origin": "http://a.example"}).status_code == 403
 
 
 def test_behind_another_address_the_page_of_its_own_name_may_ask(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -238,6 +239,17 @@ def test_silence_is_given_time(
     monkeypatch.setattr(time, "time", lambda: later)
     processes.reap()
     assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("queued", "")
+
+
+def test_where_numbers_mean_other_processes_there_is_another_host() -> None:
+    """So of two containers with one name neither takes the other's job for one whose process is gone."""
+    told = [sys.executable, "-c", "from app.job_processes import numbering_host; print(numbering_host())"]
+    here = subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip()
+    assert here == job_processes.numbering_host()
+    apart = subprocess.run(["env", "unshare", "--pid", "--fork", *told], check=False, capture_output=True, text=True)
+    if apart.returncode:
+        pytest.skip(f"this machine makes no namespace of processes: {apart.stderr.strip()[-100:]}")
+    assert apart.stdout.strip() != here
 
 
 def test_a_process_that_cannot_start_fails_its_job(jobs: Jobs) -> None:
