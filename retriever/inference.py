@@ -17,7 +17,7 @@ from retriever.encoder import DualEncoder
 from retriever.engines.choice import Choice, Engine, choose, open_engine
 from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
-from retriever.token_batches import mixed, pad, token_batches
+from retriever.token_batches import mixed, pad, shared_budget, token_batches
 from retriever.tokens import TokenIds, Tokens, joined
 from retriever.tower import Tower
 
@@ -165,7 +165,8 @@ class ModelEncoder:
         if not len(token_ids):
             return vectors
         engine, pad_id = self._engines[side], getattr(self._model, side).pad_id
-        batches = mixed(token_batches(np.array([len(ids) for ids in token_ids]), ENCODED_TOKENS[self._device.type]))
+        lengths = np.array([len(ids) for ids in token_ids])
+        batches = mixed(token_batches(lengths, self._budget(engine, int(lengths.sum()))))
 
         def encode(batch: NDArray[np.int64]) -> int:
             vectors[batch] = engine.vectors(*pad([token_ids[i] for i in batch], pad_id), alone=len(batches) == 1)
@@ -173,6 +174,11 @@ class ModelEncoder:
 
         self._in_streams(encode, batches, progress, len(token_ids))
         return vectors
+
+    def _budget(self, engine: Engine, tokens: int) -> int:
+        most = ENCODED_TOKENS[self._device.type]
+        # An accelerator takes a few texts at once sooner than one after the other.
+        return shared_budget(tokens, self.streams, engine.least_tokens, most) if self._device.type == "cpu" else most
 
     def _in_streams(self, encode: Callable[[Any], int], parts: Sequence[Any], progress: Progress, total: int) -> None:
         """Have all ``parts`` encoded; ``encode`` returns how many texts a part held."""

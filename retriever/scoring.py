@@ -18,7 +18,7 @@ from retriever.inference import TOKEN_BUDGETS
 from retriever.protocols import FloatArray, Progress, silent
 from retriever.ranker import Pair, PairClassifier
 from retriever.streams import Map, most_streams, streams
-from retriever.token_batches import mixed, token_batches
+from retriever.token_batches import mixed, shared_budget, token_batches
 
 BLOCK_PAIRS = 4096
 """Pairs whose tokens are held at once."""
@@ -94,12 +94,9 @@ class TorchRanker:
             scores[batch] = self._scores(self._model.pad([pairs[i] for i in batch]))
             return len(batch)
 
-        yield from run(score, mixed(token_batches(np.array(lengths), self._budget(sum(lengths)))))
-
-    def _budget(self, tokens: int) -> int:
-        """Return the tokens of one batch: fewer where a few pairs would leave a stream without work."""
         most = TOKEN_BUDGETS[self._device.type]
-        return most if self._streams == 1 else min(most, max(LEAST_BUDGET, tokens // (2 * self._streams)))
+        budget = shared_budget(sum(lengths), self._streams, LEAST_BUDGET, most)
+        yield from run(score, mixed(token_batches(np.array(lengths), budget)))
 
     def _scores(self, inputs: Mapping[str, Tensor]) -> FloatArray:
         with torch.inference_mode():

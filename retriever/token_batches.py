@@ -27,6 +27,15 @@ def token_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.in
     return batches
 
 
+def shared_budget(tokens: int, streams: int, least: int, most: int) -> int:
+    """Return the tokens of a batch where ``tokens`` in all are spread over ``streams``: ``most``, or fewer.
+
+    So few texts leave no stream without work: each gets two batches, since they take unequal times. None is made
+    smaller than ``least``.
+    """
+    return most if streams == 1 else min(most, max(least, tokens // (2 * streams)))
+
+
 def bucketed(lengths: NDArray[np.int64], budget: int, parts: int) -> list[list[NDArray[np.int64]]]:
     """Split positions 0…n−1 into micro-batches of about ``budget`` tokens, longest first, each into buckets.
 

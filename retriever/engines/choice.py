@@ -25,6 +25,9 @@ PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": tuple(HINTS)}
 class Engine(Protocol):
     """Turns padded token ids into vectors; several threads may call it at once."""
 
+    least_tokens: int
+    """Tokens that are sooner computed in one batch than divided among threads."""
+
     def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
         """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right.
 

@@ -44,6 +44,8 @@ class _Graph(nn.Module):
 class OpenVinoEngine:
     """Implements retriever.engines.choice.Engine on the CPU; calls may come from several threads at once."""
 
+    least_tokens = 128
+
     def __init__(self, tower: Tower, precision: str, streams: int, calibration: Sequence[PaddedBatch] = ()) -> None:
         """``precision`` is a key of HINTS; "int8" quantises by what passes through the layers in ``calibration``.
 

@@ -19,6 +19,8 @@ from retriever.tower import Tower
 class TorchEngine:
     """Implements retriever.engines.choice.Engine; each call computes with the threads of its caller."""
 
+    least_tokens = 64
+
     def __init__(self, tower: Tower, precision: str, device: torch.device) -> None:
         """``precision`` is a key of DTYPES; ``tower`` moves to ``device`` and must not be trained further."""
         self._tower = tower.to(device).eval()

@@ -1,4 +1,7 @@
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +39,26 @@ def test_vectors_do_not_depend_on_order_or_neighbours(encoder: ModelEncoder, mon
     assert np.abs(np.concatenate([encoder.encode_passages([text]) for text in TEXTS]) - together).max() < 1e-5
     monkeypatch.setitem(ENCODED_TOKENS, "cpu", 20)
     assert np.abs(encoder.encode_passages(TEXTS) - together).max() < 1e-5
+
+
+def test_a_server_s_batch_is_computed_in_every_stream(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has fewer tokens than one batch of a corpus."""
+    engine = encoder._engines["query"]
+    by, vectors = set(), engine.vectors
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        by.add(threading.get_ident())
+        time.sleep(0.05)
+        return vectors(*arguments, **options)
+
+    monkeypatch.setattr(engine, "vectors", watched)
+    ids, _ = encoder.tokenize("query", TEXTS * 2)
+    assert 256 < sum(map(len, ids)) < ENCODED_TOKENS["cpu"]
+    for streams, threads in ((2, 2), (1, 1)):
+        by.clear()
+        encoder.streams = streams
+        encoder.encode_tokens("query", ids)
+        assert len(by) == threads
 
 
 def test_pieces_of_texts_make_the_same_whole(encoder: ModelEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retriever.token_batches import bucketed, token_batches
+from retriever.token_batches import bucketed, shared_budget, token_batches
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=50)
 BUDGETS = st.integers(1, 200)
@@ -45,6 +45,12 @@ def test_a_text_beyond_the_budget_goes_alone() -> None:
 @pytest.mark.parametrize("budget", [1, 100])
 def test_no_text_is_no_batch(budget: int) -> None:
     assert token_batches(np.array([], np.int64), budget) == []
+
+
+def test_few_tokens_are_shared_among_streams() -> None:
+    """Each of two streams gets two batches, unless they would be tiny; of many tokens a batch has the most."""
+    assert [shared_budget(tokens, 2, 64, 1024) for tokens in (10, 256, 480, 4000, 40_000)] == [64, 64, 120, 1000, 1024]
+    assert shared_budget(480, 1, 64, 1024) == 1024, "one stream gains nothing"
 
 
 # ---- micro-batches of buckets
