@@ -14,7 +14,7 @@ from app.audit_findings import Audited, false_negative_findings, loss_findings, 
 from app.audited_runs import RESULTS, AuditedRun, Warn, together
 from app.comparison.run_curve import CURVE, EVALUATIONS, METRIC, Evaluations
 from app.config import data_folder, read_config
-from app.seed_variance import Figures, SeedVariance, left_out_gap, seed_findings, seed_variance
+from app.seed_variance import Figures, SeedVariance, left_out_gaps, seed_findings, seed_variance
 from indexer.lexical import build_lexical
 from miner.audit import Finding, LabelAudit, audit_datasets, audit_labels, first_to_look_at, over_runs
 from miner.false_negatives import (
@@ -23,6 +23,7 @@ from miner.false_negatives import (
     Ground,
     Keys,
     Voter,
+    apart,
     elect,
     pool_voter,
     scored_ballot,
@@ -126,7 +127,7 @@ def _elect(
     voters: Sequence[Voter], queries: QuerySet, corpus: Corpus, *, lexical: bool, ranker: Ranker | None
 ) -> tuple[Election, list[str]]:
     keys = suspects(voters, len(corpus))
-    ballots = [vote(voter, keys, len(corpus)) for voter in voters]
+    ballots = apart([vote(voter, keys, len(corpus)) for voter in voters])
     others: list[Ballot] = [_by_words(keys, queries, corpus)] if lexical else []
     if ranker is not None:
         first = elect(keys, ballots, others, len(corpus))
@@ -178,7 +179,7 @@ def _seeds(
     figures = per_query_figures(folder, results, len(test))
     report = seed_variance(figures)
     findings = [] if report is None else [seed_findings(report, figures, test.ids)[:limit]]
-    return report, test, left_out(runs, results["baseline"], figures, test), findings
+    return report, test, left_out(runs, results, figures, test), findings
 
 
 def per_query_figures(folder: Path, results: Any, queries: int) -> Figures:
@@ -198,22 +199,29 @@ def per_query_figures(folder: Path, results: Any, queries: int) -> Figures:
     return figures
 
 
-def left_out(runs: Sequence[AuditedRun], baseline: str, figures: Figures, test: QuerySet) -> dict[str, Any]:
-    """Return by data set what a system that learns from all but it says, measured on the queries of the others."""
+def left_out(runs: Sequence[AuditedRun], results: Any, figures: Figures, test: QuerySet) -> dict[str, Any]:
+    """Return by data set what a system says that is the baseline but for learning from all data sets but that one.
+
+    It is measured on the queries of the others.
+    """
+    baseline, changes = results["baseline"], results["systems"]
     learned = {
         run.system: {dataset_of(name) for name in run.queries.ids}
         for run in runs
         if all(SEPARATOR in name for name in run.queries.ids)
     }
-    if baseline not in learned or not all(SEPARATOR in name for name in test.ids):
+    if baseline not in learned or baseline not in figures or not all(SEPARATOR in name for name in test.ids):
         return {}
     asked = np.array([dataset_of(name) for name in test.ids])
-    found = {}
+    systems: dict[str, str] = {}
     for system, names in learned.items():
         missing = learned[baseline] - names
-        if len(missing) == 1 and names < learned[baseline]:
-            (name,) = missing
-            rest = asked != name
-            if rest.any() and {*figures[system]} & {*figures[baseline]}:
-                found[name] = {"system": system, **left_out_gap(figures[baseline], figures[system], rest)}
-    return found
+        if len(missing) != 1 or not names < learned[baseline] or system not in figures:
+            continue
+        both = {**changes[baseline], **changes[system]}
+        other = [key for key in both if changes[baseline].get(key) != changes[system].get(key)]
+        if other == ["data.train"] and (asked != min(missing)).any() and {*figures[system]} & {*figures[baseline]}:
+            systems.setdefault(min(missing), system)
+    without = {name: figures[system] for name, system in systems.items()}
+    gaps = left_out_gaps(figures[baseline], without, {name: asked != name for name in systems})
+    return {name: {"system": system, **gaps[name]} for name, system in systems.items()}

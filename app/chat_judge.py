@@ -37,8 +37,10 @@ Answer with one word, yes or no."""
 BEARER = "Bearer "
 PLACES = ("query", "passage", "positive")
 TIMEOUT, CONNECTION, RATE_LIMITED, SERVER_ERROR = "timeout", "connection", "rate limited", "server error"
-REFUSED, UNREADABLE, NONSENSE = "refused", "unreadable reply", "nonsense"
+REFUSED, FORBIDDEN, UNREADABLE, NONSENSE = "refused", "forbidden", "unreadable reply", "nonsense"
 MAY_PASS = (TIMEOUT, CONNECTION, RATE_LIMITED, SERVER_ERROR, UNREADABLE)
+LATER = (*MAY_PASS, FORBIDDEN)
+"""What a later run asks anew; of these, what is forbidden is not tried again in this one."""
 CHARACTERS_A_TOKEN = 4
 KEPT_CHARACTERS = 200
 MOST_WAIT = 600.0
@@ -81,7 +83,7 @@ class ChatConfig:
         """Raise InputError naming the key of a value that cannot be asked with."""
         limits = (self.requests_a_minute, self.tokens_a_minute, self.max_cost)
         rules = {
-            f"url = {self.url!r}: write http(s)://HOST/… without user, key or ?": _is_plain_url(self.url),
+            f"url = {self.url!r}: write http(s)://HOST/… without @, ? or #": _is_plain_url(self.url),
             f"prompt: {_prompt_fault(self.prompt)}": _prompt_fault(self.prompt) is None,
             "max_tokens, concurrency and give_up_after must be at least 1": min(
                 self.max_tokens, self.concurrency, self.give_up_after
@@ -103,7 +105,7 @@ class ChatConfig:
 
 def _is_plain_url(url: str) -> bool:
     parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.username or parts.query)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search("[@?#]", url)
 
 
 def _is_private(url: str) -> bool:
@@ -212,7 +214,7 @@ class _Conversation:
                 return
             judgement = await self._one(client, self._pairs[place])
             self._answered({place: judgement})
-            self._silent = self._silent + 1 if judgement.failure in MAY_PASS else 0
+            self._silent = 0 if judgement.failure in (None, NONSENSE) else self._silent + 1
             if self._silent >= self._config.give_up_after:
                 raise HoneError(
                     f"{self._config.url}: {self._silent} pairs in a row had no answer (last: {judgement.failure}"
@@ -246,7 +248,7 @@ class _Conversation:
             if not failed.may_pass or tries > self._config.retries or self._is_spent():
                 break
             await self._wait(failed, tries)
-        return Judgement(None, failed.kind, failed.kind in MAY_PASS, answer=failed.detail or None, **asdict(used))
+        return Judgement(None, failed.kind, failed.kind in LATER, answer=failed.detail or None, **asdict(used))
 
     async def _wait(self, failed: _Failed, tries: int) -> None:
         if failed.wait is not None:
@@ -300,9 +302,16 @@ def _refuse_status(config: ChatConfig, response: httpx2.Response, text: str) -> 
         raise _Failed(SERVER_ERROR, wait=wait, detail=detail)
     if status == 401:
         raise InputError(f"{config.url}: the key is refused ({detail}); mend {config.key_env or 'key_env'}")
-    if status == 404:
+    if status in (404, 405):
         raise InputError(f"{config.url}: no such path or model ({detail}); mend url or model = {config.model!r}")
-    if status >= 300:
+    if status == 402:
+        raise InputError(f"{config.url}: the account is empty ({detail}); once it is not, the same command goes on")
+    if 300 <= status < 400:
+        there = _shown(response.headers.get("location", "no place"))
+        raise InputError(f"{config.url}: has moved ({status} to {there}); write that as url, without /chat/completions")
+    if status == 403:
+        raise _Failed(FORBIDDEN, detail=detail)
+    if status >= 400:
         raise _Failed(REFUSED, detail=detail)
 
 

@@ -9,19 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.composition import Run, splits, with_positives, with_verdicts
 from app.config import data_folder
 from app.trainer_formats import FORMATS, Example, line
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
+from miner.verdicts import StoredVerdicts
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.durable import appearing
 from retriever.encoder import saved_settings
 from retriever.errors import InputError
 from retriever.ingest import load_query_set
-from retriever.negatives import Verdict
+from retriever.negatives import NegativeSet, Verdict
 from retriever.teacher_scores import open_teacher_scores
 
 CHUNK = 1024
@@ -85,11 +87,22 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     return written
 
 
+def _respected(judged: StoredVerdicts, pool: NegativeSet) -> NDArray[np.uint8]:
+    """Return the verdicts of ``pool`` with what was ``judged`` since, as training leaves out what it then knows."""
+    verdicts = np.array(pool.verdicts)
+    for start in range(0, len(verdicts), CHUNK):
+        rows = slice(start, start + CHUNK)
+        verdicts[rows] = judged.respected(verdicts[rows], pool.queries[rows], pool.passages[rows])
+    return verdicts
+
+
 def _examples(run: Run, artifact: Artifact, count: int) -> Iterator[Example]:
     pool = open_checked_set(artifact, run.corpus, run.train)
     depth = pool.passages.shape[1]
     if count > depth:
         raise InputError(f"--count {count}: negative set {artifact.number} holds {depth} candidates a query")
+    if run.judged is not None:
+        pool = replace(pool, verdicts=_respected(run.judged, pool))
     config, taught = run.config, open_teacher_scores(artifact.path, pool)
     if taught is not None:
         pool = replace(pool, verdicts=np.where(np.isnan(taught.candidates), np.uint8(Verdict.FILTERED), pool.verdicts))

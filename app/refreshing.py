@@ -133,6 +133,20 @@ def follow_checkpoints(run: Run, report: Report, stop: Event) -> None:
     refresh(run.store, steps.build, steps.mine, stop, run.config.refresh.adopt, report, retention(run))
 
 
+def follow_when_free(run: Run, report: Report, stop: Event) -> None:
+    """Do as ``follow_checkpoints``; while another process builds or mines in the store, such as a rebuild, wait."""
+    said = ""
+    while not stop.is_set():
+        try:
+            follow_checkpoints(run, report, stop)
+            return
+        except BusyError as error:
+            if str(error) != said:
+                report("warning", message=f"{error}; waiting")
+                said = str(error)
+        stop.wait(FOLLOW_SECONDS)
+
+
 def retention(run: Run) -> Retention:
     """Return what the refresher of ``run`` keeps: also the generations that its sources and its training read."""
     config = run.config
@@ -148,11 +162,8 @@ def follow_runs(run: Run, report: Report, stop: Event) -> None:
     while not stop.is_set():
         newest = run.store.checkpoints.pointed(CURRENT)
         if newest != done:
-            try:
-                follow_checkpoints(run, report, stop)
-                done = newest
-            except BusyError as error:
-                report("warning", message=f"{error}; waiting")
+            follow_when_free(run, report, stop)
+            done = newest
         stop.wait(FOLLOW_SECONDS)
 
 

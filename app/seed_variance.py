@@ -6,14 +6,14 @@ Does not know how runs were made or measured.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.comparison.findings import ROUNDS, TEST_SEED, Gap
-from app.comparison.significance import CONFIDENCE, randomisation_p, t_interval, t_quantile
+from app.comparison.significance import CONFIDENCE, holm, randomisation_p, t_interval, t_quantile
 from miner.audit import Finding
 
 Float64 = NDArray[np.float64]
@@ -115,14 +115,23 @@ def seed_findings(report: SeedVariance, figures: Figures, ids: Sequence[str]) ->
     return findings
 
 
-def left_out_gap(all_of: Mapping[int, Float64], without: Mapping[int, Float64], rest: NDArray[np.bool_]) -> Any:
-    """Return {"gap", "verdict"}: how much better the ``rest`` bool [Q] of the queries does without a data set.
+def left_out_gaps(
+    all_of: Mapping[int, Float64], without: Mapping[str, Mapping[int, Float64]], rest: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, Any]:
+    """Return by data set {"gap", "p", "seeds", "verdict"}: how much better ``rest`` bool [Q] of the queries do without.
 
-    Over the seeds that both have: "better" means that the data set hurts the others. The test is that of a comparison.
+    Over the seeds that both have: "better" means that the data set hurts the others. The test is that of a comparison,
+    corrected for the number of data sets by Holm's method.
     """
-    seeds = [seed for seed in all_of if seed in without]
-    differences = np.array([without[seed][rest] - all_of[seed][rest] for seed in seeds])
-    by_seed = differences.mean(axis=1).tolist()
-    p = randomisation_p(differences.mean(axis=0), ROUNDS, TEST_SEED)
-    gap = Gap(statistics.fmean(by_seed), t_interval(by_seed), None, p, p)
-    return {"gap": gap.mean, "p": p, "seeds": len(seeds), "verdict": gap.verdict}
+    by_query, gaps = {}, {}
+    for name, of in without.items():
+        by_query[name] = np.array([of[seed][rest[name]] - all_of[seed][rest[name]] for seed in all_of if seed in of])
+        by_seed = by_query[name].mean(axis=1).tolist()
+        p = randomisation_p(by_query[name].mean(axis=0), ROUNDS, TEST_SEED)
+        gaps[name] = Gap(statistics.fmean(by_seed), t_interval(by_seed), None, p, p)
+    for name, p in holm({name: gap.p for name, gap in gaps.items() if gap.p is not None}).items():
+        gaps[name] = replace(gaps[name], holm=p)
+    return {
+        name: {"gap": gap.mean, "p": gap.holm, "seeds": len(by_query[name]), "verdict": gap.verdict}
+        for name, gap in gaps.items()
+    }

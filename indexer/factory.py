@@ -57,6 +57,8 @@ class IndexConfig:
             raise InputError(f"[index] target_recall = {self.target_recall}; write a share above 0 and up to 1")
         if self.max_memory_mb is not None and not self.max_memory_mb > 0:
             raise InputError(f"[index] max_memory_mb = {self.max_memory_mb}; write megabytes above 0, or leave it out")
+        if self.seed < 0:
+            raise InputError(f"[index] seed = {self.seed}; write 0 or more")
         if self.search and self.factory == "auto":
             raise InputError('[index] search needs a factory; with "auto" the parameters are chosen too')
         if not 0 <= self.rerank_depth <= MOST_RERANKED:

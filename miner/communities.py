@@ -103,8 +103,9 @@ def _neighbours(
 def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> IntArray | None:
     """Return the ``depth`` queries int32 [Q, depth] whose ``positive`` int32 [Q] each query's pool ranks first.
 
-    None if that is not what a search over the positives would give: if some pool holds fewer, if two queries have the
-    same positive, or if pools are of several generations. It saves the search where most passages are positives.
+    None if that is not what a search over the positives would give: if some pool holds fewer that "ann" brought, if two
+    queries have the same positive, or if pools are of several generations. It saves the search where most passages are
+    positives.
     """
     if len(np.unique(positive)) < len(positive) or len(np.unique(negatives.mined_from)) > 1:
         return None

@@ -111,6 +111,18 @@ def scored_ballot(name: str, scores: FloatArray, positive: FloatArray) -> Ballot
     return Ballot(name, gap > 0, ~np.isnan(gap), gap)
 
 
+def apart(ballots: Sequence[Ballot]) -> list[Ballot]:
+    """Return ``ballots`` without those that repeat another to the bit.
+
+    They are of one model: of the untrained one, from which several runs were first mined.
+    """
+    first: dict[object, Ballot] = {}
+    for place, ballot in enumerate(ballots):
+        said = None if np.isnan(ballot.gap).all() else ballot.gap.tobytes()
+        first.setdefault(place if said is None else said, ballot)
+    return list(first.values())
+
+
 @dataclass(frozen=True)
 class Election:
     """The outcome for n pairs, the most likely false negatives first.

@@ -4,6 +4,7 @@ Does not know which model a generation is of: who opens its encoder is handed in
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,24 +96,30 @@ def is_rescored(facts: Mapping[str, Any]) -> bool:
 def earlier(generations: Series, newest: Artifact, count: int) -> list[Artifact]:
     """Return at most ``count`` generations of steps before that of ``newest``, the latest step first.
 
-    Of a step that a resumed trainer published again it is the last one: a run meets what it met before. Generations
-    whose vectors only follow from others' (rescored ones) are passed over, as they cannot be searched. Raises
-    StoreError where one may be meant that was removed.
+    Of a step that a resumed trainer published again it is the last one: a run meets what it met before. A rebuild
+    stands beside the generation of its checkpoint, whenever it was made. Generations whose vectors only follow from
+    others' (rescored ones) are passed over, as they cannot be searched. Raises StoreError where one may be meant that
+    was removed.
     """
+    known: dict[int, Artifact] = {}
+    for number in range(newest.number):
+        with suppress(StoreError):
+            known[number] = generations.at(number)
     found: list[Artifact] = []
     bar = newest.facts["step"]
-    for number in range(newest.number - 1, -1, -1):
-        if len(found) == count:
-            break
-        if not generations.path(number).exists():
+    for before in sorted(known.values(), key=lambda one: (one.parents["checkpoint"], one.number), reverse=True):
+        if len(found) < count and before.facts["step"] < bar and not is_rescored(before.facts):
+            found.append(before)
+            bar = before.facts["step"]
+    reached = min((one.number for one in found), default=newest.number) if len(found) == count else -1
+    for number in range(newest.number - 1, reached, -1):
+        if number not in known and generations.path(number).exists():
+            generations.at(number)  # says what is wrong with it
+        if number not in known:
             raise StoreError(
                 f'[negatives] sources: "generation:-{count}" counts {count} back from generation {newest.number}, but '
                 f"generation {number} was removed; name a later one, or start afresh with --new"
             )
-        before = generations.at(number)
-        if before.facts["step"] < bar and not is_rescored(before.facts):
-            found.append(before)
-            bar = before.facts["step"]
     return found
 
 
@@ -142,6 +149,7 @@ def generation_source(
         "files": {name: files[name]["sha256"] for name in files if not name.startswith("lexical/")},
         "queries": sha256_json(list(queries)),
         "depth": depth,
+        "search": [generation.facts.get(name) for name in ("search", "search_deep")],
     }
     folder = cache_folder / generation.facts["query_fingerprint"] / f"candidates-{sha256_json(key)}"
     source = RememberedSource(queries, depth, folder, search)

@@ -220,10 +220,10 @@ def _generations_reached(store: Store, reach: int) -> int:
         return 0
     try:
         newest = store.generations.at(numbers[-1])
-        oldest = [newest, *earlier(store.generations, newest, reach)][-1]
+        oldest = min(one.number for one in (newest, *earlier(store.generations, newest, reach)))
     except StoreError:
         return len(numbers)  # one of them is gone or torn: nothing more is taken away
-    return sum(number >= oldest.number for number in numbers)
+    return sum(number >= oldest for number in numbers)
 
 
 def _generations_behind(store: Store, sets: int) -> set[int]:

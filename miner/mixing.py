@@ -3,6 +3,7 @@
 Does not know how data sets were joined, nor what is learned from a batch.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from miner.batch_plans import RandomPlan
 from miner.counter_hash import uniform
 from retriever.errors import InputError
 from retriever.protocols import FloatArray, IntArray
+
+COLDEST = 0.05
+"""Least temperature: the sizes of real data sets to the power of 20 are numbers yet, and all but the largest vanish."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class MixConfig:
     def __post_init__(self) -> None:
         """Raise InputError for what is none of these."""
         if self.by not in ("sizes", "weights") and self.exponent is None:
-            raise InputError(f'[mix] by = {self.by!r}: write "sizes", "weights" or "temperature:2"')
+            raise InputError(
+                f'[mix] by = {self.by!r}: write "sizes", "weights" or "temperature:2" (at least {COLDEST})'
+            )
         if (self.by == "weights") != (self.weights is not None):
             raise InputError('[mix] by = "weights" and weights = { name = share } belong together')
-        if any(not weight > 0 for weight in (self.weights or {}).values()):
-            raise InputError("[mix] weights must be above 0; leave a data set out of the join instead")
+        if any(not 0 < weight < math.inf for weight in (self.weights or {}).values()):
+            raise InputError("[mix] weights must be above 0 and finite; leave a data set out of the join instead")
 
     @property
     def exponent(self) -> float | None:
@@ -41,7 +47,7 @@ class MixConfig:
         if self.by == "sizes":
             return 1.0
         match = re.fullmatch(r"temperature:(\d*\.?\d+)", self.by)
-        return 1 / float(match[1]) if match and float(match[1]) > 0 else None
+        return 1 / float(match[1]) if match and float(match[1]) >= COLDEST else None
 
 
 class MixedPlan:

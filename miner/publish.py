@@ -59,9 +59,8 @@ def publish_negative_set(
         step, carried = generation.facts["step"], None
         if task.query_fraction < 1:
             carried = set_before(store, step, task, warn, "all queries are mined")
-        opened = _opened(store, generation, encoder, task, warn)
-        if others:
-            opened = replace(opened, others=_searched(store, others, task, open_encoder))
+        searched = _searched(store, others, task, open_encoder)  # before: one generation's vectors at a time
+        opened = replace(_opened(store, generation, encoder, task, warn), others=searched)
         previous = None if carried is None else open_negative_set(carried.path)
         negatives = mine(draft.path, opened, task, previous, progress)
         seconds = {"mine": time.monotonic() - started}
@@ -88,6 +87,8 @@ def publish_negative_set(
 
 def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, task: MiningTask) -> dict[str, Any]:
     """Plan batches of all queries into ``folder`` and return how."""
+    if opened.pools is not None:  # their order is today's, but what lies among them was searched for long ago
+        negatives = replace(negatives, sources=np.zeros_like(negatives.sources))
     batches, inside = b3_batches(
         b3, task.queries.texts, opened.encode, opened.gather, negatives, (task.seed, opened.number)
     )

@@ -81,7 +81,8 @@ def read_verdicts(
 
     Other keys are left alone. ``on_relevant``: an action for every relevant pair, in place of the one that is WRITTEN;
     a line without one has DROP_NEGATIVE. Verdicts on queries that are not trained on (those of another split) are
-    counted through ``warn``. Raises InputError naming file and line for a line of another form, an unknown passage, and
+    counted through ``warn``. Copies of a judged passage's text that no line names share its verdict, as negatives only:
+    they become no positives. Raises InputError naming file and line for a line of another form, an unknown passage, and
     a line that contradicts an earlier one.
     """
     query_rows = {name: row for row, name in enumerate(queries.ids)}
@@ -106,10 +107,27 @@ def read_verdicts(
     if elsewhere:
         verdicts = counted(elsewhere, "verdict changes", "verdicts change")
         warn(f"{path}: {verdicts} nothing, being on queries that are not trained on")
+    _spread(found, corpus)
     keys = np.array(sorted(found), np.int64)
     relevant = np.array([found[key][0] for key in keys.tolist()], np.bool_)
     actions = np.array([found[key][1] for key in keys.tolist()], np.uint8)
     return StoredVerdicts(keys, relevant, len(corpus), sha256_file(path), actions)
+
+
+def _spread(found: dict[int, tuple[bool, int]], corpus: Corpus) -> None:
+    """Add to ``found`` what it says of a passage for the copies of its text."""
+    hashes = corpus.text_hash
+    judged = np.unique(np.fromiter(found, np.int64, len(found)) % len(corpus))
+    alike = np.flatnonzero(np.isin(hashes, hashes[judged]))
+    if len(alike) == len(judged):
+        return
+    copies: dict[int, list[int]] = {}
+    for row in alike.tolist():
+        copies.setdefault(int(hashes[row]), []).append(row)
+    for key, (relevant, _) in list(found.items()):
+        query, passage = divmod(key, len(corpus))
+        for row in copies[int(hashes[passage])]:
+            found.setdefault(query * len(corpus) + row, (relevant, ACTIONS.index(DROP_NEGATIVE)))
 
 
 def replace_verdicts(path: Path, data: bytes) -> None:

@@ -160,6 +160,7 @@ class RetrieverLearner:
 
     def _use(self, negatives: Artifact) -> None:
         parts = self._parts
+        self._source = None  # live search holds a generation's vectors: first let go of those of the set before
         self._source = parts.open_source(negatives, self._order.batches_per_turn, self.batch_step.shared_query_vectors)
         self._sources = several_sources(negatives.facts)
         self.batch_step.objective.keeps_gradient = bool(self._sources)

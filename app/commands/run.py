@@ -15,7 +15,7 @@ from app.config import read_config
 from app.live import duration
 from app.options import ConfigArgument, JsonOption, SkipMissing, StoreOption, print_json, store_path, warn
 from app.refresher_process import end_with_parent, stop_with_parent
-from app.refreshing import follow_checkpoints, follow_runs
+from app.refreshing import follow_checkpoints, follow_runs, follow_when_free
 from app.reports import all_of, event_log, json_lines
 from app.run_file import write_run_file
 from app.training import (
@@ -156,6 +156,9 @@ def refresh(
             with following_jobs(run.store.root, stop):
                 follow_runs(run, report, stop)
             return
-        follow_checkpoints(run, report, stop)
+        if child:
+            follow_when_free(run, report, stop)
+        else:
+            follow_checkpoints(run, report, stop)
     if stop.is_set():
         raise HoneError("interrupted before the final checkpoint; the same command goes on from there")

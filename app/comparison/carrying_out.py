@@ -30,6 +30,7 @@ from indexer.factory import IndexConfig
 from miner.generations import check_pinned
 from retriever.artifacts import CURRENT, Artifact
 from retriever.beir import find_file
+from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.durable import sha256_file, sha256_json, write_atomic
 from retriever.errors import HoneError, InputError
@@ -100,6 +101,14 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
     if dev_split is None:
         raise InputError(f'{comparison.path}: dev queries choose the checkpoints; write data.dev = "train:0.1"')
     dev = load(dev_split)
+    test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
+    test = dev if test_split == dev_split else load(test_split)
+    if test is not dev and (both := _shared(dev, test)):
+        rest = f"{test_split}:-{dev_split.partition(':')[2]}" if dev_split.startswith(f"{test_split}:") else "of others"
+        raise InputError(
+            f"{comparison.path}: {both} of dev are of test, too, and would choose what they judge; "
+            f"write test = {rest!r}, or another data.dev"
+        )
     inputs: dict[str, list[Any]] = {}
     for run in comparison.runs:
         if run.system in inputs:
@@ -110,18 +119,24 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
             check_pinned(reference, run.config.negatives.sources)  # a run's own store is as new
             train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
             check_queries(run.config, train_set, dev)
+            if both := _shared(train_set, dev) or _shared(train_set, test):
+                raise InputError(f"{both} of data.train = {run.config.data.train!r} are measured with; leave them out")
             first_planner(run.config, train_set)
         except InputError as error:
             raise InputError(f"{comparison.path}: systems.{run.system}: {error}") from error
         verdicts = run.config.negatives.verdicts
         judged_by = None if verdicts is None else sha256_file(comparison.origin / verdicts)
         inputs[run.system] = [train_set.sha256, judged_by, _models(run.config)]
-    test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
-    test = dev if test_split == dev_split else load(test_split)
     index = _evaluation(comparison)
     rankers = RankerChoice(comparison.rerank, None if comparison.ranker is None else named_ranker(comparison.ranker))
     judged = Judged(corpus, dev, test, asdict(index))
     return Bench(comparison, folder, judged, test_split == dev_split, inputs, encoder_opener(index, corpus), rankers)
+
+
+def _shared(queries: QuerySet, others: QuerySet) -> str:
+    """Return how many of ``queries`` are in ``others``, "" for none."""
+    shared = {*queries.ids} & {*others.ids}
+    return counted(len(shared), "query", "queries") if shared else ""
 
 
 def _models(config: RunConfig) -> dict[str, str]:
@@ -252,7 +267,8 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
         folder=folder.root.name,
         ended="early" if early else "steps" if reason == "final" else "minutes",
         points=points,
-        seconds=[round(passed[point.checkpoint], 3) for point in points],
+        # A kill may have come between the publication of one and the report of it.
+        seconds=[round(passed.get(point.checkpoint, clock.total), 3) for point in points],
         refreshes=adopted,
         costs=costs(events, starts),
         peak=folder.peak(),

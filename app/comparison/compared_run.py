@@ -74,8 +74,13 @@ class RunFolder:
         return peak
 
     def cpu(self) -> dict[str, float]:
-        """Return the processor seconds of "trainer" and "refresher" over all sessions, where they could be read."""
+        """Return the processor seconds of "trainer" and "refresher" over all sessions, none where one told nothing.
+
+        A session that was killed told nothing, nor did one whose processes could not be read.
+        """
         seconds: dict[str, float] = {}
+        if sum(bool(session.get("cpu")) for session in self.sessions()) < len(self.starts()):
+            return seconds
         for session in self.sessions():
             for role, used in session.get("cpu", {}).items():
                 seconds[role] = round(seconds.get(role, 0.0) + used, 2)

@@ -54,6 +54,10 @@ class RunResult:
         within = [place for place, value in enumerate(of) if value <= limit or place == 0]
         return max(within, key=lambda place: (self.points[place].dev[METRIC], -place))
 
+    def has_trained(self, limit: float, of: Sequence[float]) -> bool:
+        """Tell whether a point other than the untrained model is within ``limit``."""
+        return any(step > 0 and value <= limit for step, value in zip(self.steps, of, strict=True))
+
     @property
     def steps(self) -> list[int]:
         """Step of each point."""
@@ -99,13 +103,17 @@ class Gap:
 
 @dataclass(frozen=True)
 class Reading:
-    """All systems read at one ``limit`` of ``axis`` ("steps" or "seconds"): figures and gaps by system and measure."""
+    """All systems read at one ``limit`` of ``axis`` ("steps" or "seconds"): figures and gaps by system and measure.
+
+    ``late`` are the systems with a run that keeps no trained checkpoint within it; nothing is told of gaps to them.
+    """
 
     axis: str
     limit: float
     figures: Mapping[str, Mapping[str, Figure]]
     gaps: Mapping[str, Mapping[str, Gap]]
     steps: Mapping[str, Sequence[int]]
+    late: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -182,12 +190,15 @@ def _read(
     baseline: str,
 ) -> Reading:
     chosen = {name: {run.seed: run.points[run.chosen(limit, of(run))] for run in found} for name, found in runs.items()}
+    late = [name for name, found in runs.items() if any(not run.has_trained(limit, of(run)) for run in found)]
+    told = {name: points for name, points in chosen.items() if name not in late}
     return Reading(
         axis,
         limit,
         {name: _figures(points) for name, points in chosen.items()},
-        _gaps(chosen, baseline, chosen.get(baseline, {})),
+        _gaps(told, baseline, told.get(baseline, {})),
         {name: sorted(point.step for point in points.values()) for name, points in chosen.items()},
+        late,
     )
 
 
@@ -280,6 +291,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
                     for name, of in reading.figures.items()
                 },
                 "steps": {name: list(steps) for name, steps in reading.steps.items()},
+                "late": list(reading.late),
             }
             for reading in findings.readings
         ],

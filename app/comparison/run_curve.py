@@ -152,9 +152,10 @@ def measure_curve(root: Path, store: Store, every: int, measuring: Measuring, ot
         best = point if best is None or point.dev[METRIC] > best.dev[METRIC] else best
     keys = [measuring.judged.key(checkpoint) for checkpoint in chosen]
     named = [{"step": p.step, "checkpoint": p.checkpoint, "key": key} for p, key in zip(points, keys, strict=True)]
+    if best is not None:
+        store.checkpoints.point(BEST, best.checkpoint)  # first: what is reranked goes by it and by the curve
     write_atomic(root / CURVE, json.dumps({"judged": measuring.judged.sha256, "points": named}, indent=1).encode())
     if best is not None:
-        store.checkpoints.point(BEST, best.checkpoint)
         store.retain("checkpoints", 1, grace_seconds=0)
     store.sweep()  # the refresher was stopped at the final checkpoint, whatever it was at
     return points

@@ -82,15 +82,13 @@ def headline(results: Results) -> list[str]:
 
 
 def _told(results: Results, reading: Mapping[str, Any], name: str) -> str:
+    late = [one for one in (name, results["baseline"]) if one in reading["late"]]
+    if late and name in reading["systems"]:
+        kept = f"{late[0]} keeps no trained checkpoint within {limit_text(reading)}"
+        return f"not told at equal {reading['axis']}: {kept}, write a smaller [train] save_every"
     gap = reading["systems"].get(name, {}).get(METRIC, {}).get("gap")
     if gap is None:
         return ""
-    axis = "step" if reading["axis"] == "steps" else "seconds"
-    for run in results["runs"]:
-        late = all(point["step"] == 0 or point[axis] > reading["limit"] for point in run["curve"])
-        if run["system"] in (name, results["baseline"]) and late:
-            kept = f"{run['system']} keeps no trained checkpoint within {limit_text(reading)}"
-            return f"not told at equal {reading['axis']}: {kept}, write a smaller [train] save_every"
     return f"{gap['mean']:+.4f} {METRIC} at equal {reading['axis']} ({gap['verdict']}{_p_text(gap['holm'])})"
 
 

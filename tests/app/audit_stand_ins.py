@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,10 @@ def mined_set(store: Store, queries: QuerySet, above: Mapping[int, Sequence[int]
 
 
 def write_comparison(
-    folder: Path, runs: Mapping[tuple[str, int], tuple[Path, Sequence[float]]], split: str = "test"
+    folder: Path,
+    runs: Mapping[tuple[str, int], tuple[Path, Sequence[float]]],
+    split: str = "test",
+    changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Path:
     """Write results of a comparison: system and seed → its run folder below ``folder``, nDCG@10 of each test query."""
     told = []
@@ -93,6 +97,7 @@ def write_comparison(
         (root / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
         name = root.relative_to(folder).as_posix()
         told.append({"system": system, "seed": seed, "folder": name, "best": {"step": 7, "checkpoint": 0}})
-    results = {"baseline": next(iter(runs))[0], "runs": told, "data": {"test": {"split": split}}}
+    systems = {system: dict(changes.get(system, {})) for system, _ in runs}
+    results = {"baseline": next(iter(runs))[0], "systems": systems, "runs": told, "data": {"test": {"split": split}}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder

@@ -108,10 +108,12 @@ def test_words_and_a_ranker_vote_too(data: Path, tmp_path: Path) -> None:
 def test_runs_are_joined_by_query_and_must_share_the_corpus(data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         store, queries = trained_store(tmp_path / name, data, margins=MARGINS if name == "a" else MARGINS[::-1])
-        mined_set(store, queries, {0: [30]})
+        mined_set(store, queries, {0: [30]})  # of the untrained model, which both runs begin from: one word, not two
+        mined_set(store, queries, {0: [30], 1: [31]} if name == "a" else {0: [30], 2: [32]})
     runs, corpus = find_runs([tmp_path / "a", tmp_path / "b"], tmp_path, write_run_file(tmp_path, data), fail)
     found = audit(runs, corpus, [], 50, fail)
-    assert found.election.votes.tolist() == [2] and found.labels is not None
+    assert (found.election.votes.tolist(), found.election.opinions.tolist()) == ([3, 1, 1], [3, 3, 3])
+    assert len(found.voters) == 3 and found.labels is not None
     assert found.labels.margins.tolist() == pytest.approx([0.95] * 20)
     other = write_tiny_data(tmp_path / "other", seed=8)
     trained_store(tmp_path / "c", other)
@@ -158,16 +160,20 @@ def compared(tmp_path: Path) -> tuple[Path, Path]:
     runs = {}
     generator = np.random.default_rng(0)
     for seed in (1, 2, 3):
-        for system, train in (("all", "train"), ("without-a", "rest")):
+        for system, train in (("all", "train"), ("without-a", "rest"), ("without-a-7", "rest")):
             root = tmp_path / f"compare/runs/{system}-{seed}-0123abcd"
             write_run_file(root, tmp_path / "data", train=train)
             store, queries = trained_store(root / "store", tmp_path / "data", train)
             mined_set(store, queries, {})
-            figures = generator.uniform(0.3, 0.4, 20) + (0.2 if system == "without-a" else 0.0)
+            figures = generator.uniform(0.3, 0.4, 20) + {"without-a": 0.2, "without-a-7": 0.4}.get(system, 0.0)
             figures[:10] = 0.9 if system == "all" else 0.1  # a's own test queries need a
             figures[19] = seed % 2
             runs[system, seed] = (root, figures.tolist())
-    return write_comparison(tmp_path / "compare", runs), tmp_path / "store"
+    changes: dict[str, dict[str, Any]] = {
+        "without-a": {"data.train": "rest"},
+        "without-a-7": {"data.train": "rest", "train.num_negatives": 7},
+    }
+    return write_comparison(tmp_path / "compare", runs, changes=changes), tmp_path / "store"
 
 
 def test_leaving_a_data_set_out_is_read_on_the_queries_of_the_others(tmp_path: Path) -> None:
@@ -183,7 +189,7 @@ def test_leaving_a_data_set_out_is_read_on_the_queries_of_the_others(tmp_path: P
 def test_seeds_tell_which_queries_flip(tmp_path: Path) -> None:
     folder, store = compared(tmp_path)
     found = audited([folder], store, [folder])
-    assert found.seeds is not None and [one.flipping for one in found.seeds.systems] == [1, 1]
+    assert found.seeds is not None and [one.flipping for one in found.seeds.systems] == [1, 1, 1]
     assert found.items[0].query == "b/q39" and found.items[0].findings[0].flagged
     assert "all 1.00, 0.00, 1.00" in found.items[0].findings[0].reason
     shown = as_json(found)["items"][0]

@@ -104,7 +104,7 @@ def test_an_endpoint_s_faults_cost_their_pairs_alone() -> None:
         "dribbles": (None, "timeout", True),
         "no-json": (None, "unreadable reply", True),
         "filtered": (None, "refused", False),
-        "forbidden": (None, "refused", False),
+        "forbidden": (None, "forbidden", True),
         "fine": (True, None, False),
     }
     assert said["always"] and said["always"].answer == "502 bad gateway"
@@ -119,7 +119,16 @@ def test_nobody_there_is_a_failure_of_the_connection() -> None:
     assert (found[0].relevant, found[0].failure, found[0].again) == (None, "connection", True)
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "the key is refused"), (404, "no such path or model")])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "the key is refused"),
+        (402, "the account is empty"),
+        (404, "no such path or model"),
+        (405, "no such path or model"),
+        (308, "has moved"),
+    ],
+)
 def test_what_every_pair_would_meet_ends_the_run(status: int, said: str) -> None:
     with chatting(lambda prompt, times: failing(status)) as chat:
         with pytest.raises(InputError, match=said):
@@ -132,6 +141,15 @@ def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
         with pytest.raises(HoneError, match=r"3 pairs in a row had no answer .*server error, 500 down for today"):
             asked(chat, [pair("q", f"p{n}") for n in range(50)], retries=0, give_up_after=3, concurrency=1)
         assert len(chat.bodies) == 3
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_an_endpoint_that_refuses_every_pair_is_given_up(status: int) -> None:
+    """It is no refusal of the pairs: of the account, or of a field of the request."""
+    with chatting(lambda prompt, times: failing(status)) as chat:
+        with pytest.raises(HoneError, match=r"3 pairs in a row had no answer"):
+            asked(chat, [pair("q", f"p{n}") for n in range(50)], give_up_after=3, concurrency=1)
+        assert len(chat.bodies) == 3, "neither is tried again at once"
 
 
 def test_a_key_that_the_endpoint_echoes_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +254,8 @@ def test_a_key_that_is_not_there_or_no_header_can_carry(monkeypatch: pytest.Monk
     [
         ({"url": "ftp://host"}, "url = "),
         ({"url": "https://user:secret@host/v1"}, "url = "),
+        ({"url": "https://:secret@host/v1"}, "url = "),
+        ({"url": "https://host/v1#secret"}, "url = "),
         ({"prompt": "{query}?"}, "no place {passage} in it"),
         ({"concurrency": 0}, "concurrency and give_up_after must be at least 1"),
         ({"timeout": 0.0}, "timeout must be above 0"),

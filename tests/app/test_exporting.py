@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.opening import open_generation_encoder
 from app.rankers import teaching_ranker
 from app.trainer_formats import FORMATS
 from app.training import run_training
+from miner.verdicts import StoredVerdicts
 from retriever.artifacts import Artifact
 from retriever.checkpoint import publish_model
 from retriever.encoder import ModelConfig, create_encoder
@@ -158,6 +160,15 @@ def test_the_formats_hold_the_same_negatives_and_none_of_them_is_known_to_be_rel
         assert (other["pos"], other["neg"]) == (positives, negatives)
     assert exported(run, tmp_path, "sentence-transformers", 70) == [], "no query has 70, and columns must be equal"
     assert len(exported(run, tmp_path / "five", "sentence-transformers", 5)) == 40, "a line a positive"
+
+
+def test_what_was_judged_relevant_since_the_set_was_mined_is_no_negative(run: Run, tmp_path: Path) -> None:
+    before = [record["neg"] for record in exported(run, tmp_path / "before", "flagembedding")]
+    wrong = next(row for row in range(len(run.corpus)) if run.corpus.text(row) == before[0][0])
+    judged = StoredVerdicts(np.array([wrong], np.int64), np.ones(1, np.bool_), len(run.corpus), "now")
+    after = [record["neg"] for record in exported(replace(run, judged=judged), tmp_path / "after", "flagembedding")]
+    assert run.corpus.text(wrong) not in after[0] and len(after[0]) == 3
+    assert after[1:] == before[1:]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 
 from app.composition import Run, make_trainer
 from app.opening import encoder_opener
+from app.refresher_process import RefresherProcess, refresher_command
 from app.refreshing import InlineRefresher, RefreshSteps, follow_checkpoints, follow_runs, retention
 from miner.generations import BASELINE
 from retriever.artifacts import Artifact
@@ -164,6 +165,21 @@ def test_a_follower_of_runs_waits_for_a_training_that_goes_on_and_for_who_else_w
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_child_waits_for_a_rebuild_however_long_it_takes(run: Run, tiny: Path) -> None:
+    heard = Heard()
+    root = run.store.root
+    child = RefresherProcess(refresher_command(tiny / "run.toml", root, skip_missing=False), root, heard)
+    publish(run.store, run, 0, refresh=True, final=True)
+    try:
+        with run.store.generations.writer(wait=True):
+            child.start()
+            wait_for(lambda: "waiting" in (root / "refresher.log").read_text(), 60, 0.05)
+        assert child.wait() is None and run.store.negatives.pointed("CURRENT") == 0
+    finally:
+        child.close()
+    assert heard.of("warning") == [], "it was not started again"
 
 
 def test_what_the_parts_warn_of_is_reported(run: Run) -> None:

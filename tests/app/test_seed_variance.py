@@ -1,10 +1,12 @@
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from app.comparison.significance import t_quantile
-from app.seed_variance import left_out_gap, seed_findings, seed_variance
+from app.seed_variance import left_out_gaps, seed_findings, seed_variance
 
 FIGURES = {
     "a": {1: np.array([0.0, 1.0, 0.5, 0.4]), 2: np.array([1.0, 1.0, 0.5, 0.6]), 3: np.array([0.0, 1.0, 0.5, 0.5])},
@@ -52,9 +54,18 @@ def test_a_data_set_is_left_out_on_the_rest_alone() -> None:
     base = {seed: generator.uniform(0.3, 0.5, 200) for seed in (1, 2, 3)}
     rest = np.arange(200) >= 100
     better = {seed: values + np.where(rest, generator.normal(0.05, 0.01, 200), -0.3) for seed, values in base.items()}
-    found = left_out_gap(base, better, rest)
+
+    def gap(all_of: Mapping[int, Any], *without: Mapping[int, Any]) -> dict[str, Any]:
+        names = [str(number) for number in range(len(without))]
+        found = left_out_gaps(all_of, dict(zip(names, without, strict=True)), dict.fromkeys(names, rest))
+        return dict(found["0"])
+
+    found = gap(base, better)
     assert found["gap"] == pytest.approx(0.05, abs=0.005) and (found["verdict"], found["seeds"]) == ("better", 3)
-    worse = left_out_gap(better, base, rest)
+    worse = gap(better, base)
     assert worse["verdict"] == "worse" and worse["gap"] == pytest.approx(-found["gap"])
-    one = left_out_gap({1: base[1]}, better, rest)
+    one = gap({1: base[1]}, better)
     assert (one["verdict"], one["seeds"]) == ("one seed", 1)
+    noisy = {seed: values + generator.normal(0.002, 0.01, 200) for seed, values in base.items()}
+    alone, among = gap(base, noisy)["p"], gap(base, noisy, noisy, noisy, noisy)["p"]
+    assert among == pytest.approx(min(1, 4 * alone)), "four data sets are four tests"

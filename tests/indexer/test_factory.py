@@ -32,6 +32,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
     [
         ({"factory": " "}, "factory is empty"),
         ({"target_recall": 0.0}, r"target_recall = 0\.0"),
+        ({"seed": -1}, r"\[index\] seed = -1; write 0 or more"),
         ({"target_recall": 1.1}, r"target_recall = 1\.1"),
         ({"search": {"nprobe": 3}}, "search needs a factory"),
         ({"slices": ("a", "b", "a")}, r"slices = \['a', 'b', 'a'\]: name each field once"),

@@ -130,6 +130,20 @@ def test_counting_back_meets_what_a_run_met_before(store: Store) -> None:
     assert [one.number for one in earlier(store.generations, generations[0], 2)] == []
 
 
+def test_a_rebuild_stands_beside_the_generation_of_its_checkpoint(store: Store) -> None:
+    """Of three generations the second was built again, as `hone index` builds what is served, before the fourth."""
+    for checkpoint in (0, 1, 2, 1, 3):
+        with store.generations.stage({"checkpoint": checkpoint, "corpus": 0}) as draft:
+            draft.facts.update(step=100 * checkpoint)
+    newest = store.generations.at(4)
+    assert [one.number for one in earlier(store.generations, newest, 1)] == [2]
+    assert [one.number for one in earlier(store.generations, newest, 3)] == [2, 3, 0]
+    store.generations.remove(1)
+    assert [one.number for one in earlier(store.generations, newest, 2)] == [2, 3]
+    with pytest.raises(StoreError, match="generation 1 was removed"):
+        earlier(store.generations, newest, 3)
+
+
 def test_a_generation_that_cannot_be_searched_is_passed_over(store: Store) -> None:
     steps_of(store, 0)
     steps_of(store, 100, partial={"method": "rescore"})

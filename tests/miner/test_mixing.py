@@ -63,9 +63,11 @@ def test_parts_sum_up_and_none_is_empty(total: int, shares: list[float]) -> None
     [
         ({"by": "luck"}, "write"),
         ({"by": "temperature:0"}, "write"),
+        ({"by": "temperature:0.001"}, r"at least 0\.05"),
         ({"by": "weights"}, "belong together"),
         ({"weights": {"big": 1.0}}, "belong together"),
         ({"by": "weights", "weights": {"big": 0.0, "small": 1.0}}, "above 0"),
+        ({"by": "weights", "weights": {"big": float("inf"), "small": 1.0}}, "finite"),
     ],
 )
 def test_what_is_no_mix_is_refused(config: dict[str, object], words: str) -> None:

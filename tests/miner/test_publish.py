@@ -1,13 +1,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from miner import publish
 from miner.communities import B3
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import open_checked_set, publish_negative_set, summary
+from miner.sources import OpenGeneration
 from miner.verdicts import StoredVerdicts
 from retriever.data import Corpus, QuerySet
 from retriever.errors import BusyError, InputError, StoreError
@@ -198,6 +201,23 @@ def test_momentum_needs_the_same_queries_and_says_so(bench: Bench) -> None:
     assert second.facts["candidates"]["momentum"] == 0
     (said,) = bench.said
     assert "differs in queries_sha256; momentum has no candidates" in said
+
+
+def test_b3_searches_anew_where_pools_were_only_rescored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such pools are in today's order, but what lies among them was found long ago."""
+    brought: list[int] = []
+
+    def planned(*arguments: Any) -> tuple[np.ndarray, float]:
+        brought.append(int(arguments[4].sources.max()))
+        return np.zeros((1, 4), np.int32), 0.0
+
+    monkeypatch.setattr(publish, "b3_batches", planned)
+    found = bench.publish(bench.generation())
+    pool, b3 = open_negative_set(found.path), B3(first_rank=2, ranks=4, community=2, batch_size=4)
+    for pools in (None, pool):
+        opened = OpenGeneration(0, None, None, None, pools=pools)  # type: ignore[arg-type]  # nothing is asked
+        publish._plan(bench.store.root, b3, pool, opened, bench.task)
+    assert brought == [1, 0]
 
 
 def test_batches_are_planned_with_each_set(bench: Bench) -> None:

@@ -50,6 +50,22 @@ def test_judged_candidates_are_labelled_and_nothing_else_changes(corpus: Corpus,
     ]
 
 
+def test_a_verdict_holds_for_copies_of_the_text_and_makes_no_positives_of_them(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "beir")
+    lines = (data / "corpus.jsonl").read_text().splitlines()
+    copies = [{**json.loads(lines[row]), "_id": f"copy-of-p{row}"} for row in (5, 6)]
+    write_json_lines(data / "corpus.jsonl", [*map(json.loads, lines), *copies])
+    corpus = tiny_store(tmp_path / "store", data)[1]
+    judged = [{**line("q0", "p5", True), "action": "relabel"}, line("q0", "p6", True), line("q0", "copy-of-p6", False)]
+    stored, _ = read(tmp_path / "verdicts.jsonl", corpus, *judged)
+    rows = np.array([[5, 60, 6, 61]] * 2, np.int32)
+    found = stored.respected(np.zeros((2, 4), np.uint8), np.array([0, 1], np.int32), rows)
+    relevant, irrelevant = Verdict.JUDGED_RELEVANT, Verdict.JUDGED_IRRELEVANT
+    assert found.tolist() == [[relevant, relevant, relevant, irrelevant], [Verdict.ELIGIBLE] * 4]
+    queries, _ = corrected(QUERIES, stored, lambda _: None)
+    assert queries.positives(0).tolist() == [0, 5]
+
+
 @given(
     st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 59)), st.booleans(), max_size=20),
     st.lists(st.tuples(st.integers(-1, 59), st.sampled_from(list(Verdict)[:4])), min_size=6, max_size=6),

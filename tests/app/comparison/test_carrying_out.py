@@ -136,6 +136,16 @@ def test_each_run_is_trained_and_measured_once(comparing: Comparing) -> None:
     assert html(again) == html(results)
 
 
+def test_a_checkpoint_whose_event_a_kill_took_is_measured_all_the_same(comparing: Comparing) -> None:
+    folder = comparing.folder / "out" / comparing.run()["runs"][0]["folder"]
+    (folder / "curve.json").unlink()
+    events = folder / "store/events.jsonl"
+    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
+    run = comparing.run()["runs"][0]
+    assert comparing.trainer.trained == [] and run["curve"][-1]["step"] == 10
+    assert run["curve"][-1]["seconds"] == 5, "the session's last sign of life"
+
+
 def test_an_interrupted_run_goes_on_and_no_finished_one_is_lost(comparing: Comparing) -> None:
     comparing.trainer.mood = {"refreshed, seed 1": "interrupted"}
     with pytest.raises(Interrupted, match=r"interrupted in refreshed, seed 1: 1 of 4 runs are done, the same command"):
@@ -256,6 +266,13 @@ def test_without_a_test_split_dev_is_read_and_it_is_said(comparing: Comparing) -
         ('path = "data"', 'path = "nowhere"', r"nowhere"),
         ('path = "data"', 'path = "data"\ndev = "none"', r"qrels/none\.tsv"),
         ('path = "data"', 'path = "data"\ntrain = "none"', r"qrels/none\.tsv"),
+        (
+            'path = "data"',
+            'path = "data"\ntrain = "test"',
+            r"systems\.static: \d+ queries of data\.train = 'test' are m",
+        ),
+        ('path = "data"', 'path = "data"\ntrain = "dev"', r"systems\.static: \d+ queries of data\.train = 'dev' are m"),
+        ('path = "data"', 'path = "data"\ndev = "test:0.5"', r"would choose what they judge.* test = 'test:-0\.5'"),
     ],
 )
 def test_what_does_not_fit_the_data_is_told_before_anything_runs(
@@ -264,6 +281,13 @@ def test_what_does_not_fit_the_data_is_told_before_anything_runs(
     with pytest.raises(InputError, match=message):
         comparing.run(COMPARE.replace(right, wrong))
     assert comparing.trainer.trained == []
+
+
+def test_half_of_test_may_choose_where_the_other_half_judges(comparing: Comparing) -> None:
+    text = 'test = "test:-0.5"\n' + COMPARE.replace('path = "data"', 'path = "data"\ndev = "test:0.5"')
+    data = comparing.run(text)["data"]
+    assert data["dev"]["split"] == "test:0.5" and data["test"]["split"] == "test:-0.5"
+    assert data["dev"]["queries"] > 0 < data["test"]["queries"] and not data["test"]["is_dev"]
 
 
 def test_the_run_file_of_each_run_is_whole(comparing: Comparing) -> None:

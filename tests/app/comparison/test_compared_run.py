@@ -142,6 +142,8 @@ def test_of_all_sessions_the_largest_peak_and_the_sum_of_seconds_count(folder: R
     folder.note(ended=4.0, reason="final", peak={"trainer": 6}, cpu={"trainer": 0.5})
     assert folder.peak() == {"trainer": 6, "refresher": 7} and folder.starts() == [1.0, 3.0]
     assert folder.cpu() == {"trainer": 2.0}
+    folder.note(started=5.0)
+    assert folder.cpu() == {}, "what a killed session computed is not known, so neither is the sum"
 
 
 def test_a_training_is_told_to_end_with_its_parent(folder: RunFolder) -> None:

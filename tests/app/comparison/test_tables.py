@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+from app.comparison.findings import find
 from app.comparison.tables import headline, notes, tables
 from tests.app.comparison.results_stand_ins import point, reranked, results_of, run_of, some_runs
 
@@ -20,6 +21,17 @@ def test_an_untrained_model_stands_for_no_system_at_equal_seconds() -> None:
         "not told at equal seconds: refreshed keeps no trained checkpoint within 42 s, "
         "write a smaller [train] save_every."
     )
+    found = find([*runs, late], ["static", "refreshed"], "static")
+    steps, seconds = found.readings
+    assert (list(steps.late), list(seconds.late)) == ([], ["refreshed"])
+    assert seconds.gaps == {} and "refreshed" in steps.gaps, "neither a table nor results.json has a verdict"
+
+
+def test_a_run_that_sets_the_limit_is_within_it() -> None:
+    """The limit that is shown has fewer digits."""
+    runs = [run_of(name, 1, [point(0, 0.3, 0.28), point(100, 0.46, 0.47)], [1.0, 60.449]) for name in ("static", "b")]
+    assert "not told" not in headline(results_of(runs))[0]
+    assert find(runs, ["static", "b"], "static").readings[1].late == []
 
 
 def test_what_has_no_figures_is_said() -> None:
