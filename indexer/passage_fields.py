@@ -18,6 +18,8 @@ from retriever.errors import InputError
 from retriever.protocols import BoolArray
 
 KEPT_FILTERS = 64
+KEPT_BYTES = 64 << 20
+"""Of all filters that are kept: one takes a byte a passage."""
 BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "gt": lambda value, bound: bool(value > bound),
     "gte": lambda value, bound: bool(value >= bound),
@@ -57,7 +59,7 @@ class PassageFields:
 
     The fields are read once, when first asked for; afterwards they take 4 bytes a passage and field, and each value
     once; a field that was asked for a value takes some 250 bytes more for each that it has. The rows of the latest
-    filters are kept.
+    filters are kept, at most KEPT_BYTES of them.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -84,7 +86,7 @@ class PassageFields:
         allowed.flags.writeable = False
         with self._turn:
             self._kept[key] = allowed
-            while len(self._kept) > KEPT_FILTERS:
+            while len(self._kept) > min(KEPT_FILTERS, max(1, KEPT_BYTES // len(self._corpus))):
                 self._kept.popitem(last=False)
         return allowed
 

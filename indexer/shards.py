@@ -7,14 +7,13 @@ import hashlib
 import io
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retriever.durable import remove_folder, sha256_file, write_atomic
+from retriever.durable import keep_only, sha256_file, write_atomic
 from retriever.errors import CorruptError, StoreError
 from retriever.protocols import FloatArray
 from retriever.store import Store
@@ -157,12 +156,4 @@ def drop_unused(store: Store) -> list[str]:
                 used |= {facts.get(name) for name in NAMED}
             except StoreError:  # a broken generation protects nothing; its reader reports it
                 continue
-        for leftover in [*store.embeddings.glob(".tmp-*"), *store.embeddings.glob("*/.tmp-*")]:
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            elif time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                leftover.unlink()
-        unused = sorted(path.name for path in store.embeddings.iterdir() if path.is_dir() and path.name not in used)
-        for name in unused:
-            remove_folder(store.embeddings / name)
-    return unused
+        return keep_only(store.embeddings, used, LEFTOVER_SECONDS)

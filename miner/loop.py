@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from indexer.promotion import promote_if_good
 from indexer.shards import drop_unused
 from miner.generations import earlier
+from miner.lexical import drop_unused_candidates
 from miner.teacher import drop_unused_scores
 from retriever.artifacts import CURRENT, Artifact, Series
 from retriever.errors import CorruptError, StoreError
@@ -211,6 +212,7 @@ def _tidy(store: Store, step: int, retention: Retention, report: Report) -> None
             report("removed", kind=kind, numbers=removed)
     drop_unused(store)
     drop_unused_scores(store)
+    drop_unused_candidates(store)
 
 
 def _generations_reached(store: Store, reach: int) -> int:

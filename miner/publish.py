@@ -17,7 +17,7 @@ from indexer.searcher import open_batch_searcher
 from indexer.shards import open_vectors
 from miner.communities import B3, b3_batches
 from miner.generations import OpenEncoder, check_space, generation_source, is_rescored, other_generations
-from miner.lexical import lexical_source
+from miner.lexical import lexical_key, lexical_source
 from miner.mining import CHUNK_QUERIES, MiningTask, mine
 from miner.remembered import RememberedSource
 from miner.source_report import report_sources
@@ -72,6 +72,8 @@ def publish_negative_set(
             **summary(negatives, generation.number, bits_of(task.config.sources)),
             seconds=seconds,
         )
+        if "bm25" in task.config.sources:
+            draft.facts["lexical"] = lexical_key(task.corpus, task.queries.texts, task.config.depth)
         if len(task.config.sources) > 1:
             draft.facts["by_source"] = _by_source(negatives, task, warn)
         if task.b3 is not None:
@@ -191,11 +193,12 @@ def pool_facts(task: MiningTask) -> dict[str, Any]:
 
 def passages_of(negatives: NegativeSet) -> IntArray:
     """Return the rows int32 [n], ascending, of all candidates and positives of a set: what scoring it anew needs."""
-    found: set[int] = set()
+    found = np.empty(0, np.int32)
     for start in range(0, len(negatives.queries), CHUNK_QUERIES):
         chunk = slice(start, start + CHUNK_QUERIES)
-        found.update(np.unique(negatives.passages[chunk]).tolist(), np.unique(negatives.positives[chunk]).tolist())
-    return np.array(sorted(found - {-1}), np.int32)
+        held = (np.unique(of[chunk]).astype(np.int32) for of in (negatives.passages, negatives.positives))
+        found = np.unique(np.concatenate([found, *held]))
+    return found[found >= 0]
 
 
 def set_before(

@@ -4,7 +4,6 @@ Does not know torch, nor what is learned from the scores.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from safetensors.numpy import save
 
 from indexer.encode import advance
 from miner.mining import MiningTask
-from retriever.durable import remove_folder, sha256_json, write_atomic
+from retriever.durable import keep_only, sha256_json, write_atomic
 from retriever.errors import StoreError
 from retriever.negatives import NegativeSet
 from retriever.protocols import FloatArray, IntArray, Progress, Ranker, silent
@@ -100,20 +99,12 @@ def drop_unused_scores(store: Store) -> list[str]:
     that has them. Nothing goes while a set cannot be read, since scoring again may take hours. What a kill left half
     removed or half written goes, too. Raises BusyError while another process mines.
     """
-    if not store.teacher.exists():
-        return []
     with store.negatives.writer():
         try:
             sets = [store.negatives.at(number) for number in store.negatives.numbers()]
         except StoreError:  # its reader reports it
             return []
-        used = {(one.facts.get("teacher") or {}).get("cache") for one in sets}
-        for leftover in [*store.teacher.glob(".tmp-*"), *store.teacher.glob("*/.tmp-*")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        unused = sorted(path.name for path in store.teacher.iterdir() if path.is_dir() and path.name not in used)
-        for name in unused:
-            remove_folder(store.teacher / name)
-    return unused
+        return keep_only(store.teacher, {(one.facts.get("teacher") or {}).get("cache") for one in sets})
 
 
 def _keys(queries: IntArray, passages: IntArray) -> Keys:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +83,25 @@ def remove_folder(folder: Path) -> None:
     trash = folder.with_name(f".tmp-{uuid.uuid4().hex}")
     os.rename(folder, trash)
     shutil.rmtree(trash)
+
+
+def keep_only(folder: Path, names: Collection[str | None], leftover_seconds: float = 0) -> list[str]:
+    """Remove the folders in the cache ``folder`` but those with these ``names``; return which were removed.
+
+    What killed processes left goes, too: folders half removed, files half written, these once they are as old as
+    ``leftover_seconds``. An absent ``folder`` holds nothing.
+    """
+    if not folder.exists():
+        return []
+    for leftover in [*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif time.time() - leftover.stat().st_mtime >= leftover_seconds:
+            leftover.unlink()
+    unused = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
+    for name in unused:
+        remove_folder(folder / name)
+    return unused
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -62,7 +62,7 @@ class Store:
 
     @property
     def lexical(self) -> Path:
-        """Folder of BM25's candidates, a cache keyed by corpus, queries and analysis."""
+        """Folder of BM25's candidates, a cache keyed by corpus, queries, depth and analysis."""
         return self.root / "lexical"
 
     @property

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import indexer.passage_fields
 from indexer.passage_fields import KEPT_FILTERS, Column, PassageFields
 from retriever.data import Corpus
 from retriever.errors import InputError
@@ -74,6 +75,15 @@ def test_filters_are_brute_force(
 def test_one_condition_is_the_definition(value: Any, condition: Any) -> None:
     column = Column(np.array([1], np.int32), [None, value])
     assert column.meeting(condition).tolist() == [expected(None, condition), expected(value, condition)]
+
+
+def test_filters_of_a_large_corpus_are_kept_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(tmp_path / "data", [{"n": n} for n in range(10)])
+    monkeypatch.setattr(indexer.passage_fields, "KEPT_BYTES", 35)
+    fields = PassageFields(corpus)
+    for value in range(8):
+        assert fields.allowed({"n": value}).sum() == 1
+    assert sum(one.nbytes for one in fields._kept.values()) == 30, "a byte a passage, three filters of ten"
 
 
 def test_the_latest_filters_are_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from miner import publish
 from miner.communities import B3
+from miner.lexical import drop_unused_candidates
 from miner.mining import MiningConfig, MiningTask
 from miner.publish import open_checked_set, publish_negative_set, summary
 from miner.sources import OpenGeneration
@@ -201,6 +202,15 @@ def test_momentum_needs_the_same_queries_and_says_so(bench: Bench) -> None:
     assert second.facts["candidates"]["momentum"] == 0
     (said,) = bench.said
     assert "differs in queries_sha256; momentum has no candidates" in said
+
+
+def test_bm25_s_candidates_go_with_the_last_set_that_was_mined_with_them(bench: Bench) -> None:
+    for depth in (DEPTH, DEPTH - 1):
+        bench.publish(bench.generation(), bench.with_config(sources=("ann", "bm25"), depth=depth))
+    assert drop_unused_candidates(bench.store) == [] and len([*bench.store.lexical.iterdir()]) == 2
+    bench.store.negatives.remove(0)
+    assert len(drop_unused_candidates(bench.store)) == 1
+    assert [path.name for path in bench.store.lexical.iterdir()] == [bench.store.negatives.at(1).facts["lexical"]]
 
 
 def test_b3_searches_anew_where_pools_were_only_rescored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
