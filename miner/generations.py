@@ -129,7 +129,12 @@ def furthest_back(sources: Sequence[str]) -> int:
 
 
 def generation_source(
-    generation: Artifact, open_encoder: OpenEncoder, queries: Sequence[str], depth: int, cache_folder: Path
+    generation: Artifact,
+    open_encoder: OpenEncoder,
+    queries: Sequence[str],
+    depth: int,
+    cache_folder: Path,
+    warn: Callable[[str], None],
 ) -> RememberedSource:
     """Return the source of the ``depth`` passages nearest to each of ``queries`` in ``generation``, by its own encoder.
 
@@ -139,7 +144,7 @@ def generation_source(
 
     @cache
     def opened() -> Search:
-        return open_search(generation, open_encoder, depth, cache_folder)
+        return open_search(generation, open_encoder, depth, cache_folder, warn)
 
     def search(texts: Sequence[str]) -> IntArray:
         return opened()(texts)
@@ -159,17 +164,22 @@ def generation_source(
 
 
 def open_search(
-    generation: Artifact, open_encoder: OpenEncoder, depth: int, cache_folder: Path | None = None
+    generation: Artifact,
+    open_encoder: OpenEncoder,
+    depth: int,
+    cache_folder: Path | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Search:
     """Open ``generation`` to find the ``depth`` passages nearest to texts, by its own encoder.
 
-    With ``cache_folder`` the texts' vectors are kept there. Raises StoreError if the encoder is not its own.
+    With ``cache_folder`` the texts' vectors are kept there; ``warn`` is told of damaged ones that are made anew. Raises
+    StoreError if the encoder is not its own.
     """
     encoder = open_encoder(generation)
     check_space(generation, encoder)
     encode: QueryEncoder = encoder.encode_queries
     if cache_folder is not None:
-        encode = remembering_queries(encoder, cache_folder, lambda _: None)
+        encode = remembering_queries(encoder, cache_folder, warn)
     searcher = open_batch_searcher(generation)
     return lambda texts: ann_candidates(searcher, encode(texts), depth)[0]
 

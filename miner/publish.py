@@ -59,7 +59,7 @@ def publish_negative_set(
         step, carried = generation.facts["step"], None
         if task.query_fraction < 1:
             carried = set_before(store, step, task, warn, "all queries are mined")
-        searched = _searched(store, others, task, open_encoder)  # before: one generation's vectors at a time
+        searched = _searched(store, others, task, open_encoder, warn)  # before: one generation's vectors at a time
         opened = replace(_opened(store, generation, encoder, task, warn), others=searched)
         previous = None if carried is None else open_negative_set(carried.path)
         negatives = mine(draft.path, opened, task, previous, progress)
@@ -99,12 +99,17 @@ def _plan(folder: Path, b3: B3, negatives: NegativeSet, opened: OpenGeneration, 
 
 
 def _searched(
-    store: Store, others: Mapping[str, Artifact], task: MiningTask, open_encoder: OpenEncoder
+    store: Store,
+    others: Mapping[str, Artifact],
+    task: MiningTask,
+    open_encoder: OpenEncoder,
+    warn: Callable[[str], None],
 ) -> dict[str, RememberedSource]:
     """Return by name the candidates of ``others``, found."""
     texts, depth = task.queries.texts, task.config.depth
     return {
-        name: generation_source(other, open_encoder, texts, depth, store.embeddings) for name, other in others.items()
+        name: generation_source(other, open_encoder, texts, depth, store.embeddings, warn)
+        for name, other in others.items()
     }
 
 

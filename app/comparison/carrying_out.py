@@ -5,6 +5,7 @@ Does not know how one run is trained or measured, nor how results are shown.
 
 import os
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,9 +125,7 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
             first_planner(run.config, train_set)
         except InputError as error:
             raise InputError(f"{comparison.path}: systems.{run.system}: {error}") from error
-        verdicts = run.config.negatives.verdicts
-        judged_by = None if verdicts is None else sha256_file(comparison.origin / verdicts)
-        inputs[run.system] = [train_set.sha256, judged_by, _models(run.config)]
+        inputs[run.system] = [train_set.sha256, *_files(comparison, run.config)]
     index = _evaluation(comparison)
     rankers = RankerChoice(comparison.rerank, None if comparison.ranker is None else named_ranker(comparison.ranker))
     judged = Judged(corpus, dev, test, asdict(index))
@@ -139,12 +138,17 @@ def _shared(queries: QuerySet, others: QuerySet) -> str:
     return counted(len(shared), "query", "queries") if shared else ""
 
 
-def _models(config: RunConfig) -> dict[str, str]:
-    """Return the digest of each folder with a model that a run reads: what lies there may change under its name."""
+def _files(comparison: Comparison, config: RunConfig) -> list[Any]:
+    """Return the digests of the verdicts and of each folder with a model that a run reads.
+
+    What lies there may change under its name.
+    """
     teacher, ranker = config.teacher, config.ranker
     names = [config.model.name, config.loss.guide, teacher and teacher.name, ranker and ranker.name]
     names.append(ranker and ranker.teacher)
-    return {name: _sha256_folder(Path(name)) for name in names if isinstance(name, str) and Path(name).is_dir()}
+    models = {name: _sha256_folder(Path(name)) for name in names if isinstance(name, str) and Path(name).is_dir()}
+    verdicts = config.negatives.verdicts
+    return [None if verdicts is None else sha256_file(comparison.origin / verdicts), models]
 
 
 def _sha256_folder(folder: Path) -> str:
@@ -219,7 +223,15 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
     folder.root.mkdir(parents=True, exist_ok=True)
     text = toml_text(run_table(run, bench.comparison, folder.root))
     write_atomic(folder.config, text.encode())
-    reason = is_trained(folder) or train_run(folder, run, pace.report, stop)
+    reason = is_trained(folder)
+    if reason is None:
+        _check_unchanged(bench, run)
+        reason = train_run(folder, run, pace.report, stop)
+        try:
+            _check_unchanged(bench, run)
+        except HoneError:
+            shutil.rmtree(folder.root)  # under a digest of other files than it may have read
+            raise
     if reason == "interrupted":
         raise Interrupted(f"interrupted in {run.name}")
 
@@ -239,6 +251,14 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
     best = found.points[found.chosen(found.steps[-1], found.steps)]
     pace.report("run_done", run=run.name, steps=found.steps[-1], seconds=round(found.seconds[-1]), dev=best.dev[METRIC])
     return found
+
+
+def _check_unchanged(bench: Bench, run: PlannedRun) -> None:
+    if _files(bench.comparison, run.config) != bench.inputs[run.system][1:]:
+        raise HoneError(
+            "its verdicts or a model that it reads have changed since this comparison began; the same command takes up "
+            "what is there now"
+        )
 
 
 def _found(bench: Bench, run: PlannedRun) -> RunResult | None:

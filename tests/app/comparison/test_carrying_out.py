@@ -232,6 +232,27 @@ def test_another_model_under_the_same_name_is_another_run(comparing: Comparing) 
     assert comparing.trainer.trained == ["static, seed 1", "static, seed 2"] and "runs anew" in comparing.said[0]
 
 
+def test_a_model_that_changes_meanwhile_spoils_its_own_run_alone(comparing: Comparing) -> None:
+    model = comparing.folder / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    text = COMPARE + f'[systems.refreshed.model]\nname = "{model}"\n'
+    train = comparing.trainer.__class__.__call__
+
+    def trained(folder: RunFolder, run: PlannedRun, report: Report, stop: Event) -> str:
+        reason = train(comparing.trainer, folder, run, report, stop)
+        if run.name == "refreshed, seed 1":
+            (model / "weights").write_text("2")
+        return reason
+
+    found = carry_out(comparing.bench(text), trained, comparing.report, Event(), lambda _: None)
+    assert [(run["system"], run["seed"]) for run in found["runs"]] == [("static", 1), ("static", 2)]
+    assert [one["system"] for one in found["failed"]] == ["refreshed"] * 2
+    assert "have changed since this comparison began" in found["failed"][0]["problem"]
+    assert len([*(comparing.folder / "out/runs").glob("refreshed-*/store")]) == 0, "nothing of it counts later"
+    assert len(comparing.run(text)["runs"]) == 4
+
+
 def test_the_folder_may_be_moved_with_its_data(comparing: Comparing) -> None:
     comparing.run()
     moved = comparing.folder / "moved"
