@@ -70,6 +70,10 @@ def is_intact(path: Path, shape: tuple[int, int], warn: Callable[[str], None]) -
 def _mapped(path: Path) -> FloatArray:
     try:
         vectors: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise CorruptError(
+            f"{path}: gone; if its generation was removed, go on with a newer one (`hone pin` keeps what it names)"
+        ) from error
     except (OSError, ValueError, EOFError) as error:
         raise CorruptError(f"{path}: unreadable shard ({error}); build the index again") from error
     if vectors.dtype != np.float32 or vectors.ndim != 2:
