@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from app.comparison.report import STYLE
+from app.report_page import framed_table, page
 
-OWN_STYLE = Path(__file__).with_name("audit_report.css")
+STYLE = Path(__file__).with_name("audit_report.css")
 NOTHING = "–"
 SHOWN_NAMES = 6
 
@@ -93,7 +93,7 @@ def html(result: Result) -> str:
     body += [f"<li>{escape(sentence)}</li>" for sentence in summary(result)]
     body.append("</ul>")
     for name, note, header, rows in tables(result):
-        body += [f"<h2>{escape(name)}</h2>", f'<p class="note">{escape(note)}</p>', _table(header, rows)]
+        body += [f"<h2>{escape(name)}</h2>", f'<p class="note">{escape(note)}</p>', framed_table(header, rows)]
     body.append("<h2>What to look at first</h2>")
     body.append(
         '<p class="note">One ranking over all audits: each adds 1 / (60 + rank) to a query. Grey: the audit would look '
@@ -102,26 +102,7 @@ def html(result: Result) -> str:
     body += [_article(number, item) for number, item in enumerate(result["items"], 1)]
     if not result["items"]:
         body.append("<p>Nothing.</p>")
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text()}{OWN_STYLE.read_text()}</style>\n</head>",
-            "<body>\n<main>",
-            *body,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    lines = [
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(text)}</td>" for text in rest)}</tr>'
-        for first, *rest in rows
-    ]
-    inner = "\n".join([f"<thead><tr>{head}</tr></thead>", "<tbody>", *lines, "</tbody>"])
-    return f'<div class="wide" tabindex="0"><table class="figures">\n{inner}\n</table></div>'
+    return page(title, body, STYLE.read_text())
 
 
 def _article(number: int, item: Mapping[str, Any]) -> str:

@@ -6,14 +6,12 @@ Does not know how the results came about. The same results give the same bytes.
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from app.comparison.picture import COLOURS, Bar, Curve, draw_curves, draw_intervals
 from app.comparison.run_curve import METRIC
 from app.comparison.tables import Results, Table, headline, limit_text, notes, tables
-
-STYLE = Path(__file__).with_name("report.css")
+from app.report_page import framed_table, page
 
 
 def markdown(results: Results) -> str:
@@ -51,15 +49,7 @@ def html(results: Results) -> str:
         for table in every[main : 2 * main]
     ]
     body += ["<h2>How to read this</h2>", _list(notes(results), "notes")]
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n<main>",
-            *body,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
+    return page(title, body)
 
 
 def _list(sentences: Sequence[str], style: str) -> str:
@@ -72,14 +62,8 @@ def _section(table: Table) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
-    rows = []
-    for first, *rest in table.rows:
-        cells = "".join(f"<td>{_breakable(text)}</td>" for text in rest)
-        rows.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
-    inner = "\n".join([f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody>"])
     style = "words" if table.words else "figures"
-    framed = f'<div class="wide" tabindex="0"><table class="{style}">\n{inner}\n</table></div>'
+    framed = framed_table(table.header, table.rows, style, _breakable)
     return f'<p class="note">{escape(table.note)}</p>\n{framed}'
 
 
