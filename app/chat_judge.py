@@ -195,6 +195,7 @@ class _Conversation:
         self._next = iter(range(len(pairs)))
         self._spent = 0.0
         self._silent = 0
+        self._heard = False
 
     async def hold(self) -> None:
         """Ask about every pair."""
@@ -213,8 +214,11 @@ class _Conversation:
             if self._is_spent():
                 return
             judgement = await self._one(client, self._pairs[place])
+            heard = judgement.failure in (None, NONSENSE)
+            if judgement.failure == REFUSED and (self._silent or not self._heard):
+                judgement = replace(judgement, again=True)  # it may be the account or a field that is refused
             self._answered({place: judgement})
-            self._silent = 0 if judgement.failure in (None, NONSENSE) else self._silent + 1
+            self._heard, self._silent = self._heard or heard, 0 if heard else self._silent + 1
             if self._silent >= self._config.give_up_after:
                 raise HoneError(
                     f"{self._config.url}: {self._silent} pairs in a row had no answer (last: {judgement.failure}"

@@ -16,7 +16,7 @@ from app.config import data_folder
 from app.trainer_formats import FORMATS, Example, line
 from miner.publish import open_checked_set
 from miner.stored_pool import StoredPool
-from miner.verdicts import StoredVerdicts
+from miner.verdicts import StoredVerdicts, read_verdicts
 from retriever.artifacts import Artifact
 from retriever.checkpoint import model_folder
 from retriever.durable import appearing
@@ -57,20 +57,24 @@ def export_model(artifact: Artifact, out: Path) -> str | None:
 def as_mined(run: Run, path: Path, artifact: Artifact, *, skip_missing: bool) -> Run:
     """Return the ``run`` of the run.toml at ``path`` with the training queries that a negative set was mined for.
 
-    Raises InputError if its verdicts of that time are gone, or other data changed.
+    What was judged since stays judged. Raises InputError if its verdicts of that time are gone, or other data changed.
     """
     folder, split = data_folder(run.config, path), splits(run.config)[0]
     loaded = load_query_set(folder, split, run.corpus, skip_missing=skip_missing, warn=lambda _: None)
     queries = with_positives(loaded, lambda _: None)
-    train, judged = with_verdicts(run.config, path.parent, run.corpus, queries, lambda _: None, artifact)
+    train, _ = with_verdicts(run.config, path.parent, run.corpus, queries, lambda _: None, artifact)
     open_checked_set(artifact, run.corpus, train)
+    config = run.config.negatives
+    now = None if config.verdicts is None else path.parent / config.verdicts
+    judged = None if now is None else read_verdicts(now, run.corpus, train, lambda _: None, config.on_relevant)
     return replace(run, train=train, judged=judged)
 
 
 def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, count: int) -> int:
     """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
 
-    ``file_format`` is a key of FORMATS. The draw is that of training step 0. Queries without an eligible negative
+    ``file_format`` is a key of FORMATS. The draw is that of training step 0, but around what was judged relevant since
+    the set was mined. Queries without an eligible negative
     are left out. Of a set with a teacher's scores only negatives that have one are drawn, and the scores go along where
     the format has a place for them. Raises InputError for an unknown format, an existing ``out`` and a count beyond the
     set's depth.
@@ -88,11 +92,12 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
 
 
 def _respected(judged: StoredVerdicts, pool: NegativeSet) -> NDArray[np.uint8]:
-    """Return the verdicts of ``pool`` with what was ``judged`` since, as training leaves out what it then knows."""
+    """Return the verdicts of ``pool`` with what was ``judged`` relevant since: training masks it, a file cannot."""
     verdicts = np.array(pool.verdicts)
     for start in range(0, len(verdicts), CHUNK):
         rows = slice(start, start + CHUNK)
-        verdicts[rows] = judged.respected(verdicts[rows], pool.queries[rows], pool.passages[rows])
+        now = judged.respected(verdicts[rows], pool.queries[rows], pool.passages[rows])
+        verdicts[rows] = np.where(now == Verdict.JUDGED_RELEVANT, now, verdicts[rows])
     return verdicts
 
 

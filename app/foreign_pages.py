@@ -14,14 +14,14 @@ from app.replies import error_reply
 
 READING = ("GET", "HEAD", "OPTIONS")
 """These change nothing, and a browser sends no Origin with a page's own."""
-WAY_OUT = "`hone serve --require-keys` asks for keys, --insecure says that a proxy in front does"
 
 
 class RefuseForeignPages:
     """Answers 403 to a request that a browser sends for a page of another origin, unless it only reads.
 
     Unless the server is ``proxied``, neither may it read by a name that was made to mean this machine: a browser takes
-    such a page for the server's own (DNS rebinding, Jackson et al., CCS 2007).
+    such a page for the server's own (DNS rebinding, Jackson et al., CCS 2007). An address cannot be made to mean
+    another.
     """
 
     def __init__(self, app: ASGIApp, *, proxied: bool) -> None:
@@ -39,11 +39,21 @@ class RefuseForeignPages:
     def _refusal(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host"), headers.get("origin")
-        if not self._proxied and host is not None and _is_on_loopback(scope) and not is_loopback(_name(f"//{host}")):
-            return f"a server without keys is asked by localhost or 127.0.0.1, not by {host[:100]}; {WAY_OUT}"
-        if origin is not None and scope["method"] not in READING and not _is_own(origin, scope):
-            return f"a page of {origin[:100]} may not ask a server without keys; {WAY_OUT}"
+        if not self._proxied and host is not None and _is_on_loopback(scope) and not _is_sure(_name(f"//{host}")):
+            return (
+                f"a server without keys is asked by an address or as localhost, not as {host[:100]}; `hone serve "
+                "--require-keys` asks for keys, --insecure says that a proxy in front does"
+            )
+        if origin is not None and scope["method"] not in READING and not self._is_own(origin, scope):
+            return f"a page of {origin[:100]} may not ask a server without keys; `hone serve --require-keys` has some"
         return None
+
+    def _is_own(self, origin: str, scope: Scope) -> bool:
+        """Tell whether ``origin`` is this server's; on loopback its own name counts only where a proxy has it."""
+        return is_loopback(_name(origin)) or (
+            (self._proxied or not _is_on_loopback(scope))
+            and origin.partition("://")[2] == Headers(scope=scope).get("host")
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -56,11 +66,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _is_own(origin: str, scope: Scope) -> bool:
-    """Tell whether ``origin`` is this server's; on loopback no name but its own counts: any may be made to mean it."""
-    return is_loopback(_name(origin)) or (
-        not _is_on_loopback(scope) and origin.partition("://")[2] == Headers(scope=scope).get("host")
-    )
+def _is_sure(host: str) -> bool:
+    """Tell whether ``host`` means what it says wherever it is looked up: an address, localhost or a name within it."""
+    if host.rstrip(".") == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(url: str) -> str:

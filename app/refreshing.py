@@ -68,7 +68,7 @@ class RefreshSteps:
         pools = set_before(self._run.store, step, self._task, self._warn, "all passages are encoded")
         if pools is None:
             return None
-        held = passages_of(open_negative_set(pools.path))
+        held = passages_of(open_negative_set(pools.path), len(self._run.corpus))
         return Partial(earlier, turn, config.refresh.share, config.seed, (pools, held))
 
     def _earlier(self, checkpoint: Artifact) -> Artifact | None:

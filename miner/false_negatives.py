@@ -15,6 +15,9 @@ from retriever.protocols import BoolArray, FloatArray, IntArray
 UNLABELLED = (Verdict.ELIGIBLE, Verdict.FILTERED)
 """Verdicts of candidates that nobody judged; a filter may have refused them for being too good."""
 
+ALIKE = 1e-5
+"""How far apart two float32 scores of one pair by one model may be."""
+
 Keys = NDArray[np.int64]
 """Pairs as query row × passages + passage row, ascending."""
 
@@ -112,15 +115,22 @@ def scored_ballot(name: str, scores: FloatArray, positive: FloatArray) -> Ballot
 
 
 def apart(ballots: Sequence[Ballot]) -> list[Ballot]:
-    """Return ``ballots`` without those that repeat another to the bit.
+    """Return ``ballots`` with one for all of a model, under the name of its first.
 
-    They are of one model: of the untrained one, from which several runs were first mined.
+    They are of one model where they score alike, to rounding, whatever pairs both score: of the untrained one that
+    several runs began with.
     """
-    first: dict[object, Ballot] = {}
-    for place, ballot in enumerate(ballots):
-        said = None if np.isnan(ballot.gap).all() else ballot.gap.tobytes()
-        first.setdefault(place if said is None else said, ballot)
-    return list(first.values())
+    models: list[Ballot] = []
+    for ballot in ballots:
+        for place, model in enumerate(models):
+            both = ~np.isnan(model.gap) & ~np.isnan(ballot.gap)
+            if both.any() and np.allclose(model.gap[both], ballot.gap[both], rtol=0, atol=ALIKE):
+                gap = np.where(np.isnan(model.gap), ballot.gap, model.gap)
+                models[place] = Ballot(model.name, gap > 0, model.opinion | ballot.opinion, gap)
+                break
+        else:
+            models.append(ballot)
+    return models
 
 
 @dataclass(frozen=True)

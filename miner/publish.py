@@ -196,14 +196,16 @@ def pool_facts(task: MiningTask) -> dict[str, Any]:
     }
 
 
-def passages_of(negatives: NegativeSet) -> IntArray:
-    """Return the rows int32 [n], ascending, of all candidates and positives of a set: what scoring it anew needs."""
-    found = np.empty(0, np.int32)
+def passages_of(negatives: NegativeSet, passages: int) -> IntArray:
+    """Return the rows int32 [n], ascending, of all candidates and positives of a set: what scoring it anew needs.
+
+    ``passages`` is the number of rows of the corpus.
+    """
+    held = np.zeros(passages + 1, np.bool_)  # the last place: of pads
     for start in range(0, len(negatives.queries), CHUNK_QUERIES):
         chunk = slice(start, start + CHUNK_QUERIES)
-        held = (np.unique(of[chunk]).astype(np.int32) for of in (negatives.passages, negatives.positives))
-        found = np.unique(np.concatenate([found, *held]))
-    return found[found >= 0]
+        held[negatives.passages[chunk]] = held[negatives.positives[chunk]] = True
+    return np.flatnonzero(held[:-1]).astype(np.int32)
 
 
 def set_before(

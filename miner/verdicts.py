@@ -124,7 +124,9 @@ def _spread(found: dict[int, tuple[bool, int]], corpus: Corpus) -> None:
     copies: dict[int, list[int]] = {}
     for row in alike.tolist():
         copies.setdefault(int(hashes[row]), []).append(row)
-    for key, (relevant, _) in list(found.items()):
+    for key, (relevant, _) in sorted(
+        found.items(), key=lambda item: not item[1][0]
+    ):  # of copies that disagree, relevant
         query, passage = divmod(key, len(corpus))
         for row in copies[int(hashes[passage])]:
             found.setdefault(query * len(corpus) + row, (relevant, ACTIONS.index(DROP_NEGATIVE)))

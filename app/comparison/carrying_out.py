@@ -5,7 +5,6 @@ Does not know how one run is trained or measured, nor how results are shown.
 
 import os
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,10 +104,11 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
     test_split = comparison.test or (TEST if _has_split(comparison.data, TEST) else dev_split)
     test = dev if test_split == dev_split else load(test_split)
     if test is not dev and (both := _shared(dev, test)):
-        rest = f"{test_split}:-{dev_split.partition(':')[2]}" if dev_split.startswith(f"{test_split}:") else "of others"
+        share = dev_split.removeprefix(f"{test_split}:")
+        other = "name another test" if share == dev_split else f'write test = "{test_split}:-{share}"'
         raise InputError(
-            f"{comparison.path}: {both} of dev are of test, too, and would choose what they judge; "
-            f"write test = {rest!r}, or another data.dev"
+            f"{comparison.path}: {both} of dev {dev_split!r} belong to test {test_split!r}, too, and would choose what "
+            f"they judge; {other}, or another data.dev"
         )
     inputs: dict[str, list[Any]] = {}
     for run in comparison.runs:
@@ -121,7 +121,7 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
             train_set, _ = with_verdicts(run.config, comparison.origin, corpus, train_set, warn)
             check_queries(run.config, train_set, dev)
             if both := _shared(train_set, dev) or _shared(train_set, test):
-                raise InputError(f"{both} of data.train = {run.config.data.train!r} are measured with; leave them out")
+                raise InputError(f"{both} of data.train = {run.config.data.train!r} measure it, too; leave them out")
             first_planner(run.config, train_set)
         except InputError as error:
             raise InputError(f"{comparison.path}: systems.{run.system}: {error}") from error
@@ -133,9 +133,13 @@ def open_bench(comparison: Comparison, folder: Path, *, skip_missing: bool) -> B
 
 
 def _shared(queries: QuerySet, others: QuerySet) -> str:
-    """Return how many of ``queries`` are in ``others``, "" for none."""
-    shared = {*queries.ids} & {*others.ids}
-    return counted(len(shared), "query", "queries") if shared else ""
+    """Return how many relevant pairs of ``queries`` are those of ``others``, "" for none."""
+
+    def pairs(of: QuerySet) -> set[tuple[str, int]]:
+        return {(name, passage) for row, name in enumerate(of.ids) for passage in of.positives(row).tolist()}
+
+    shared = pairs(queries) & pairs(others)
+    return counted(len(shared), "relevant pair", "relevant pairs") if shared else ""
 
 
 def _files(comparison: Comparison, config: RunConfig) -> list[Any]:
@@ -225,13 +229,8 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
     write_atomic(folder.config, text.encode())
     reason = is_trained(folder)
     if reason is None:
-        _check_unchanged(bench, run)
+        _check_unchanged(bench, run)  # it reads them when it starts
         reason = train_run(folder, run, pace.report, stop)
-        try:
-            _check_unchanged(bench, run)
-        except HoneError:
-            shutil.rmtree(folder.root)  # under a digest of other files than it may have read
-            raise
     if reason == "interrupted":
         raise Interrupted(f"interrupted in {run.name}")
 
@@ -254,7 +253,11 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
 
 
 def _check_unchanged(bench: Bench, run: PlannedRun) -> None:
-    if _files(bench.comparison, run.config) != bench.inputs[run.system][1:]:
+    try:
+        unchanged = _files(bench.comparison, run.config) == bench.inputs[run.system][1:]
+    except OSError:
+        unchanged = False
+    if not unchanged:
         raise HoneError(
             "its verdicts or a model that it reads have changed since this comparison began; the same command takes up "
             "what is there now"

@@ -61,7 +61,8 @@ def trained_store(
 def mined_set(store: Store, queries: QuerySet, above: Mapping[int, Sequence[int]], **changes: Any) -> None:
     """Publish a negative set in which the passages above[i] outscore the positive of query i; others are below.
 
-    ``changes``: mined_from int32 [Q] and parents of the set.
+    ``changes``: mined_from int32 [Q] and parents of the set; ``shift`` of all scores but the positives', as by another
+    model.
     """
     corpus = Corpus(store.corpora.at(0))
     number = len(store.negatives.numbers())
@@ -78,6 +79,7 @@ def mined_set(store: Store, queries: QuerySet, above: Mapping[int, Sequence[int]
             pool.verdicts[row] = [*[0] * len(better), 1, 0, 0, 0, 0][:5]
             pool.positives[row], pool.positive_scores[row] = positive, 0.5
         pool.sources[:] = 1
+        pool.scores[:] += np.float32(changes.get("shift", 0.0))
         pool.flush()
         draft.facts.update(sources={"ann": 1}, corpus_sha256=corpus.sha256, queries_sha256=queries.sha256)
 

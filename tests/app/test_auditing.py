@@ -109,7 +109,8 @@ def test_runs_are_joined_by_query_and_must_share_the_corpus(data: Path, tmp_path
     for name in ("a", "b"):
         store, queries = trained_store(tmp_path / name, data, margins=MARGINS if name == "a" else MARGINS[::-1])
         mined_set(store, queries, {0: [30]})  # of the untrained model, which both runs begin from: one word, not two
-        mined_set(store, queries, {0: [30], 1: [31]} if name == "a" else {0: [30], 2: [32]})
+        own = {"a": {0: [30], 1: [31]}, "b": {0: [30], 2: [32]}}
+        mined_set(store, queries, own[name], shift=0.01 if name == "a" else 0.02)
     runs, corpus = find_runs([tmp_path / "a", tmp_path / "b"], tmp_path, write_run_file(tmp_path, data), fail)
     found = audit(runs, corpus, [], 50, fail)
     assert (found.election.votes.tolist(), found.election.opinions.tolist()) == ([3, 1, 1], [3, 3, 3])

@@ -81,7 +81,6 @@ def test_an_endpoint_s_faults_cost_their_pairs_alone() -> None:
         "hangs": [60.0],
         "dribbles": [],
         "no-json": [PlainTextResponse("<html>"), PlainTextResponse("{}")],
-        "filtered": [failing(400, "content filter")],
         "forbidden": [failing(403)],
         "fine": ["yes"],
     }
@@ -103,13 +102,12 @@ def test_an_endpoint_s_faults_cost_their_pairs_alone() -> None:
         "hangs": (None, "timeout", True),
         "dribbles": (None, "timeout", True),
         "no-json": (None, "unreadable reply", True),
-        "filtered": (None, "refused", False),
         "forbidden": (None, "forbidden", True),
         "fine": (True, None, False),
     }
     assert said["always"] and said["always"].answer == "502 bad gateway"
     counts = {prompt.split(" | ")[0].removeprefix("text of "): count for prompt, count in chat.prompts.items()}
-    assert counts == {**dict.fromkeys(replies, 3), "nonsense": 1, "empty": 1, "filtered": 1, "forbidden": 1, "fine": 1}
+    assert counts == {**dict.fromkeys(replies, 3), "nonsense": 1, "empty": 1, "forbidden": 1, "fine": 1}
 
 
 def test_nobody_there_is_a_failure_of_the_connection() -> None:
@@ -141,6 +139,20 @@ def test_an_endpoint_that_answers_nothing_is_given_up() -> None:
         with pytest.raises(HoneError, match=r"3 pairs in a row had no answer .*server error, 500 down for today"):
             asked(chat, [pair("q", f"p{n}") for n in range(50)], retries=0, give_up_after=3, concurrency=1)
         assert len(chat.bodies) == 3
+
+
+def test_a_refusal_between_answers_is_of_its_pair_and_others_may_be_of_the_account() -> None:
+    filtered = failing(400, "content filter")
+    with chatting(lambda prompt, times: filtered if "text of bad" in prompt else "yes") as chat:
+        pairs = [pair(name, f"p{n}") for n, name in enumerate(["bad", "good", "bad", "bad", "good"])]
+        said = asked(chat, pairs, concurrency=1)
+    assert [one and (one.failure, one.again) for one in said] == [
+        ("refused", True),
+        (None, False),
+        ("refused", False),
+        ("refused", True),
+        (None, False),
+    ]
 
 
 @pytest.mark.parametrize("status", [400, 403])

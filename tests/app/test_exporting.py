@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 
 from app.composition import Run
-from app.exporting import export_model, export_negatives
+from app.exporting import _respected, export_model, export_negatives
 from app.opening import open_generation_encoder
 from app.rankers import teaching_ranker
 from app.trainer_formats import FORMATS
@@ -22,6 +22,7 @@ from retriever.checkpoint import publish_model
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import CorruptError, InputError
 from retriever.inference import ModelEncoder
+from retriever.negatives import Verdict, create_negative_set
 from retriever.store import Store
 from tests.app.command_line import opened, write_run
 from tests.app.served import damage
@@ -169,6 +170,14 @@ def test_what_was_judged_relevant_since_the_set_was_mined_is_no_negative(run: Ru
     after = [record["neg"] for record in exported(replace(run, judged=judged), tmp_path / "after", "flagembedding")]
     assert run.corpus.text(wrong) not in after[0] and len(after[0]) == 3
     assert after[1:] == before[1:]
+
+
+def test_what_is_judged_irrelevant_since_is_drawn_no_more_than_training_draws_it(tmp_path: Path) -> None:
+    pool = create_negative_set(tmp_path, queries=1, depth=3, positives=1)
+    pool.queries[:], pool.passages[:] = 0, [[5, 6, 7]]
+    pool.verdicts[:] = [[Verdict.FILTERED, Verdict.FILTERED, Verdict.ELIGIBLE]]
+    judged = StoredVerdicts(np.array([5, 7], np.int64), np.array([False, True]), 10, "now")
+    assert _respected(judged, pool).tolist() == [[Verdict.FILTERED, Verdict.FILTERED, Verdict.JUDGED_RELEVANT]]
 
 
 @pytest.fixture(scope="module")

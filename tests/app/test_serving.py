@@ -111,7 +111,7 @@ def test_cpus_are_those_that_this_process_may_use() -> None:
         os.sched_setaffinity(0, own)
 
 
-def test_jobs_are_started_at_the_priority_that_was_asked_for(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_and_names_are_as_the_options_say(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[ServerConfig] = []
 
     def create_app(config: ServerConfig, *_: object) -> None:
@@ -119,8 +119,9 @@ def test_jobs_are_started_at_the_priority_that_was_asked_for(indexed: Path, monk
         raise InputError("enough")
 
     monkeypatch.setattr(serving, "create_app", create_app)
-    for options in (None, ServeOptions(job_priority=Priority.NORMAL)):
+    for options in (None, ServeOptions(insecure=True, job_priority=Priority.NORMAL)):
         with pytest.raises(InputError, match="enough"):
             serve_store(indexed, "127.0.0.1", 0, options)
     commands = [config.job_command for config in asked]
     assert commands == [job_command(indexed, Priority.IDLE), job_command(indexed, Priority.NORMAL)]
+    assert [config.proxied for config in asked] == [False, True]

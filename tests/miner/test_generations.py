@@ -1,12 +1,14 @@
 """Other generations as sources: which one is meant, by which encoder it is searched, what keeps it, what goes wrong."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from indexer.searcher import open_batch_searcher
-from miner.generations import check_pinned, earlier, furthest_back, named_generations
+from miner.generations import check_pinned, earlier, furthest_back, generation_source, named_generations
 from miner.loop import Retention
 from miner.stored_pool import StoredPool
 from retriever.artifacts import Artifact
@@ -128,6 +130,23 @@ def test_counting_back_meets_what_a_run_met_before(store: Store) -> None:
     assert [one.number for one in earlier(store.generations, generations[5], 3)] == [4, 1, 0]
     assert [one.number for one in earlier(store.generations, generations[3], 2)] == [2, 1]
     assert [one.number for one in earlier(store.generations, generations[0], 2)] == []
+
+
+def test_candidates_go_by_how_a_generation_is_searched_and_damage_is_told(bench: Bench, tmp_path: Path) -> None:
+    first = bench.generation()
+    said: list[str] = []
+    deeper = {**first.manifest, "facts": {**first.facts, "search": {"nprobe": 3}}}
+    for one in (first, Artifact("generations", first.number, first.path, deeper)):
+        generation_source(one, bench.encoder_of, ["ba", "be"], 3, tmp_path / "cache", said.append)
+    (folder,) = (tmp_path / "cache").iterdir()
+    candidates = [*folder.glob("candidates-*")]
+    assert len(candidates) == 2 and said == []
+    for path in candidates:
+        shutil.rmtree(path)
+    (shard,) = folder.glob("*.npy")
+    shard.write_bytes(b"torn")
+    generation_source(first, bench.encoder_of, ["ba", "be"], 3, tmp_path / "cache", said.append)
+    assert len(said) == 1 and str(shard) in said[0]
 
 
 def test_a_rebuild_stands_beside_the_generation_of_its_checkpoint(store: Store) -> None:

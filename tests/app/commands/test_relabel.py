@@ -118,6 +118,14 @@ def test_the_next_rounds_find_the_verdicts_that_a_set_was_mined_with(hone: Hone,
         assert audited.code == 0 and "negatives/000003" not in audited.err, "the set votes"
         exported = hone("export", "negatives", run, "old.jsonl", "--store", trained, "--count", 1)
         assert exported.code == 0 and "mined with earlier verdicts" in exported.err
+        judged = {(one["query"], one["passage"]) for one in lines(out / "verdicts.jsonl") if one["relevant"]}
+        hone("export", "negatives", run, "old.tevatron", "--store", trained, "--count", 5, "--format", "tevatron")
+        written = {
+            (one["query_id"], passage["docid"])
+            for one in lines(run.parent / "old.tevatron")
+            for passage in one["negative_passages"]  # type: ignore[attr-defined]  # a list
+        }
+        assert len(judged) == 5 and not judged & written, "what was judged since is no negative either"
         assert hone("mine", run, "--store", trained).code == 0
         yes = iter(["yes"])
         assert [relevant(), relevant()] == [6, 6]

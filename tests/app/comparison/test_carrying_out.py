@@ -241,7 +241,7 @@ def test_a_model_that_changes_meanwhile_spoils_its_own_run_alone(comparing: Comp
 
     def trained(folder: RunFolder, run: PlannedRun, report: Report, stop: Event) -> str:
         reason = train(comparing.trainer, folder, run, report, stop)
-        if run.name == "refreshed, seed 1":
+        if run.name == "static, seed 1":
             (model / "weights").write_text("2")
         return reason
 
@@ -290,15 +290,33 @@ def test_without_a_test_split_dev_is_read_and_it_is_said(comparing: Comparing) -
         (
             'path = "data"',
             'path = "data"\ntrain = "test"',
-            r"systems\.static: \d+ queries of data\.train = 'test' are m",
+            r"systems\.static: \d+ relevant pairs of data\.train = 'test' m",
         ),
-        ('path = "data"', 'path = "data"\ntrain = "dev"', r"systems\.static: \d+ queries of data\.train = 'dev' are m"),
-        ('path = "data"', 'path = "data"\ndev = "test:0.5"', r"would choose what they judge.* test = 'test:-0\.5'"),
+        (
+            'path = "data"',
+            'path = "data"\ntrain = "dev"',
+            r"systems\.static: \d+ relevant pairs of data\.train = 'dev' m",
+        ),
+        ("seeds = [1, 2]", 'seeds = [1, 2]\ntest = "train"', r"systems\.static: .*'train' measure it"),
+        (
+            'path = "data"',
+            'path = "data"\ndev = "both"',
+            r"of dev 'both' belong to test 'test', too.*name another test",
+        ),
+        (
+            'path = "data"',
+            'path = "data"\ndev = "test:0.5"',
+            r'would choose what they judge; write test = "test:-0\.5"',
+        ),
     ],
 )
 def test_what_does_not_fit_the_data_is_told_before_anything_runs(
     comparing: Comparing, right: str, wrong: str, message: str
 ) -> None:
+    qrels = comparing.folder / "data/qrels"
+    (qrels / "both.tsv").write_text(
+        (qrels / "dev.tsv").read_text() + (qrels / "test.tsv").read_text().partition("\n")[2]
+    )
     with pytest.raises(InputError, match=message):
         comparing.run(COMPARE.replace(right, wrong))
     assert comparing.trainer.trained == []
