@@ -75,7 +75,9 @@ def _last_line(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
         **({"reranked": reranked} if reranked else {}),
         "verdicts": {
             reading["axis"]: {
-                name: of[METRIC]["gap"]["verdict"] for name, of in reading["systems"].items() if "gap" in of[METRIC]
+                name: of[METRIC].get("gap", {"verdict": "not told"})["verdict"]
+                for name, of in reading["systems"].items()
+                if name != results["baseline"]
             }
             for reading in readings
         },

@@ -169,7 +169,7 @@ def test_while_workers_finish_what_they_have_begun_nobody_new_is_left_waiting(in
         served(indexed, port, "--workers", "2", "--drain-seconds", "0") as server,
         socket.create_connection(("127.0.0.1", port), timeout=30) as slow,
     ):
-        head = "POST /v1/search HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        head = "POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         slow.sendall(f"{head}content-length: {len(BODY)}\r\n\r\n{BODY[:5]}".encode())
         time.sleep(0.5)  # a worker has it
         server.send_signal(signal.SIGTERM)
