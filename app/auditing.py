@@ -23,8 +23,8 @@ from miner.false_negatives import (
     Ground,
     Keys,
     Voter,
-    apart,
     elect,
+    one_a_model,
     pool_voter,
     scored_ballot,
     suspects,
@@ -127,7 +127,7 @@ def _elect(
     voters: Sequence[Voter], queries: QuerySet, corpus: Corpus, *, lexical: bool, ranker: Ranker | None
 ) -> tuple[Election, list[str]]:
     keys = suspects(voters, len(corpus))
-    ballots = apart([vote(voter, keys, len(corpus)) for voter in voters])
+    ballots = one_a_model([vote(voter, keys, len(corpus)) for voter in voters])
     others: list[Ballot] = [_by_words(keys, queries, corpus)] if lexical else []
     if ranker is not None:
         first = elect(keys, ballots, others, len(corpus))

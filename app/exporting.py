@@ -74,10 +74,9 @@ def export_negatives(run: Run, artifact: Artifact, out: Path, file_format: str, 
     """Write the training queries with ``count`` drawn negatives each as JSON lines; return the number of lines.
 
     ``file_format`` is a key of FORMATS. The draw is that of training step 0, but around what was judged relevant since
-    the set was mined. Queries without an eligible negative
-    are left out. Of a set with a teacher's scores only negatives that have one are drawn, and the scores go along where
-    the format has a place for them. Raises InputError for an unknown format, an existing ``out`` and a count beyond the
-    set's depth.
+    the set was mined. Queries without an eligible negative are left out. Of a set with a teacher's scores only
+    negatives that have one are drawn, and the scores go along where the format has a place for them. Raises InputError
+    for an unknown format, an existing ``out`` and a count beyond the set's depth.
     """
     if file_format not in FORMATS:
         raise InputError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")

@@ -114,7 +114,7 @@ def scored_ballot(name: str, scores: FloatArray, positive: FloatArray) -> Ballot
     return Ballot(name, gap > 0, ~np.isnan(gap), gap)
 
 
-def apart(ballots: Sequence[Ballot]) -> list[Ballot]:
+def one_a_model(ballots: Sequence[Ballot]) -> list[Ballot]:
     """Return ``ballots`` with one for all of a model, under the name of its first.
 
     They are of one model where they score alike, to rounding, whatever pairs both score: of the untrained one that

@@ -103,7 +103,7 @@ def earlier(generations: Series, newest: Artifact, count: int) -> list[Artifact]
     """
     known: dict[int, Artifact] = {}
     for number in range(newest.number):
-        with suppress(StoreError):
+        with suppress(StoreError):  # gone or torn: told below, if this one may be meant
             known[number] = generations.at(number)
     found: list[Artifact] = []
     bar = newest.facts["step"]

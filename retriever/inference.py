@@ -177,8 +177,9 @@ class ModelEncoder:
 
     def _budget(self, engine: Engine, tokens: int) -> int:
         most = ENCODED_TOKENS[self._device.type]
-        # An accelerator takes a few texts at once sooner than one after the other.
-        return shared_budget(tokens, self.streams, engine.least_tokens, most) if self._device.type == "cpu" else most
+        if self._device.type != "cpu" or tokens <= engine.least_tokens:
+            return most  # an accelerator, too, takes a few texts at once sooner than one after the other
+        return shared_budget(tokens, self.streams, engine.least_tokens, most)
 
     def _in_streams(self, encode: Callable[[Any], int], parts: Sequence[Any], progress: Progress, total: int) -> None:
         """Have all ``parts`` encoded; ``encode`` returns how many texts a part held."""

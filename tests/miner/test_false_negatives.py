@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner.false_negatives import Ballot, Election, Ground, apart, elect, pool_voter, scored_ballot, suspects, vote
+from miner.false_negatives import (
+    Ballot,
+    Election,
+    Ground,
+    elect,
+    one_a_model,
+    pool_voter,
+    scored_ballot,
+    suspects,
+    vote,
+)
 from retriever.negatives import NegativeSet, Verdict
 
 PASSAGES, QUERIES = 20, 3
@@ -89,7 +99,7 @@ def test_all_of_one_model_have_one_ballot_whatever_pairs_each_scored() -> None:
     nan = float("nan")
     first, more = ballot("a", [0.1, 0.2, nan]), ballot("a of another run", [nan, 0.2000004, -0.3])
     other, silent = ballot("b", [0.1, 0.3, nan]), ballot("c", [nan, nan, nan])
-    found = apart([first, other, more, silent, silent])
+    found = one_a_model([first, other, more, silent, silent])
     assert [one.name for one in found] == ["a", "b", "c", "c"], "of what scored nothing nobody knows"
     assert found[0].gap.tolist() == pytest.approx([0.1, 0.2, -0.3])
     assert (found[0].above.tolist(), found[0].opinion.tolist()) == ([True, True, False], [True, True, True])
