@@ -3,6 +3,7 @@
 Does not know how search or metrics work.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,23 +117,25 @@ def evaluate(
         raise InputError("--factory and --precision are for --model: a generation is measured as it was built")
     if model is not None and (store is not None or generation is not None):
         raise InputError("--model measures a model without a store; leave out --store and --generation")
-    with progress_view() as report:
-        wish = _reranking(rerank, ranker, own=from_run is None and model is None, report=report)
-        how: dict[str, Any] = {"reranking": wish, "skip_missing": skip_missing}
-        if from_run is not None:
-            with scored_run(data, split, from_run, **how) as done:
-                _write(done, run, per_query)
-        elif model is not None:
-            config = IndexConfig(factory=factory, precision=precision.value)
-            with indexed_model(data, split, model, config, report, skip_missing=skip_missing) as made:
-                done = evaluate_split(made, data, split, exact=exact, **how)
-                _write(done, run, per_query)
-        else:
-            opened = Store(store_path(store))
-            number = generation_number(opened, generation)
-            done = evaluate_split(opened, data, split, exact=exact, number=number, **how)
-            _write(done, run, per_query)
-    _show(done, split, as_json=json_output)
+    with ExitStack() as stack:
+        with progress_view() as report:
+            wish = _reranking(rerank, ranker, own=from_run is None and model is None, report=report)
+            how: dict[str, Any] = {"reranking": wish, "skip_missing": skip_missing}
+            if from_run is not None:
+                done = stack.enter_context(scored_run(data, split, from_run, **how))
+            elif model is not None:
+                config = IndexConfig(factory=factory, precision=precision.value)
+                indexed = indexed_model(data, split, model, config, report, skip_missing=skip_missing)
+                done = evaluate_split(stack.enter_context(indexed), data, split, exact=exact, **how)
+            else:
+                opened = Store(store_path(store))
+                number = generation_number(opened, generation)
+                done = evaluate_split(opened, data, split, exact=exact, number=number, **how)
+        _show(done, split, as_json=json_output)  # before the files: an id that a run cannot hold costs no figure
+        if run is not None:
+            done.write_run(run)
+        if per_query is not None:
+            done.write_report(per_query)
 
 
 def _reranking(depth: int | None, ranker: str | None, *, own: bool, report: Report) -> Reranking | None:
@@ -143,13 +146,6 @@ def _reranking(depth: int | None, ranker: str | None, *, own: bool, report: Repo
         return None
     given = None if own and ranker is None else required_ranker(ranker, None)
     return Reranking(depth, given, Meter(report).phase("rerank"))
-
-
-def _write(done: Evaluated, run: Path | None, per_query: Path | None) -> None:
-    if run is not None:
-        done.write_run(run)
-    if per_query is not None:
-        done.write_report(per_query)
 
 
 def _show(done: Evaluated, split: str, *, as_json: bool) -> None:

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,15 @@ def test_evaluate_a_store_and_a_model_as_it_is(hone: Hone, tiny: Path, indexed: 
         assert model[name] == pytest.approx(stored[name], abs=1e-6)
     shown = hone("evaluate", "--data", tiny / "data", "--store", indexed).out.splitlines()
     assert shown[0].split() == ["nDCG@10", f"{stored['nDCG@10']:.4f}"]
+
+
+def test_figures_come_before_a_run_that_an_id_with_white_space_forbids(hone: Hone, tiny: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny / "data", tmp_path / "data")
+    for file in (data / "corpus.jsonl", *(data / "qrels").iterdir()):
+        file.write_text(re.sub(r"\bp(\d+)\b", r"p \1", file.read_text()))
+    answer = hone("evaluate", "--data", data, "--model", tiny / "model", "--run", tmp_path / "out.trec", "--json")
+    assert "has white space, which a TREC file cannot hold" in answer.complaint
+    assert 0 < json.loads(answer.out)["nDCG@10"] <= 1 and not (tmp_path / "out.trec").exists()
 
 
 def test_evaluate_another_split_and_a_named_generation(hone: Hone, tiny: Path, trained: Path) -> None:
