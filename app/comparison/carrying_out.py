@@ -3,20 +3,27 @@
 Does not know how one run is trained or measured, nor how results are shown.
 """
 
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from app.comparison.compared_run import RunFolder, is_trained, train, train_command
+from app.comparison.compared_run import RunFolder, distinct, is_trained, train, train_command
 from app.comparison.findings import RunResult, as_json, find
 from app.comparison.pace import Pace
 from app.comparison.plan import TEST, Comparison, PlannedRun, run_table
 from app.comparison.reranked_run import RankerChoice, RerankedRun, measure_reranking, measured_reranking, wanted
-from app.comparison.run_curve import EVALUATIONS, METRIC, Judged, Measuring, Point, measure_curve, measured_curve
+from app.comparison.run_curve import (
+    EVALUATIONS,
+    METRIC,
+    Judged,
+    Measuring,
+    Point,
+    keep_measured,
+    measure_curve,
+    measured_curve,
+)
 from app.comparison.run_history import Clock, costs, refreshes, seconds_of_checkpoints
 from app.composition import check_depth, check_queries, first_planner, splits, with_positives, with_verdicts
 from app.config import RunConfig
@@ -197,6 +204,7 @@ def carry_out(
             _tell_of_change(bench, run, report)
         else:
             done.append(found)
+            keep_measured(Store(bench.run_folder(run).store))  # a kill may have come before
     report("comparison", runs=len(planned), done=len(done), folder=str(bench.folder))
     pace = Pace(len(todo), bench.comparison.budget.steps or 0, report)
     for number, run in enumerate(todo, 1):
@@ -243,6 +251,8 @@ def _trained_and_measured(bench: Bench, run: PlannedRun, train_run: Train, pace:
     store = Store(folder.store)
     if measured_curve(folder.root, bench.judged) is None:
         measure_curve(folder.root, store, run.config.train.save_every, measuring, bench.evaluations())
+    else:
+        keep_measured(store)
     if wanted(store, bench.rankers):
         measure_reranking(folder.root, store, measuring, bench.rankers)
     found = _found(bench, run)
@@ -296,6 +306,7 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
         costs=costs(events, starts),
         peak=folder.peak(),
         cpu=folder.cpu(),
+        machines=folder.machines(),
         sessions=len(starts),
         warnings=list(dict.fromkeys(said)),
         code_version="" if newest is None else newest.manifest["code_version"],
@@ -324,7 +335,7 @@ def results(bench: Bench, done: list[RunResult], failed: list[dict[str, Any]]) -
         "every": comparison.base.train.save_every,
         "ranker": None if comparison.ranker is None else Path(comparison.ranker).name,
         "computed_by": sorted({point.computed_by for run in runs for point in run.points}),
-        "machine": machine(),
+        "machines": distinct(machine for run in runs for machine in run.machines),
         "systems": {name: dict(changes) for name, changes in comparison.changes.items()},
         "runs": [run_json(run) for run in runs],
         "failed": failed,
@@ -351,6 +362,7 @@ def run_json(run: RunResult) -> dict[str, Any]:
         "costs": _rounded(asdict(run.costs)),
         "peak": dict(run.peak),
         "cpu": dict(run.cpu),
+        "machines": list(run.machines),
         "sessions": run.sessions,
         "warnings": list(run.warnings),
         "code_version": run.code_version,
@@ -368,16 +380,6 @@ def _reranked_json(reranked: RerankedRun) -> dict[str, Any]:
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
-
-
-def machine() -> dict[str, Any]:
-    """Return what seconds depend on, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return {"processor": model, "cpus": os.cpu_count(), "system": platform.system()}
 
 
 def child_trainer(comparison: Comparison, *, skip_missing: bool) -> Train:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from app.comparison.machine import machine
 from app.comparison.process_usage import Usage
 from app.comparison.run_history import Clock
 from app.progress import Report
@@ -86,9 +87,22 @@ class RunFolder:
                 seconds[role] = round(seconds.get(role, 0.0) + used, 2)
         return seconds
 
+    def machines(self) -> list[dict[str, Any]]:
+        """Return the machines that its sessions were started on, each once."""
+        return distinct(session["machine"] for session in self.sessions() if "machine" in session)
+
     def events(self) -> list[dict[str, Any]]:
         """Return what trainer and refresher reported."""
         return read_lines(self.store / "events.jsonl")
+
+
+def distinct(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``records`` in their order, each once."""
+    kept: list[dict[str, Any]] = []
+    for record in records:
+        if record not in kept:
+            kept.append(record)
+    return kept
 
 
 def train_command(folder: RunFolder, *, skip_missing: bool) -> list[str]:
@@ -153,7 +167,7 @@ def train(folder: RunFolder, command: Sequence[str], minutes: float | None, repo
     if done is not None:
         return done
     watch = Watch(report, Clock(folder.events(), folder.starts()).total)
-    folder.note(started=time.time())
+    folder.note(started=time.time(), machine=machine())
     usage = Usage()
     reason = ""
     with forwarded(store, "", watch.report), _child(folder, command) as child:

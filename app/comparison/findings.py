@@ -28,7 +28,7 @@ class RunResult:
     """A finished run: its curve with each point's seconds, and what it cost. ``folder`` is its folder's name.
 
     ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes, ``cpu``: seconds
-    computed, both by process. ``reranked`` None: it has no ranker.
+    computed, both by process. ``machines``: those that its sessions were trained on. ``reranked`` None: no ranker.
     """
 
     system: str
@@ -41,6 +41,7 @@ class RunResult:
     costs: Costs
     peak: Mapping[str, int]
     cpu: Mapping[str, float]
+    machines: Sequence[dict[str, Any]]
     sessions: int
     warnings: Sequence[str]
     code_version: str

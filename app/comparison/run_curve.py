@@ -155,10 +155,18 @@ def measure_curve(root: Path, store: Store, every: int, measuring: Measuring, ot
     if best is not None:
         store.checkpoints.point(BEST, best.checkpoint)  # first: what is reranked goes by it and by the curve
     write_atomic(root / CURVE, json.dumps({"judged": measuring.judged.sha256, "points": named}, indent=1).encode())
-    if best is not None:
-        store.retain("checkpoints", 1, grace_seconds=0)
-    store.sweep()  # the refresher was stopped at the final checkpoint, whatever it was at
+    keep_measured(store)
     return points
+
+
+def keep_measured(store: Store) -> None:
+    """Remove of a measured run all checkpoints but the best and the last, and what its processes left half-written.
+
+    The refresher was stopped at the final checkpoint, whatever it was at.
+    """
+    if store.checkpoints.pointed(BEST) is not None:
+        store.retain("checkpoints", 1, grace_seconds=0)
+    store.sweep()
 
 
 def on_grid(store: Store, every: int) -> list[Artifact]:

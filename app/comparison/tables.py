@@ -304,7 +304,7 @@ def notes(results: Results) -> list[str]:
         f"The checkpoints of every {results['every']} steps and the last one are encoded alike (by "
         f"{' and '.join(results['computed_by'])}) and searched exactly. {CHOICE}",
         TESTS,
-        f"Machine: {results['machine']['processor']}, {results['machine']['cpus']} cores.",
+        *_machines(results),
     ]
     if data["test"]["is_dev"]:
         told.append("There is no test split: figures are of dev, which also chose the checkpoints, and so too good.")
@@ -316,6 +316,13 @@ def notes(results: Results) -> list[str]:
     if len(versions) > 1:
         told.append(f"The runs come from different versions of hone: {', '.join(versions)}.")
     return told + warnings(results)
+
+
+def _machines(results: Results) -> list[str]:
+    named = [f"{one['processor']}, {counted(one['cpus'], 'core', 'cores')}" for one in results["machines"]]
+    if len(named) < 2:
+        return [f"Machine: {named[0]}."] if named else []
+    return [f"The runs were trained on different machines, so seconds do not compare: {'; '.join(named)}."]
 
 
 def warnings(results: Results) -> list[str]:

@@ -19,6 +19,7 @@ from retriever.store import Store
 from tests.stand_ins import HashEncoder, write_tiny_data
 
 QUERIES = 60
+MACHINE = {"processor": "a processor", "cpus": 2, "system": "Linux"}
 STEPS = {0: 0, 4: 5, 6: 2, 10: 3, 11: 4}
 """Steps of the checkpoints, and the seed of the encoder that stands for each one's weights."""
 
@@ -101,6 +102,7 @@ def run_of(
         costs=Costs(seconds[-1] - 1.0, 1.0, 3.0, 0.5, 0.25),
         peak={"trainer": 500_000_000, "refresher": 400_000_000},
         cpu={"trainer": seconds[-1], "refresher": 10.0},
+        machines=[MACHINE],
         sessions=1,
         warnings=(),
         code_version="0.1+abc",
@@ -137,7 +139,7 @@ def results_of(runs: Sequence[RunResult], **changes: Any) -> dict[str, Any]:
         "budget": {"steps": 100, "minutes": None},
         "every": 50,
         "computed_by": ["torch fp32"],
-        "machine": {"processor": "a processor", "cpus": 2, "system": "Linux"},
+        "machines": [MACHINE],
         "systems": {"static": {"refresh.trigger": "once"}, "refreshed": {}},
         "runs": [run_json(run) for run in runs],
         "failed": [],

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.comparison.carrying_out import UNREFRESHED, Bench, Interrupted, carry_out, machine, open_bench
+from app.comparison import run_curve
+from app.comparison.carrying_out import UNREFRESHED, Bench, Interrupted, carry_out, open_bench
 from app.comparison.compared_run import RunFolder
 from app.comparison.plan import PlannedRun, read_comparison
 from app.comparison.report import html
@@ -340,9 +341,21 @@ def test_the_run_file_of_each_run_is_whole(comparing: Comparing) -> None:
     assert {CURVE, EVALUATIONS, "run.toml", "sessions.jsonl"} <= {path.name for path in folder.root.iterdir()}
 
 
-def test_the_machine_is_named() -> None:
-    told = machine()
-    assert told["processor"] and told["cpus"] >= 1
+def test_a_kill_before_old_checkpoints_were_removed_leaves_them_until_the_next_command(
+    comparing: Comparing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(store: Store) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_curve, "keep_measured", killed)
+        with pytest.raises(KeyboardInterrupt):
+            comparing.run()
+    (first,) = (comparing.folder / "out/runs").iterdir()
+    assert len(Store(first / "store").checkpoints.numbers()) == 3
+    comparing.run()
+    assert len(Store(first / "store").checkpoints.numbers()) <= 2, "the best and the last"
+    assert comparing.trainer.trained == EVERY[1:], "it was measured"
 
 
 def test_with_a_ranker_measured_runs_are_reranked_but_not_trained_or_measured_again(comparing: Comparing) -> None:

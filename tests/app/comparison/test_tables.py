@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from app.comparison.findings import find
 from app.comparison.tables import headline, notes, tables
-from tests.app.comparison.results_stand_ins import point, reranked, results_of, run_of, some_runs
+from tests.app.comparison.results_stand_ins import MACHINE, point, reranked, results_of, run_of, some_runs
 
 
 def test_the_headline_says_how_much_and_how_sure() -> None:
@@ -32,6 +32,14 @@ def test_a_run_that_sets_the_limit_is_within_it() -> None:
     runs = [run_of(name, 1, [point(0, 0.3, 0.28), point(100, 0.46, 0.47)], [1.0, 60.449]) for name in ("static", "b")]
     assert "not told" not in headline(results_of(runs))[0]
     assert find(runs, ["static", "b"], "static").readings[1].late == []
+
+
+def test_runs_of_different_machines_are_said_not_to_compare_in_seconds() -> None:
+    assert "Machine: a processor, 2 cores." in notes(results_of(some_runs()))
+    faster = {**MACHINE, "processor": "a faster one", "cpus": 1}
+    (told,) = [note for note in notes(results_of(some_runs(), machines=[MACHINE, faster])) if "machine" in note]
+    assert told.endswith("so seconds do not compare: a processor, 2 cores; a faster one, 1 core.")
+    assert not any("achine" in note for note in notes(results_of(some_runs(), machines=[]))), "nobody told"
 
 
 def test_what_has_no_figures_is_said() -> None:
