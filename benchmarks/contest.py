@@ -39,20 +39,27 @@ def compete(actions: Mapping[str, Action], packages: Sequence[str]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def built_once(index: str, made_by: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def built_once(index: str, made_by: str, run: str, build: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Have ``build`` write the file ``index`` unless an earlier run did; return what it said, and the file's "bytes".
 
-    ``made_by`` names the code and its settings: the file of another is built anew. What ``build`` said is kept beside
-    the file, written last: an index without it was never finished.
+    ``made_by`` names the code and its settings: the file of another is built anew. ``run`` names this run, of which
+    "run" tells whether it built the file. What ``build`` said is kept beside the file, written last: an index without
+    it was never finished.
     """
     path = Path(index)
     said = path.with_name(f"{path.name}.json")
     kept: dict[str, Any] = json.loads(said.read_text()) if said.exists() else {}
     if kept.get("made_by") != made_by:
         said.unlink(missing_ok=True)
-        kept = {**build(), "made_by": made_by, "bytes": path.stat().st_size}
+        kept = {**build(), "made_by": made_by, "run": run, "bytes": path.stat().st_size}
         said.write_text(json.dumps(kept))
     return kept
+
+
+def slices(count: int, at_once: int) -> list[slice]:
+    """Return the slices of ``count`` queries that hand over ``at_once`` a call, 0 for all."""
+    size = at_once or count
+    return [slice(first, first + size) for first in range(0, count, size)]
 
 
 def _pin() -> None:

@@ -5,6 +5,7 @@ a connection counts.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Load:
     def quantile(self, share: float) -> float:
         """Return the time in milliseconds within which ``share`` of the requests were answered."""
         ordered = sorted(self.milliseconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def post(port: int, path: str, body: bytes) -> bytes:

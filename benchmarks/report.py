@@ -4,8 +4,12 @@ Does not know who was measured or why.
 """
 
 import json
+import os
+import shlex
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.alternation import Answer
+from benchmarks.environments import HERE
+from retriever.store import code_version
 
 Answers = Mapping[str, Sequence[Answer]]
 
@@ -61,6 +67,7 @@ def last_line(
 ) -> dict[str, Any]:
     """Print and return the JSON object that ends a benchmark: each of ``keys``, why one is null, and ``more``.
 
+    "command" and "code" tell what was asked for and of which sources; "peers_here", that peers ran in this Python.
     Scalars of numpy become numbers. Raises ValueError if a key is missing or unknown, or null without a reason, and
     TypeError for what JSON does not know.
     """
@@ -73,7 +80,9 @@ def last_line(
         show(f"{key}: not measured, {reason}")
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in figures.items()}
     rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in plain.items()}
-    line = json.dumps({**rounded, "reasons": dict(reasons), **more}, default=_plain)
+    asked = {"command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]), "code": code_version()}
+    here = {"peers_here": True} if os.environ.get(HERE) else {}
+    line = json.dumps({**rounded, "reasons": dict(reasons), **more, **asked, **here}, default=_plain)
     print(line, flush=True)
     ended: dict[str, Any] = json.loads(line)
     return ended

@@ -4,8 +4,11 @@ Over vectors of real sentences and questions; does not know how any contestant s
 """
 
 import statistics
+import uuid
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.alternation import THREADS, Contestant, Entrant, started
+from benchmarks.alternation import THREADS, WITHOUT_GPU, Contestant, Entrant, started
 from benchmarks.environments import OURS
 from benchmarks.fronts import Measured, front, speed_at
 from benchmarks.options import options_of, parser_for
@@ -33,15 +36,36 @@ K = 10
 TARGETS = (0.95, 0.99)
 NEAR = 0.04
 """How far from its target's recall a point of hone's own front is still measured."""
-EFFORTS = (16, 32, 64, 96, 128, 192)
-PEERS: Mapping[str, tuple[str, Mapping[str, Any], str, Sequence[int]]] = {
-    "hnswlib M16": ("hnswlib", {"m": 16, "ef_construction": 200}, "ef", EFFORTS),
-    "usearch bf16": ("usearch", {"dtype": "bf16"}, "expansion", EFFORTS),
-    "faiss HNSW32": ("faiss", {"factory": "HNSW32,Flat"}, "efSearch", EFFORTS),
-    "faiss IVF1024,Flat": ("faiss", {"factory": "IVF1024,Flat"}, "nprobe", (16, 32, 64, 128)),
-}
-"""Name: environment and contestant, settings, the parameter of a search, and its values."""
+EFFORTS, PROBES, FACTORS = (16, 32, 64, 96, 128, 192), (16, 32, 64, 128), (2, 4, 8)
+Setting = Mapping[str, float]
 Fronts = dict[str, list[Measured]]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Its environment and contestant, how it builds, and the settings of a search that are measured."""
+
+    environment: str
+    built: Mapping[str, Any]
+    ladder: Sequence[Setting]
+
+
+PEERS = {
+    "hnswlib M16": Peer("hnswlib", {"m": 16, "ef_construction": 200}, [{"ef": value} for value in EFFORTS]),
+    "usearch bf16": Peer("usearch", {"dtype": "bf16"}, [{"expansion": value} for value in EFFORTS]),
+    "faiss HNSW32": Peer("faiss", {"factory": "HNSW32,Flat"}, [{"efSearch": value} for value in EFFORTS]),
+    "faiss IVF1024,Flat": Peer("faiss", {"factory": "IVF1024,Flat"}, [{"nprobe": value} for value in PROBES]),
+    # The kind that hone's "auto" chooses among, by hand: what FAISS gives to somebody who knows it.
+    "faiss IVF1024,PQ192x4fs,Refine(SQfp16)": Peer(
+        "faiss",
+        {"factory": "IVF1024,PQ192x4fs,Refine(SQfp16)"},
+        [{"nprobe": probes, "k_factor_rf": factor} for probes, factor in product(PROBES, FACTORS)],
+    ),
+}
+WAYS = {f"{THREADS} threads": (THREADS, 0), "one thread": (1, 0), "one thread, one query at a time": (1, 1)}
+"""Name: threads, and how many queries a call hands over, 0 for all."""
+MANY, ONE_THREAD, ALONE = WAYS
+BUILT_APART = "the two were built in different runs; delete the folder of the vectors' indexes to build both anew"
 
 
 def main() -> None:
@@ -55,10 +79,13 @@ def main() -> None:
     rows = given.rows or (QUICK_ROWS if options.quick else ROWS)
     vectors, folder = _vectors(given, rows)
     tuning, tested, exact = _queries(options.data, vectors, folder)
-    with started(_entrants(vectors, folder, tuning, peers=rows <= REAL_ROWS)) as contestants:
+    entrants = _entrants(vectors, folder, tuning, peers=rows <= REAL_ROWS)
+    with started(entrants):
+        pass  # whoever searches below has not built: its memory is that of searching
+    with started(entrants) as contestants:
         built = {one.entrant.name: _build_facts(one) for one in contestants}
         settings = {name: _settings(name, facts) for name, facts in built.items()}
-        rates = {t: _race(contestants, settings, (tested, exact), t, options.rounds) for t in (1, THREADS)}
+        rates = {way: _race(contestants, settings, (tested, exact), way, options.rounds) for way in WAYS}
     _report(built, rates, rows, host.as_facts())
 
 
@@ -84,15 +111,15 @@ def _queries(data: Path, vectors: Vectors, folder: Path) -> tuple[str, str, IntA
 
 
 def _entrants(vectors: Vectors, folder: Path, tuning: str, *, peers: bool) -> list[Entrant]:
-    shards = {"vectors": [str(path) for path in vectors.paths], "threads": THREADS}
+    shards = {"vectors": [str(path) for path in vectors.paths], "threads": THREADS, "run": uuid.uuid4().hex}
     entrants = []
-    for name, (environment, settings, _, _) in PEERS.items() if peers else ():
-        given = {**shards, **settings, "index": _index_path(folder, name)}
-        entrants.append(Entrant(name, f"benchmarks.contestants.{environment}_search", environment, given))
+    for name, peer in PEERS.items() if peers else ():
+        given = {**shards, **peer.built, "index": _index_path(folder, name)}
+        entrants.append(Entrant(name, f"benchmarks.contestants.{peer.environment}_search", peer.environment, given))
     for target in TARGETS:
         name = f"hone {target}"
         given = {**shards, "tuning": tuning, "settings": {"target_recall": target}, "index": _index_path(folder, name)}
-        entrants.append(Entrant(name, "benchmarks.contestants.hone_search", OURS, given))
+        entrants.append(Entrant(name, "benchmarks.contestants.hone_search", OURS, given, WITHOUT_GPU))
     return entrants
 
 
@@ -107,11 +134,10 @@ def _build_facts(contestant: Contestant) -> dict[str, Any]:
     return {**contestant.loaded.facts, "versions": contestant.versions}
 
 
-def _settings(name: str, facts: Mapping[str, Any]) -> list[dict[str, float]]:
+def _settings(name: str, facts: Mapping[str, Any]) -> Sequence[Setting]:
     """Return the settings to measure: a peer's ladder, or the points of hone's own front near its target."""
     if name in PEERS:
-        _, _, parameter, values = PEERS[name]
-        return [{parameter: value} for value in values]
+        return PEERS[name].ladder
     choice, target = facts["choice"], float(name.removeprefix("hone "))
     points = [p for p in choice["front"] if p["factory"] == choice["factory"] and abs(p["recall"] - target) <= NEAR]
     return [point["parameters"] for point in points] or [choice["parameters"]]
@@ -119,13 +145,13 @@ def _settings(name: str, facts: Mapping[str, Any]) -> list[dict[str, float]]:
 
 def _race(
     contestants: Sequence[Contestant],
-    settings: Mapping[str, Sequence[Mapping[str, float]]],
+    settings: Mapping[str, Sequence[Setting]],
     task: tuple[str, IntArray],
-    threads: int,
+    way: str,
     rounds: int,
 ) -> Fronts:
     """Measure each setting of each contestant once a round, one setting of each contestant in turn."""
-    queries, exact = task
+    (queries, exact), (threads, at_once) = task, WAYS[way]
     fronts = {name: [Measured(setting) for setting in of_one] for name, of_one in settings.items()}
     for turn in range(rounds * max(len(of_one) for of_one in fronts.values())):
         for contestant in contestants:
@@ -133,7 +159,8 @@ def _race(
             point = of_one[turn % len(of_one)]
             if len(point.speeds) == rounds:
                 continue
-            answer = contestant.ask("search", queries=queries, k=K, threads=threads, **point.setting)
+            asked = {"queries": queries, "k": K, "threads": threads, "at_once": at_once, **point.setting}
+            answer = contestant.ask("search", **asked)
             point.recall = recall_at(answer.arrays["rows"], exact, K)
             point.speeds.append(len(exact) / answer.seconds)
             point.peak_rss = answer.peak_rss
@@ -146,7 +173,7 @@ def _at(measured: Sequence[Measured], recall: float) -> float | None:
 
 def _report(
     built: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[int, Fronts],
+    rates: Mapping[str, Fronts],
     rows: int,
     host: Mapping[str, Any],
 ) -> None:
@@ -155,18 +182,16 @@ def _report(
         chosen = "" if choice is None else f"; {choice['factory']} {choice['parameters']}, mining {choice['deep']}"
         seconds, size = facts["build_seconds"], facts["bytes"] / 1e6
         show(f"{name}: built in {seconds:.1f} s, {size:.0f} MB{chosen}; {facts['versions']}")
-    for threads, fronts in rates.items():
-        _print_fronts(f"{rows:,} vectors, recall@{K}, {threads} threads", fronts)
-    figures, reasons = _figures(built, rates[THREADS])
-    one, _ = _figures(built, rates[1])
-    ours = [name for name in built if name not in PEERS]
-    peaks = {
-        "build_rss": max(built[name]["build_rss"] for name in ours),
-        "search_rss": max(point.peak_rss for name in ours for point in rates[THREADS][name]),
-    }
-    speeds = {f"{name} at {t}": _at(rates[THREADS][name], t) for name in built for t in TARGETS}
-    more = {"rows": rows, **peaks, "speeds": speeds, "machine": host}
-    last_line(KEYS, figures, reasons, one_thread=one, **more)
+    for way, fronts in rates.items():
+        _print_fronts(f"{rows:,} vectors, recall@{K}, {way}", fronts)
+    figures, reasons = _figures(built, rates[MANY])
+    others = {"one_thread": _figures(built, rates[ONE_THREAD])[0], "alone": _figures(built, rates[ALONE])[0]}
+    peaks = {name: max(point.peak_rss for point in rates[MANY][name]) for name in built}
+    show("Searching takes " + ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items()))
+    build_rss = max(facts["build_rss"] for name, facts in built.items() if name not in PEERS)
+    speeds = {f"{name} at {t}": _at(rates[MANY][name], t) for name in built for t in TARGETS}
+    more = {"rows": rows, "build_rss": build_rss, "search_rss": peaks, "speeds": speeds, "machine": host}
+    last_line(KEYS, figures, reasons, **others, **more)
 
 
 def _print_fronts(title: str, fronts: Fronts) -> None:
@@ -191,15 +216,17 @@ def _figures(built: Mapping[str, Mapping[str, Any]], fronts: Fronts) -> tuple[di
 
     bare = [name for name in PEERS if name.startswith("faiss")]
     ours, theirs = built["hone 0.95"], built["hnswlib M16"]
+    same_run = ours["run"] == theirs["run"]
     figures = {
         "vs_hnswlib_95": against(["hnswlib M16"], 0.95),
         "vs_hnswlib_99": against(["hnswlib M16"], 0.99),
         "vs_usearch_95": against(["usearch bf16"], 0.95),
         "vs_faiss_95": against(bare, 0.95),
         "memory_ratio": ours["bytes"] / theirs["bytes"],
-        "build_ratio": ours["build_seconds"] / theirs["build_seconds"],
+        "build_ratio": ours["build_seconds"] / theirs["build_seconds"] if same_run else None,
     }
-    return figures, {key: "a side does not reach the recall" for key, value in figures.items() if value is None}
+    reasons = {key: "a side does not reach the recall" for key, value in figures.items() if value is None}
+    return figures, reasons if same_run else {**reasons, "build_ratio": BUILT_APART}
 
 
 if __name__ == "__main__":

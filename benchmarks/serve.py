@@ -18,16 +18,16 @@ from benchmarks.load import post
 from benchmarks.options import Options, parse
 from benchmarks.report import last_line, show
 from benchmarks.servers import (
-    ASYNC,
-    DEF,
     INFINITY,
     INFINITY_BF16,
+    NAIVE,
     OURS,
     ask,
     closed_rounds,
     faster,
     indexed,
     infinity,
+    introduce,
     naive,
     open_rounds,
     ours,
@@ -65,8 +65,7 @@ def main() -> None:
         store = indexed(Path(scratch), options.data, PASSAGES)
         texts = sample_queries(options.data, QUERIES)
         with started([ours(store), *naive(), *infinity()]) as contestants:
-            for contestant in contestants:
-                show(f"{contestant.entrant.name}: {contestant.versions}")
+            introduce(contestants)
             cosine = float(_cosines(contestants, texts[:20]).min())
             show(f"least cosine of a vector to hone's: {cosine:.5f}")
             _measure(contestants, texts, options, cosine, host.as_facts())
@@ -88,7 +87,7 @@ def _measure(
     of_waits = print_loads("Encoding one text, at a constant rate", waits)
     refuse_failures([*loops, *waits])
     figures = {
-        "vs_naive": min(faster(loops, DEF), faster(loops, ASYNC)),
+        "vs_naive": faster(loops, *NAIVE),
         "vs_infinity": faster(loops, INFINITY),
         "vs_infinity_bf16": faster(loops, INFINITY_BF16),
         "p99_vs_best_peer": p99_share(waits, 32),
@@ -104,7 +103,7 @@ def _asked(contestant: Contestant, texts: Sequence[str]) -> tuple[str, dict[str,
     name = contestant.entrant.name
     if name == OURS:  # the passage side: a query's vector would be kept for the next time
         return "/v1/encode", {"inputs": list(texts), "input_type": "passage"}
-    if name in (DEF, ASYNC):
+    if name in NAIVE:
         return "/encode", {"inputs": list(texts)}
     return "/embeddings", {"input": list(texts), "model": "model"}
 

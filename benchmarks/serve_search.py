@@ -27,13 +27,13 @@ from benchmarks.load import Load, closed, post, steady
 from benchmarks.options import Options, parse
 from benchmarks.report import last_line, show
 from benchmarks.servers import (
-    ASYNC,
-    DEF,
+    NAIVE,
     OURS,
     ask,
     closed_rounds,
     faster,
     indexed,
+    introduce,
     naive,
     open_rounds,
     ours,
@@ -88,8 +88,7 @@ def main() -> None:
         store = indexed(Path(scratch), options.data, QUICK_PASSAGES if options.quick else PASSAGES)
         texts = sample_queries(options.data, QUERIES)
         with started([ours(store), *naive(_handed_over(store, Path(scratch)))]) as contestants:
-            for contestant in contestants:
-                show(f"{contestant.entrant.name}: {contestant.versions}")
+            introduce(contestants)
             overlap = _overlap(contestants, texts[:100])
             show(f"hits that both have, of {TOP_K}: {overlap:.1%}")
             _measure(contestants, texts, options, overlap, host.as_facts())
@@ -111,7 +110,7 @@ def _measure(
     of_waits = print_loads("Searching for one text, at a constant rate", waits)
     refuse_failures([*loops, *waits])
     figures = {
-        "vs_naive": min(faster(loops, DEF), faster(loops, ASYNC)),
+        "vs_naive": faster(loops, *NAIVE),
         "vs_infinity": None,
         "p99_vs_best_peer": p99_share(waits, 32),
         "p99_vs_best_peer_8_clients": p99_share(waits, 8),

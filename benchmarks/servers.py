@@ -23,8 +23,16 @@ from benchmarks.texts import sample_passages
 from retriever.encoder import model_path
 
 CLIENTS = (1, 8, 32)
-OURS, DEF, ASYNC = "hone", "FastAPI + ST, def", "FastAPI + ST, async"
+OURS = "hone"
+NAIVE = {
+    "FastAPI + ST, def": ("sentence-transformers-server", {"form": "def", "backend": "torch"}),
+    "FastAPI + ST, async": ("sentence-transformers-server", {"form": "async", "backend": "torch"}),
+    # One request at a time: a model of OpenVINO refuses a second thread.
+    "FastAPI + ST, OpenVINO": ("sentence-transformers-openvino", {"form": "async", "backend": "openvino"}),
+}
+"""Name: environment and settings of a server that encodes once a request."""
 INFINITY, INFINITY_BF16 = "infinity", "infinity, bf16"
+LEAST_REQUESTS = 200
 SHARE_OF_CAPACITY = 0.7
 """Of the slowest contestant at so many clients: the arrival rate at which waiting is compared."""
 
@@ -46,17 +54,16 @@ def indexed(scratch: Path, data: Path, passages: int) -> Path:
 
 def ours(store: Path) -> Entrant:
     """Return hone's server over ``store``."""
-    settings = {"store": str(store)}
-    return Entrant(OURS, "benchmarks.contestants.hone_serve", settings=settings, variables=WITHOUT_GPU)
+    variables = {**WITHOUT_GPU, "OMP_WAIT_POLICY": "PASSIVE"}  # the second as `hone serve` sets it
+    return Entrant(OURS, "benchmarks.contestants.hone_serve", settings={"store": str(store)}, variables=variables)
 
 
 def naive(passages: str = "") -> list[Entrant]:
-    """Return the two that encode once a request; with ``passages``, a folder, they search as well."""
-    servers, model = "sentence-transformers-server", model_path("minilm")
-    settings = {"model": model, "passages": passages}
+    """Return those that encode once a request; with ``passages``, a folder, they search as well."""
+    settings = {"model": model_path("minilm"), "passages": passages}
     return [
-        Entrant(name, "benchmarks.contestants.naive_serve", servers, {**settings, "form": form})
-        for name, form in ((DEF, "def"), (ASYNC, "async"))
+        Entrant(name, "benchmarks.contestants.naive_serve", environment, {**settings, **how})
+        for name, (environment, how) in NAIVE.items()
     ]
 
 
@@ -67,6 +74,14 @@ def infinity() -> list[Entrant]:
         Entrant(name, "benchmarks.contestants.infinity_serve", "infinity", {"model": model, "dtype": dtype})
         for name, dtype in ((INFINITY, "auto"), (INFINITY_BF16, "bfloat16"))
     ]
+
+
+def introduce(contestants: Sequence[Contestant]) -> None:
+    """Print of each its versions, and what computes it where that is known."""
+    for contestant in contestants:
+        assert contestant.loaded is not None
+        by = contestant.loaded.facts.get("computed_by", contestant.entrant.settings.get("backend", ""))
+        show(f"{contestant.entrant.name}: {contestant.versions} {by}".rstrip())
 
 
 def port_of(contestant: Contestant) -> int:
@@ -118,10 +133,14 @@ def shared_rates(rounds: Sequence[Loads]) -> dict[int, float]:
 def open_rounds(
     contestants: Sequence[Contestant], requests: Requests, seconds: float, rounds: int, rates: Mapping[int, float]
 ) -> list[Loads]:
-    """Load each in turn at a constant rate of arrival, ``rates`` by number of connections."""
+    """Load each in turn at a constant rate of arrival, ``rates`` by number of connections.
+
+    A round lasts ``seconds``, or longer, so that all of them have LEAST_REQUESTS: a p99 of a few is their slowest.
+    """
+    least = {clients: max(seconds, LEAST_REQUESTS / rounds / rate) for clients, rate in rates.items()}
     return [
         {
-            (one.entrant.name, clients): steady(port_of(one), requests(one), clients, seconds, rate)
+            (one.entrant.name, clients): steady(port_of(one), requests(one), clients, least[clients], rate)
             for clients, rate in rates.items()
             for one in contestants
         }
@@ -129,18 +148,22 @@ def open_rounds(
     ]
 
 
-def faster(rounds: Sequence[Loads], peer: str, clients: int = max(CLIENTS)) -> float:
-    """Return how many times as many requests hone answers a second: the median of the rounds' ratios."""
-    return statistics.median(one[OURS, clients].rate / one[peer, clients].rate for one in rounds)
+def faster(rounds: Sequence[Loads], *peers: str, clients: int = max(CLIENTS)) -> float:
+    """Return how many times as many requests hone answers a second as the best of ``peers``.
+
+    Of each peer the median of the rounds' ratios.
+    """
+    return min(statistics.median(one[OURS, clients].rate / one[peer, clients].rate for one in rounds) for peer in peers)
 
 
 def p99_share(rounds: Sequence[Loads], clients: int) -> float:
-    """Return hone's p99 as a share of the peer's against which it does worst: the median of the rounds' ratios."""
+    """Return hone's p99 as a share of the peer's against which it does worst, each of all rounds' requests."""
     peers = {name for name, _ in rounds[0]} - {OURS}
-    return max(
-        statistics.median(one[OURS, clients].quantile(0.99) / one[peer, clients].quantile(0.99) for one in rounds)
-        for peer in peers
-    )
+    return max(_pooled(rounds, OURS, clients) / _pooled(rounds, peer, clients) for peer in peers)
+
+
+def _pooled(rounds: Sequence[Loads], name: str, clients: int) -> float:
+    return Load(0.0, [time for one in rounds for time in one[name, clients].milliseconds]).quantile(0.99)
 
 
 def refuse_failures(rounds: Sequence[Loads]) -> None:
@@ -152,13 +175,15 @@ def refuse_failures(rounds: Sequence[Loads]) -> None:
 
 
 def print_loads(title: str, rounds: Sequence[Loads]) -> dict[str, dict[int, list[float]]]:
-    """Print a row a contestant; return by name and clients the rate in 1/s, p50 and p99 in ms: medians of rounds."""
+    """Print a row a contestant; return by name and clients the rate in 1/s, p50 and p99 in ms.
+
+    Medians of the rounds; p99 is that of all their requests.
+    """
     facts: dict[str, dict[int, list[float]]] = {}
     for name, clients in rounds[0]:
         loads = [one[name, clients] for one in rounds]
-        figures = [[load.rate, load.quantile(0.5), load.quantile(0.99)] for load in loads]
-        medians = [round(statistics.median(each), 1) for each in zip(*figures, strict=True)]
-        facts.setdefault(name, {})[clients] = medians
+        rate, half = statistics.median(one.rate for one in loads), statistics.median(one.quantile(0.5) for one in loads)
+        facts.setdefault(name, {})[clients] = [round(f, 1) for f in (rate, half, _pooled(rounds, name, clients))]
     table = Table(title=f"{title}: requests/s (p50 / p99 ms); medians of {len(rounds)} rounds", title_justify="left")
     table.add_column("server")
     for clients in CLIENTS:

@@ -89,14 +89,15 @@ def main() -> None:
 def _measure(peak: float, options: Options, part: Part, where: Mapping[str, str]) -> dict[str, float]:
     batch = BATCH if not part.cached else QUICK_CACHED_BATCH if options.quick else CACHED_BATCH
     steps = 1 if part.cached else QUICK_STEPS if options.quick else STEPS
+    rounds = options.rounds + 1  # the first is not counted: both make what they keep for later steps
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        triplets = _triplets(options.data, batch, options.rounds * steps, Path(scratch))
+        triplets = _triplets(options.data, batch, rounds * steps, Path(scratch))
         settings = {
             "dropout": part.dropout,
             "cached": part.cached,
             "batch_size": batch,
-            "steps": options.rounds * steps,
-            "warmup": options.rounds * steps // 10,
+            "steps": rounds * steps,
+            "warmup": rounds * steps // 10,
             "learning_rate": 5e-5,
             "temperature": 0.05,
             "max_length": MAX_LENGTH,
@@ -105,10 +106,11 @@ def _measure(peak: float, options: Options, part: Part, where: Mapping[str, str]
         with started(_entrants(settings, triplets)) as contestants:
             for contestant in contestants:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
-            answers = alternate(contestants, "work", options.rounds, steps=steps)
+            stepped = alternate(contestants, "work", rounds, steps=steps)
+    answers = {name: given[1:] for name, given in stepped.items()}
     what = f"{steps} steps of {batch} triplets, dropout {part.dropout}{', cached' if part.cached else ''}"
     print_rates(what, "triplets", steps * batch, answers, OURS)
-    losses = {name: _losses(given) for name, given in answers.items()}
+    losses = {name: _losses(given) for name, given in stepped.items()}
     gap = float(np.mean(losses[OURS]) - np.mean(losses[PEER]))
     for name, found in losses.items():
         show(f"{name}: loss {', '.join(f'{loss:.3f}' for loss in found)}")
@@ -117,7 +119,7 @@ def _measure(peak: float, options: Options, part: Part, where: Mapping[str, str]
         "vs_st": ratio(answers, PEER, OURS),
         "memory_ratio": _gpu_ratio(answers) if where["device"] == "cuda" else rss_ratio(answers, PEER, OURS),
         "loss_gap": abs(gap),
-        "share_of_peak": _share(peak, triplets, answers[OURS], part.cached),
+        "share_of_peak": _share(peak, triplets, stepped[OURS], part.cached),
     }
     return {f"{claim}{part.suffix}": figure for claim, figure in figures.items()}
 
@@ -139,7 +141,7 @@ def _share(peak: float, triplets: Triplets, answers: Sequence[Answer], cached: b
     lengths = [len(ids) for ids in model.tokenize("passage", texts)[0]]
     show(f"{3 * np.mean(lengths):.0f} tokens a triplet")
     flops = forward_flops(model.passage.transformer.config.to_dict(), lengths) * (4 if cached else 3) / len(answers)
-    return flops / statistics.median(answer.seconds for answer in answers) / 1e9 / peak
+    return flops / statistics.median(answer.seconds for answer in answers[1:]) / 1e9 / peak
 
 
 def _entrants(settings: Mapping[str, Any], triplets: Triplets) -> list[Entrant]:

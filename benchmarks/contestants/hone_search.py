@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from benchmarks.contest import built_once, compete, peak_rss
+from benchmarks.contest import built_once, compete, peak_rss, slices
 from indexer.factory import IndexConfig, make_index
 from indexer.faiss_index import read_index, search_index, write_index
 from indexer.shards import Vectors
@@ -21,7 +21,9 @@ from retriever.store import code_version
 LOADED: dict[str, Any] = {}
 
 
-def load(vectors: list[str], index: str, tuning: str, settings: dict[str, Any], threads: int) -> dict[str, Any]:
+def load(
+    vectors: list[str], index: str, tuning: str, settings: dict[str, Any], threads: int, run: str
+) -> dict[str, Any]:
     """Open the index at path ``index``, first built there of the .npy files ``vectors`` unless an earlier run did.
 
     The build is all that a generation's would be, tuning for serving and for mining at depth 200 included.
@@ -36,18 +38,19 @@ def load(vectors: list[str], index: str, tuning: str, settings: dict[str, Any], 
         write_index(built, Path(index))
         return {"choice": asdict(choice), "build_seconds": seconds, "build_rss": peak_rss()}
 
-    facts = built_once(index, f"{code_version()} {faiss.__version__} {settings}", build)
+    facts = built_once(index, f"{code_version()} {faiss.__version__} {settings}", run, build)
     LOADED["index"] = read_index(Path(index))
     return facts
 
 
-def search(queries: str, k: int, threads: int, **parameters: float) -> dict[str, Any]:
-    """Search the k nearest of each query in a .npy file."""
+def search(queries: str, k: int, threads: int, at_once: int, **parameters: float) -> dict[str, Any]:
+    """Search the k nearest of each query in a .npy file, ``at_once`` a call, 0 for all."""
     vectors = np.load(queries)
     faiss.omp_set_num_threads(threads)
     began = time.perf_counter()
-    rows, _ = search_index(LOADED["index"], vectors, k, parameters)
-    return {"seconds": time.perf_counter() - began, "rows": rows}
+    found = [search_index(LOADED["index"], vectors[part], k, parameters)[0] for part in slices(len(vectors), at_once)]
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "rows": np.concatenate(found).astype(np.int32)}
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ class Queries(BaseModel):
     top_k: int = 10
 
 
-def load(model: str, form: str, passages: str) -> dict[str, Any]:
-    """Serve ``model`` by plain functions (in FastAPI's threads) or async ones, as ``form`` says.
+def load(model: str, form: str, backend: str, passages: str) -> dict[str, Any]:
+    """Serve ``model`` by ``backend`` in plain functions (so in FastAPI's threads) or async ones, as ``form`` says.
 
     The folder ``passages``, "" for none, has vectors.npy float32 [n, dim] and ids.json, which /search compares with.
     """
-    encoder = SentenceTransformer(model, device="cpu")
+    encoder = SentenceTransformer(model, device="cpu", backend=backend)  # type: ignore[arg-type]  # a literal, but from a JSON line
     app = FastAPI()
 
     def encoded(texts: Texts) -> dict[str, Any]:
