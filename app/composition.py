@@ -284,7 +284,7 @@ def _examples(run: Run, *, in_batch: bool) -> Examples:
     """
     config = run.config
     planted = 0.0 if config.audit is None else config.audit.planted
-    train = plant(run.train, run.corpus, planted, config.seed)
+    train = plant(run.train, run.corpus, planted, config.seed, joined=config.mix is not None)
 
     def relevant(query_row: int) -> IntArray:
         judged = np.empty(0, np.int32) if run.judged is None else run.judged.relevant_to(query_row)
@@ -304,6 +304,12 @@ def pair_memory(run: Run, examples: Examples) -> PairMemory:
 def _learner(config: RunConfig) -> DualEncoder:
     """Return the model that is trained: whole, or by the adapters of [model.lora]."""
     model = create_encoder(config.model)
+    if not model.passage.normalize_output and (config.loss.name == "ccl" or config.loss.debias is not None):
+        what = 'name = "ccl"' if config.loss.name == "ccl" else "debias"
+        raise InputError(
+            f"[loss] {what} needs vectors of length 1, and {config.model.name} gives others; write [model] normalize = "
+            "true, or choose another loss"
+        )
     if config.model.lora is not None:
         model.adapt(config.model.lora, config.seed)
     return model

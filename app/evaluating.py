@@ -14,7 +14,7 @@ from typing import Any
 
 from app.candidates import check_same_corpus, hits_of_run, temporary_corpus
 from app.indexing import index_data
-from app.opening import ENCODER_ALONE, encoder_opener, reranking_openers
+from app.opening import ENCODER_ALONE, encoder_opener, reranking_openers, warn_of_cuts
 from app.options import warn
 from app.progress import Report
 from app.reranking import Candidates, Reranked, rerank
@@ -192,6 +192,7 @@ def evaluate_split(
     check_same_corpus(store, snapshot, data)
     queries = load_query_set(data, split, snapshot.corpus, skip_missing=skip_missing, warn=warn)
     evaluation = evaluate_snapshot(snapshot, queries, exact=exact, names=measures(reranking))
+    warn_of_cuts(snapshot.encoder, warn)
     done = Evaluated(evaluation, queries, snapshot.corpus, snapshot.generation.number)
     if reranking is None or snapshot.models.ranker is None:
         return done

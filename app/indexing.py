@@ -147,6 +147,7 @@ def rebuild(
     open_encoder = encoder_opener(config, opened, report)
     inputs = BuildInputs(open_encoder, opened, dev, config, ranker=ranker, open_ranker=held_ranker)
     generation = build_generation(store, checkpoint, inputs, progress or Meter(report), warn)
+    warn_of_cuts(open_encoder(checkpoint), warn)
     _tidy(store, report)
     return generation
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import IO, Any
@@ -19,10 +19,11 @@ from typing import IO, Any
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
-from app.jobs import ACTIVE, Job, Jobs
+from app.jobs import ACTIVE, Job, Jobs, UnknownJobError
 from app.priority import Priority
 from app.settings import database_url
 from app.telemetry import json_log
+from retriever.errors import HoneError
 from retriever.store import Store
 
 START_SECONDS = 60.0
@@ -62,7 +63,7 @@ class JobProcesses:
         self._environment = environment
         self._log = log
         self.host = numbering_host()
-        self._children: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._children: dict[tuple[str, int], tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._lock = Lock()
 
     def start(self, kind: str, params: dict[str, Any] | None = None, asked: Sequence[bytes] = ()) -> tuple[Job, bool]:
@@ -104,13 +105,13 @@ class JobProcesses:
                 self.jobs.fail(job.id, f"its process could not be started: {error}")
                 raise
             undo.pop_all()  # the output is closed once the child has ended and it was read
-        self._children[job.id] = child, output
+        self._children[job.id, job.attempts] = child, output
         self.jobs.assign(job.id, child.pid)
 
     def release(self) -> None:
         """Let go of the processes that still run: they go on, and the next server of this host watches them."""
         with self._lock:
-            for job_id, (child, output) in self._children.items():
+            for (job_id, _), (child, output) in self._children.items():
                 output.close()
                 if child.poll() is None:
                     self._log.warning("job_goes_on", job=job_id, pid=child.pid)
@@ -121,32 +122,35 @@ class JobProcesses:
         with self._lock:
             self._reap_children()
             for job in self.jobs.active():
-                if job.id not in self._children and (reason := self._lost(job)):
+                if (job.id, job.attempts) not in self._children and (reason := self._lost(job)):
                     self._give_up(job, reason, again=True)
 
     def _reap_children(self) -> None:
-        for job_id, (child, output) in list(self._children.items()):
+        for (job_id, attempt), (child, output) in list(self._children.items()):
             code = child.poll()
             if code is None:
                 continue
-            del self._children[job_id]
-            with output:
-                size = output.seek(0, os.SEEK_END)
-                output.seek(max(0, size - SHOWN_OUTPUT))
-                tail = output.read().decode(errors="replace").strip()
+            size = output.seek(0, os.SEEK_END)
+            output.seek(max(0, size - SHOWN_OUTPUT))
+            tail = output.read().decode(errors="replace").strip()
             reason = f"its process ended with {_ending(code)} before the job did; it last said: {tail!r}"
-            self._give_up(self.jobs.get(job_id), reason, again=code < 0)
+            with suppress(UnknownJobError):  # somebody has removed its row
+                job = self.jobs.get(job_id)
+                if (job.host, job.attempts) == (self.host, attempt):  # else it was given to somebody else since
+                    self._give_up(job, reason, again=code < 0)
+            output.close()
+            del self._children[job_id, attempt]  # last: while the table is away it is not forgotten how this one ended
 
     def _give_up(self, job: Job, reason: str, *, again: bool) -> None:
         """Let a lost job wait for its next attempt, or end it."""
         if job.state not in ACTIVE:
             return
         if job.cancel_requested:
-            self.jobs.stopped(job.id)
+            self.jobs.stopped(job.id, job)
         elif again and job.attempts < ATTEMPTS:
             if self.jobs.give_back(job):
                 self._log.warning("job_waits_again", job=job.id, reason=reason, attempt=job.attempts)
-        elif self.jobs.fail(job.id, reason):
+        elif self.jobs.fail(job.id, reason, job):
             self._log.error("job_lost", job=job.id, reason=reason)
 
     def _lost(self, job: Job) -> str:
@@ -193,7 +197,10 @@ def _is_gone(pid: int, job_id: str, silent: float) -> bool:
 
 
 def _ending(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    known = -code in signal.Signals.__members__.values()  # of the real-time ones only the first and the last are
+    return f"signal {signal.Signals(-code).name if known else -code}"
 
 
 def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event) -> None:
@@ -201,7 +208,7 @@ def follow_jobs(processes: JobProcesses, log: FilteringBoundLogger, stop: Event)
     while not stop.is_set():
         try:
             processes.tend()
-        except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
+        except (OSError, SQLAlchemyError, HoneError) as error:  # what is away for a moment must not end the watch
             log.error("jobs_untended", reason=str(error))
         stop.wait(TEND_SECONDS)
     processes.release()

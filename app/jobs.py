@@ -213,7 +213,7 @@ class Jobs:
         """
         counts = {"phase": "", "done": 0, "total": 0, "phase_offset": 0, "rate": None, "eta_seconds": None}
         again = {"state": QUEUED, "host": "", "pid": None, "token": job.token + 1, **counts}
-        return self._change(job.id, ACTIVE, Job.token == job.token, Job.host == job.host, **again)
+        return self._change(job.id, ACTIVE, *_as_seen(job), **again)
 
     def begin(self, job_id: str, pid: int) -> None:
         """Mark a queued job as running in process ``pid``. Raises Cancelled if it no longer waits.
@@ -245,13 +245,13 @@ class Jobs:
         """Mark a running job as done; False if it had already ended."""
         return self._change(job_id, (RUNNING,), state=DONE, result=result, eta_seconds=0.0)
 
-    def fail(self, job_id: str, error: str) -> bool:
-        """Mark an active job as failed, saying why; False if it had already ended."""
-        return self._change(job_id, ACTIVE, state=FAILED, error=error, eta_seconds=None)
+    def fail(self, job_id: str, error: str, seen: Job | None = None) -> bool:
+        """Mark an active job as failed, saying why; False if it had already ended, or changed hands since ``seen``."""
+        return self._change(job_id, ACTIVE, *_as_seen(seen), state=FAILED, error=error, eta_seconds=None)
 
-    def stopped(self, job_id: str) -> bool:
-        """Mark an active job as cancelled; False if it had already ended."""
-        return self._change(job_id, ACTIVE, state=CANCELLED, eta_seconds=None)
+    def stopped(self, job_id: str, seen: Job | None = None) -> bool:
+        """Mark an active job as cancelled; False if it had already ended, or changed hands since ``seen``."""
+        return self._change(job_id, ACTIVE, *_as_seen(seen), state=CANCELLED, eta_seconds=None)
 
     def parts(self, job_id: str, side: Side) -> dict[int, dict[str, Any]]:
         """Return the facts of a job's parts by their numbers, ascending."""
@@ -288,6 +288,11 @@ class Jobs:
         change = update(Job).where(*where).values(updated=time.time(), **values)
         with self._session.begin() as session:
             return session.execute(change.returning(Job.id)).first() is not None
+
+
+def _as_seen(job: Job | None) -> list[ColumnElement[bool]]:
+    """Return what holds as long as nobody else was given ``job`` than when it was read."""
+    return [] if job is None else [Job.token == job.token, Job.host == job.host]
 
 
 def _drop_old_parts(session: Session, kind: str) -> None:

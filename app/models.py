@@ -4,22 +4,23 @@ Does not know HTTP, corpora or indexes.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 
-from app.admission import Admission, ComputeError, Done, Lane, TooManyTokensError
+from app.admission import Admission, AdmissionConfig, ComputeError, Done, Lane, NotComputedError, TooManyTokensError
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side, TokenEncoder, TokenRanker
 from retriever.query_cache import QueryCache
 
-SLICE_TEXTS = 64
+SLICE_TEXTS, SLICE_CHARACTERS = 64, 65_536
+"""Of a slice that is tokenised while others wait for their turn."""
 INLINE_CHARACTERS = 16_384
 """Up to this much text is tokenised at once, where a thread would cost more than it spares."""
 MOST_CHARACTERS = 16_777_216
@@ -126,8 +127,8 @@ class Models:
 
         ``patient`` None: whatever is more than one batch is.
         """
-        characters = sum(map(len, texts))
-        read = await _tokenised(texts, characters, partial(self._tokenise, side), self._towers.turn)
+        tokenise = partial(self._tokenise, side)
+        read = await _tokenised(texts, [*map(len, texts)], tokenise, self._towers.turn, admission.config)
         places = {text: place for place, text in reversed([*enumerate(texts)])}
         found = self._towers.cache.known(places) if side == "query" else {}
         missing = [text for text in places if text not in found]
@@ -161,8 +162,9 @@ class Models:
                 f"a query of {len(query)} characters with {len(passages)} passages is read as {repeated}, the limit is "
                 f"{MOST_CHARACTERS}; shorten it, or send fewer passages"
             )
-        characters = repeated + sum(map(len, passages))
-        read = await _tokenised(passages, characters, partial(self._tokenise_pairs, query), self._pairs.turn)
+        lengths = [len(query) + len(passage) for passage in passages]
+        tokenise = partial(self._tokenise_pairs, query)
+        read = await _tokenised(passages, lengths, tokenise, self._pairs.turn, admission.config)
         patient = sum(read.tokens) > 8 * admission.config.batch_tokens
         done = await admission.compute(self._pairs.lane, read.items, read.tokens, patient)
         return _computed(np.array(done.results, np.float32), read, done)
@@ -177,31 +179,57 @@ class Models:
 
 
 async def _tokenised(
-    texts: Sequence[str], characters: int, tokenise: Callable[[Sequence[str]], _Tokenised], turn: Lock
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    tokenise: Callable[[Sequence[str]], _Tokenised],
+    turn: Lock,
+    config: AdmissionConfig,
 ) -> _Tokenised:
-    """Tokenise a slice at a time, so that nobody waits long for the ``turn`` to.
+    """Tokenise ``texts`` of ``lengths`` characters a slice at a time, so that nobody waits long for the ``turn`` to.
 
-    Off the loop where there are many ``characters``, and where another's slice would have to be waited for.
+    Off the loop where there are many characters, and where another's slice would have to be waited for. Raises
+    NotComputedError once the deadline of ``config`` has passed, which is a patient one's for many.
     """
+    given_up = Event()
 
     def in_slices(turn: AbstractContextManager[Any]) -> _Tokenised:
         whole = _Tokenised([], [], 0)
-        for start in range(0, len(texts), SLICE_TEXTS):
+        for part in slices(lengths):
             with turn:
-                part = tokenise(texts[start : start + SLICE_TEXTS])
-            whole.items.extend(part.items)
-            whole.tokens.extend(part.tokens)
-            whole.cut += part.cut
+                read = tokenise(texts[part])
+            whole.items.extend(read.items)
+            whole.tokens.extend(read.tokens)
+            whole.cut += read.cut
+            if given_up.is_set():
+                break
         return whole
 
-    if characters > INLINE_CHARACTERS:
-        return await asyncio.to_thread(in_slices, turn)
-    if not turn.acquire(blocking=False):
-        return await asyncio.get_running_loop().run_in_executor(SMALL, in_slices, turn)
+    few = sum(lengths) <= INLINE_CHARACTERS
+    if few and turn.acquire(blocking=False):
+        try:
+            return in_slices(nullcontext())
+        finally:
+            turn.release()
+    seconds = config.deadline_seconds if few else config.patient_deadline_seconds
     try:
-        return in_slices(nullcontext())
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(SMALL if few else None, in_slices, turn)
+    except TimeoutError as error:
+        raise NotComputedError(f"not tokenised within {seconds:.1f} s; try again later, or send less") from error
     finally:
-        turn.release()
+        given_up.set()
+
+
+def slices(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield slices of texts of ``lengths`` characters: up to 64, and no more than 65,536 characters but of one text."""
+    start = held = 0
+    for place, length in enumerate(lengths):
+        if place - start == SLICE_TEXTS or (place > start and held + length > SLICE_CHARACTERS):
+            yield slice(start, place)
+            start, held = place, 0
+        held += length
+    if lengths:
+        yield slice(start, len(lengths))
 
 
 def _computed(values: FloatArray, read: _Tokenised, done: Done) -> Computed:

@@ -19,7 +19,7 @@ from retriever.counting import counted
 from retriever.data import Corpus
 from retriever.encoder import load_encoder
 from retriever.inference import ModelEncoder
-from retriever.protocols import TokenRanker
+from retriever.protocols import TokenEncoder, TokenRanker
 from retriever.scoring import TorchRanker
 
 CALIBRATION_PASSAGES = 128
@@ -52,7 +52,7 @@ def encoder_opener(
     return open_encoder
 
 
-def warn_of_cuts(encoder: ModelEncoder, warn: Callable[[str], None]) -> None:
+def warn_of_cuts(encoder: TokenEncoder, warn: Callable[[str], None]) -> None:
     """Say how many texts ``encoder`` has cut, and count anew."""
     for side, count in encoder.cut_texts.items():
         if count:

@@ -112,6 +112,12 @@ class RefreshSteps:
             return None
         if self._ranker is None:
             self._ranker = teaching_ranker(config, self._run.config.index.precision)
+            newest = self._run.store.negatives.get()
+            before = None if newest is None else (newest.facts.get("teacher") or {}).get("fingerprint")
+            if before not in (None, self._ranker.fingerprint):
+                self._warn(
+                    f"{config.name} is another ranker than the one that scored the sets before: these keep theirs"
+                )
         return PoolTeacher(self._ranker, config.settings, config.depth, self._meter.phase("teach"))
 
     def _warn_of_cut_pairs(self) -> None:

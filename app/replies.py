@@ -26,7 +26,7 @@ from app.searching import NoLexicalIndexError
 from retriever.errors import HoneError, InputError, StoreError
 
 OPENAI_ROUTE = "/v1/embeddings"
-SHOWN_PROBLEMS = 10
+SHOWN_PROBLEMS, SHOWN_CHARACTERS = 10, 1000
 RETRY_AFTER_SECONDS = 2
 NO_ROOM_ON_DISK = "no space left on the disk of the server"
 DATABASE = "the database of jobs and judgements"
@@ -148,6 +148,7 @@ def error_reply(
     request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return the one error body, or on OpenAI's route that of its clients; where files lie is for the log alone."""
+    message = shortened(message)
     shown = hide_paths(message)
     if shown != message:
         request.app.state.service.telemetry.log.warning("path_hidden", status=status, reason=message)
@@ -194,9 +195,19 @@ def _status(error: HoneError) -> int | None:
     return next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
 
 
+def shortened(text: str) -> str:
+    """Return ``text``, without its middle where it repeats more of what a client sent than an error needs.
+
+    Each path in a message is looked up on the disk; what to do stands at the end.
+    """
+    return (
+        text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS // 2]} … {text[-SHOWN_CHARACTERS // 2 :]}"
+    )
+
+
 def told(error: HoneError) -> dict[str, Any]:
     """Return the body of ``error`` for where no status can be sent any more."""
-    return {"error": hide_paths(str(error)), "error_type": ERROR_TYPES[_status(error) or 500]}
+    return {"error": hide_paths(shortened(str(error))), "error_type": ERROR_TYPES[_status(error) or 500]}
 
 
 async def _on_database_error(request: Request, error: Exception) -> Response:
@@ -228,7 +239,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         return error_reply(request, 400, f"the body is not JSON: {problems[0]['ctx']['error']}")
     if not _is_json(request) and any(problem["loc"] == ("body",) for problem in problems):
         return error_reply(request, 415, "send the body as JSON with the header content-type: application/json")
-    shown = [{"field": _field(problem["loc"]), "message": problem["msg"]} for problem in problems[:SHOWN_PROBLEMS]]
+    shown = [
+        {"field": shortened(_field(problem["loc"])), "message": shortened(problem["msg"])}
+        for problem in problems[:SHOWN_PROBLEMS]
+    ]
     others = len(problems) - 1
     more = f" (and {others} more problem{'s' * (others > 1)})" if others else ""
     status = 413 if kinds & {"too_long", "string_too_long"} else 400 if NO_TEXT in kinds else 422

@@ -27,6 +27,7 @@ from app.jobs import Job
 
 MAX_INPUTS = 2048
 MAX_CHARACTERS = 65_536
+MAX_SPACE = 256
 MAX_TOP_K = 1000
 MAX_HITS = 200_000
 MAX_IDS = 10_000
@@ -167,7 +168,9 @@ class SearchRequest(Body):
     )
     vectors: Vectors | None = Field(default=None, description="Query vectors; needs space.")
     space: str | None = Field(
-        default=None, description="The space of the vectors; 409 if the served generation has another."
+        default=None,
+        max_length=MAX_SPACE,
+        description="The space of the vectors; 409 if the served generation has another.",
     )
     top_k: int = Field(
         default=10, ge=1, le=MAX_TOP_K, description="Hits for each query; all passages if there are fewer."
@@ -235,6 +238,7 @@ class SearchReply(BaseModel):
 
     generation: int
     space: str
+    cut_queries: int = Field(description="Queries longer than the model reads; the rest of them was not read.")
     results: list[list[Hit]]
 
 

@@ -35,7 +35,7 @@ from app.routes import judgements as judgements_routes
 from app.service import Service
 from app.snapshot import POLL_SECONDS, Openers, Serving, Snapshot
 from app.telemetry import Telemetry
-from retriever.errors import StoreError
+from retriever.errors import HoneError, StoreError
 from retriever.store import Store, code_version
 
 REAP_SECONDS = 0.5
@@ -126,7 +126,7 @@ def _reap(service: Service, stop: Event) -> None:
             service.telemetry.refresh()
             service.processes.tend()
             _count_mined(service)
-        except (OSError, SQLAlchemyError) as error:  # what is away for a moment must not end the watch
+        except (OSError, SQLAlchemyError, HoneError) as error:  # what is away for a moment must not end the watch
             service.telemetry.log.error("jobs_untended", reason=str(error))
 
 

@@ -17,17 +17,16 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from app.composition import Run, first_planner, make_trainer
-from app.config import RunConfig
 from app.live import training_view
 from app.options import warn
 from app.progress import Report
 from app.refresher_process import LOG_NAME, RefresherProcess, refresher_command
 from app.refreshing import InlineRefresher
 from app.reports import all_of, event_log, forwarded, tensorboard
+from app.start_warnings import warnings_at_start
 from retriever.adoption import Refresher
 from retriever.artifacts import BEST, CURRENT, Artifact
 from retriever.checkpoint import can_be_resumed
-from retriever.counting import counted
 from retriever.durable import exclusive
 from retriever.errors import BusyError, HoneError, InputError, StoreError
 from retriever.ranks import TIMEOUT
@@ -211,9 +210,8 @@ def _train(run: Run, refresher: Refresher, report: Report, stop: Event) -> Outco
         _refuse_untrained(run.store, newest)  # once more: `hone index` may have come between
         _refuse_other_data(run, newest)
     if newest is None or not _is_done(newest, run):
-        for told in (drawn_without_quotas(run.config), never_clustered(run.config, len(run.train))):
-            if told is not None:
-                report("warning", message=told)
+        for told in warnings_at_start(run.config, len(run.train)):
+            report("warning", message=told)
         return make_trainer(run, refresher, report, stop).run()
     if not _is_mined(run.store, newest.number):  # a kill came before the last refresh was done
         refresher.marked(newest)
@@ -238,34 +236,6 @@ def _refuse_other_data(run: Run, newest: Artifact) -> None:
             f"{run.store.root}: checkpoint {newest.number} learned from {what} than today's; train on today's in "
             f"another store (--store){serve}"
         )
-
-
-def drawn_without_quotas(config: RunConfig) -> str | None:
-    """Return what to say where quotas are one learner's and the other draws another number, so without them."""
-    quotas, ranker, train = config.negatives.quotas, config.ranker, config.train
-    if quotas is None or ranker is None or config.turns.retriever == 0:
-        return None
-    key = "num_negatives" if train.drawn_negatives is None else "drawn_negatives"
-    total, drawn = sum(quotas.values()), train.drawn_negatives or train.num_negatives
-    by = {f"[train] draws its {key}": drawn, "[ranker] draws its num_negatives": ranker.num_negatives}
-    for who, count in by.items():
-        if count not in (0, total):
-            return f"[negatives] quotas add up to {total} negatives: {who} = {count} by the sampler alone"
-    return None
-
-
-def never_clustered(config: RunConfig, queries: int) -> str | None:
-    """Return what to say where [batches] ngame ends before its first epoch with clusters; ``queries``: how many."""
-    train, steps = config.train, config.turns.taken("retriever", config.train.max_steps)
-    if config.batches.name != "ngame" or steps == 0:
-        return None
-    random = config.batches.knobs["double_every"] * -(-queries // train.batch_size)
-    if steps * train.accumulation > random:
-        return None
-    return (
-        f"[batches] ngame: its first {random} batches are random, and the {counted(steps, 'step', 'steps')} of this "
-        'run take no more; raise [train] max_steps, or write name = "random"'
-    )
 
 
 def _is_mined(store: Store, checkpoint: int | None) -> bool:

@@ -108,5 +108,5 @@ def flat_on_gpu(faiss: ModuleType, flat: "Index") -> Any:
         size = 4 * flat.ntotal * flat.d / 1e6
         raise StoreError(
             f"no room on the GPU for {size:.0f} MB of vectors ({error}); train with smaller batches, or hide the GPU "
-            "from FAISS: pip install 'hone[cpu]' in place of 'hone[gpu]'"
+            "from FAISS: pip uninstall faiss-gpu, then pip install -e '.[cpu]' in the checkout"
         ) from error

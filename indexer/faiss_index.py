@@ -38,7 +38,7 @@ def load_faiss() -> ModuleType:
         import faiss
     except ImportError as error:
         raise InputError(
-            f"FAISS is not installed ({error}): pip install 'hone[cpu]', or 'hone[gpu]' on a machine with CUDA"
+            f"FAISS is not installed ({error}): pip install -e '.[cpu]' in the checkout, or '.[gpu]' where CUDA is"
         ) from error
     return faiss
 

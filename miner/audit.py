@@ -23,18 +23,23 @@ TRIES = 100
 Float64 = NDArray[np.float64]
 
 
-def plant(queries: QuerySet, corpus: Corpus, share: float, seed: int) -> QuerySet:
+def plant(queries: QuerySet, corpus: Corpus, share: float, seed: int, *, joined: bool = False) -> QuerySet:
     """Return ``queries`` with ``share`` of them having one positive that is wrong: another query's.
 
-    The threshold samples of Pleiss et al. (NeurIPS 2020). None is a positive of the query, nor a duplicate of one.
+    The threshold samples of Pleiss et al. (NeurIPS 2020). None is a positive of the query, nor a duplicate of one; of
+    ``joined`` data sets it is one of the same set, as [mix] makes batches.
     Raises InputError where there are too few different positives to choose from.
     """
     count = round(share * len(queries))
     generator = np.random.default_rng((seed, 20))
     wrong: dict[int, int] = {}
+    sets = [dataset_of(name) if joined else "" for name in queries.ids]
+    of_set: dict[str, list[int]] = {}
+    for row, name in enumerate(sets):
+        of_set.setdefault(name, []).append(row)
     for row in generator.permutation(len(queries))[:count].tolist():
-        own = corpus.text_hash[queries.positives(row)]
-        for other in generator.integers(len(queries), size=TRIES).tolist():
+        own, others = corpus.text_hash[queries.positives(row)], of_set[sets[row]]
+        for other in (others[place] for place in generator.integers(len(others), size=TRIES)):
             positive = int(queries.positives(other)[0])
             if corpus.text_hash[positive] not in own:
                 wrong[row] = positive

@@ -6,7 +6,7 @@ Does not know when a checkpoint is due.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from retriever.artifacts import Artifact
 from retriever.encoder import DualEncoder
-from retriever.errors import CorruptError
+from retriever.errors import CorruptError, StoreError
 from retriever.learner import Learner
 from retriever.phases import LearnerName
 from retriever.store import Store
@@ -62,21 +62,19 @@ def publish_checkpoint(
 def publish_model(
     store: Store, model: DualEncoder, parents: dict[str, int], facts: Mapping[str, Any] | None = None
 ) -> Artifact:
-    """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one.
+    """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one, intact.
 
     ``facts`` say more of where it comes from.
     """
-    weights = model.weights_sha256()
-    newest = store.checkpoints.get()
-    if (
-        newest is not None
-        and newest.facts["weights_sha256"] == weights
-        and newest.facts["model"] == asdict(model.config)
-    ):
-        return newest
+    told = {"model": asdict(model.config), "reads": asdict(model.fingerprints("", ""))}
+    with suppress(StoreError):  # one that is damaged is published anew
+        newest = store.checkpoints.get()
+        if newest is not None and all(newest.facts.get(name) == value for name, value in told.items()):
+            newest.verify()
+            return newest
     with store.checkpoints.stage(parents) as draft:
         model.save(draft.path / "model")
-        draft.facts.update(step=0, weights_sha256=weights, model=asdict(model.config), refresh=False, final=False)
+        draft.facts.update(step=0, weights_sha256=model.weights_sha256(), refresh=False, final=False, **told)
         draft.facts.update(facts or {})
     return store.checkpoints.at(draft.number)
 

@@ -157,6 +157,21 @@ class QuerySet:
         rows = sorted(row for row, relevance in self.judgements[query_row].items() if relevance > 0)
         return np.array(rows, np.int32)
 
+    def known(self, query_row: int) -> IntArray:
+        """Return the rows int32 [p], ascending, judged relevant for the text of a query, under whatever id."""
+        alike = self._alike.get(duplicate_hash(self.texts[query_row]))
+        if alike is None:
+            return self.positives(query_row)
+        return np.unique(np.concatenate([self.positives(row) for row in alike]))
+
+    @cached_property
+    def _alike(self) -> dict[int, list[int]]:
+        """The rows of each text that several queries have, by its hash."""
+        rows: dict[int, list[int]] = {}
+        for row, text in enumerate(self.texts):
+            rows.setdefault(duplicate_hash(text), []).append(row)
+        return {text: alike for text, alike in rows.items() if len(alike) > 1}
+
     @cached_property
     def sha256(self) -> str:
         """Digest of the queries and their judgements; figures do not depend on metadata."""

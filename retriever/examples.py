@@ -41,7 +41,7 @@ class Examples:
         seed: int,
         judged_relevant: Callable[[int], IntArray] | None = None,
     ) -> None:
-        """``in_batch``: every passage of the batch is a candidate of every query, not its own alone.
+        """``in_batch``: every passage of the batch is a candidate of every query, not its own negatives alone.
 
         ``judged_relevant``: a query's row → rows int32 that are no positives to learn from, and no negatives either.
         """
@@ -62,7 +62,8 @@ class Examples:
         """Return the batch of ``query_rows`` int32 [b] with one positive each and the drawn ``negatives``.
 
         Of several positives a turn takes one at random. A known positive, a text-duplicate of one and the query's
-        own text never stand among a query's negatives, whichever query brought them.
+        own text never stand among a query's negatives, whichever query brought them. Without ``negatives``, before the
+        first set, the batch's passages are all that can be told apart, so they are candidates of every query.
         """
         positives = np.array([self.positive_of(int(row), turn) for row in query_rows], np.int32)
         drawn = negatives.rows[negatives.mask] if negatives is not None else np.empty(0, np.int32)
@@ -76,7 +77,8 @@ class Examples:
         hard = _drawn(len(query_rows), columns, own)
         every = np.arange(len(query_rows))
         hard[every, positive] = False  # a wrong positive that [audit] plants may be drawn as well
-        allowed = (hard | self._in_batch) & ~self._known(query_rows, passage_rows)
+        shared = self._in_batch or negatives is None
+        allowed = (hard | shared) & ~self._known(query_rows, passage_rows)
         allowed[every, positive] = True
         return Batch(query_rows, passage_rows, positive, allowed, hard & allowed)
 
@@ -93,7 +95,7 @@ class Examples:
         known = np.empty((len(query_rows), len(passage_rows)), np.bool_)
         for query, row in enumerate(query_rows):
             own_text = np.uint64(duplicate_hash(self.queries.texts[row]))
-            relevant = self.queries.positives(int(row))
+            relevant = self.queries.known(int(row))
             if self._judged_relevant is not None:
                 relevant = np.append(relevant, self._judged_relevant(int(row)))
             known[query] = np.isin(found, np.append(hashes[relevant], own_text))

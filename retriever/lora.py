@@ -88,7 +88,7 @@ def adapt(model: Any, config: LoraConfig, seed: int) -> None:
     try:
         from peft import inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise InputError("lora needs peft: pip install 'hone[lora]'") from error
+        raise InputError("lora needs peft: pip install -e '.[lora]' in the checkout") from error
     full = trained_in_full(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -33,6 +33,9 @@ NO_MATTER = {
     "dtype",
     "gradient_checkpointing",
     "initializer_range",
+    "sbert_ce_default_activation_function",
+    "sentence_transformers",
+    "seq_classif_dropout",
     "transformers_version",
     "use_cache",
 }

@@ -4,7 +4,7 @@ Does not know what the weights belong to.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,20 @@ def learning_rate(step: int, peak: float, warmup_steps: int, max_steps: int) -> 
     return peak * (max_steps - step) / max(1, max_steps - warmup_steps)
 
 
-def adamw(modules: Iterable[nn.Module], weight_decay: float) -> torch.optim.AdamW:
-    """Return the optimiser of all weights that ask for gradients; vectors and numbers do not decay."""
-    weights = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-    groups = [
+def adamw(
+    modules: Iterable[nn.Module], weight_decay: float, scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
+    """Return the optimiser of all weights that ask for gradients; vectors and numbers do not decay.
+
+    ``scales``: weights whose rate is so many times that of the others, each in a group of its own.
+    """
+    scales = scales or {}
+    found = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+    weights = [weight for weight in found if weight not in scales]
+    groups: list[dict[str, Any]] = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": weight_decay},
         {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+        *({"params": [weight], "weight_decay": 0.0, "scale": scale} for weight, scale in scales.items()),
     ]
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
@@ -55,19 +63,25 @@ class Optimiser:
     """Moves the weights of one model."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, beside: Iterable[nn.Module], decay: float, schedule: Schedule
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        beside: Iterable[nn.Module],
+        decay: float,
+        schedule: Schedule,
+        scales: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
-        """``beside``: modules whose weights are moved with those of ``model``, unclipped."""
+        """``beside``: modules whose weights are moved with those of ``model``, unclipped; ``scales`` as ``adamw``'s."""
         self._accelerator = accelerator
         self.schedule = schedule
-        self._adamw = adamw([model, *beside], decay)
+        self._adamw = adamw([model, *beside], decay, scales)
         self.model: Any
         self.model, self._wrapped = accelerator.prepare(model, self._adamw)
 
     def begin(self, step: int) -> None:
         """Set the rate of step ``step``; its gradients are to be added to the weights then."""
         for group in self._adamw.param_groups:
-            group["lr"] = self.schedule.rate(step)
+            group["lr"] = self.schedule.rate(step) * group.get("scale", 1.0)
 
     def end(self, step: int, loss: float) -> None:
         """Move the weights. Raises InputError if ``loss`` is no number."""
@@ -105,11 +119,11 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> list[dict[st
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, path: Path, groups: list[dict[str, Any]]) -> None:
-    """Take up what ``save_optimizer`` wrote and returned; weight decay stays what ``optimizer`` was made with."""
+    """Take up what ``save_optimizer`` wrote and returned; what ``optimizer`` was made with stays as it is now."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path).items():
         parameter, name = key.split(".", 1)
         state.setdefault(int(parameter), {})[name] = value
-    decays = [group["weight_decay"] for group in optimizer.param_groups]
-    now = [{**group, "weight_decay": decay} for group, decay in zip(groups, decays, strict=True)]
+    made = [{key: group[key] for key in ("weight_decay", "scale") if key in group} for group in optimizer.param_groups]
+    now = [{**group, **settings} for group, settings in zip(groups, made, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": now})

@@ -30,8 +30,9 @@ class AuditConfig:
 
     ``planted`` is the share of queries that learn a wrong positive, whose margins give the threshold of AUM at their
     ``percentile``: it changes training. A pair is bad where its mean loss lies more than ``beta`` standard deviations
-    from that of all. After ``warmup_epochs``, ``exclude`` "drop" leaves bad pairs out of batches, "thin" lets them take
-    part with probability exp(−z²/2); never more than half of a batch is left out.
+    from that of all; what is left out goes by losses standardised in each batch. After ``warmup_epochs``, ``exclude``
+    "drop" leaves bad pairs out of batches, "thin" lets them take part with probability exp(−z²/2); never more than half
+    of a batch is left out.
     """
 
     planted: float = 0.0
@@ -47,6 +48,8 @@ class AuditConfig:
             "percentile must lie in (0, 100]": 0 < self.percentile <= 100,
             "beta must be above 0": self.beta > 0,
             "warmup_epochs must be at least 1: before, nothing is known of a pair": self.warmup_epochs >= 1,
+            "planted measures wrong pairs, and exclude would leave them out: choose one of the two": self.planted == 0
+            or self.exclude == "off",
         }
         require(rules, "[audit] ")
 
@@ -89,7 +92,7 @@ class PairMemory:
         self._passages, self._config, self._seed, self._positive_of = passages, config, seed, positive_of
         self._seen = np.zeros(len(self._keys), np.int32)
         self._margin, self._loss = np.zeros(len(self._keys)), np.zeros(len(self._keys))
-        self._distance = np.zeros(len(self._keys))
+        self._beside, self._distance = np.zeros(len(self._keys)), np.zeros(len(self._keys))
         self._epoch = -1
 
     def observe(self, batch: Batch, scores: FloatArray, temperature: float) -> None:
@@ -108,7 +111,9 @@ class PairMemory:
         loss = np.log(np.exp(exponents).sum(axis=1)) + (top - positive) / temperature
         places = self._places(batch.query_rows, batch.passage_rows[batch.positive])[found]
         np.add.at(self._seen, places, 1)
-        for total, value in ((self._margin, positive - highest), (self._loss, loss)):
+        beside = np.zeros(len(loss))
+        beside[found] = standardised(loss[found])
+        for total, value in ((self._margin, positive - highest), (self._loss, loss), (self._beside, beside)):
             np.add.at(total, places, value[found])
 
     def _places(self, query_rows: IntArray, passage_rows: IntArray) -> NDArray[np.intp]:
@@ -121,10 +126,13 @@ class PairMemory:
     def kept(self, query_rows: IntArray, epoch: int, turn: int) -> IntArray:
         """Return those of a batch's ``query_rows`` int32 [b] whose pair takes part in this ``turn``, in their order.
 
-        Which pairs are bad is decided at the start of an epoch, from all that was seen before.
+        Which pairs are bad is decided at the start of an epoch, from all that was seen before: by how many deviations
+        of its batch a pair's loss lay from the mean there. Losses of all batches together, as in the paper, would leave
+        out whatever was seen first, while the loss still fell, and a data set that is harder than others of the run.
         """
         if epoch != self._epoch:
-            self._epoch, self._distance = epoch, np.nan_to_num(standardised(self.table().losses))
+            beside = self._beside / np.where(self._seen > 0, self._seen, np.nan)
+            self._epoch, self._distance = epoch, np.nan_to_num(standardised(beside))
         config = self._config
         if config.exclude == "off" or epoch < config.warmup_epochs:
             return query_rows
@@ -157,6 +165,7 @@ class PairMemory:
             "seen": self._seen,
             "margin": self._margin,
             "loss": self._loss,
+            "beside": self._beside,
             "distance": self._distance,
             "epoch": np.array([self._epoch]),
         }
@@ -166,8 +175,9 @@ class PairMemory:
         if not (folder / FILE).exists():
             return False
         saved = load_file(folder / FILE)
-        if not np.array_equal(saved["keys"], self._keys):
+        if not np.array_equal(saved["keys"], self._keys) or "beside" not in saved:
             return False
+        self._beside = saved["beside"]
         self._seen, self._margin, self._loss = saved["seen"], saved["margin"], saved["loss"]
         self._distance = saved["distance"]
         self._epoch = int(saved["epoch"][0])

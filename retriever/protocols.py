@@ -76,8 +76,11 @@ class TokenEncoder(Encoder, Protocol):
     """An encoder whose two steps may be taken apart, so that texts of many callers can be computed together.
 
     ``alike``: both sides have the same weights and prompt, so that they differ at most in how much of a text they read.
-    Neither step is for several threads at once.
+    Neither step is for several threads at once. ``cut_texts``: how many texts of each side were longer than is read
+    of them, since somebody last told of it.
     """
+
+    cut_texts: dict[Side, int]
 
     @property
     def pooling(self) -> str:

@@ -82,7 +82,8 @@ class RetrieverLearner:
         objective = Objective(parts.loss, parts.teacher.config, model.dimensions)
         objective.to(place.accelerator.device)
         self.schedule = Schedule("train", train.learning_rate, train.warmup_steps, steps, train.max_grad_norm)
-        self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule)
+        scales = {} if objective.learned is None else {objective.learned.log: parts.loss.temperature_rate}
+        self._optimiser = Optimiser(place.accelerator, model, [objective], train.weight_decay, self.schedule, scales)
         self.batch_step = BatchStep(
             model,
             self._optimiser.model,

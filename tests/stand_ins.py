@@ -26,6 +26,7 @@ class HashEncoder:
         self.dimensions = dimensions
         self.seed = seed
         self.encoded_passages = 0
+        self.cut_texts: dict[Side, int] = {"query": 0, "passage": 0}
         self.computed_by = "hashing"
         self.alike = True
         self.pooling = "mean"

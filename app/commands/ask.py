@@ -11,7 +11,7 @@ import typer
 
 from app.evaluating import Evaluated, Reranking, evaluate_split, indexed_model, scored_run
 from app.live import duration, progress_view
-from app.opening import ENCODER_ALONE, reranking_openers
+from app.opening import ENCODER_ALONE, reranking_openers, warn_of_cuts
 from app.options import (
     GenerationOption,
     JsonOption,
@@ -66,6 +66,7 @@ def search(
     if top_k > len(snapshot.corpus):
         raise InputError(f"--top-k {top_k}: the corpus has {len(snapshot.corpus)} passages")
     vectors = snapshot.encoder.encode_queries([query])
+    warn_of_cuts(snapshot.encoder, warn)
     depth = min(max(top_k, rerank_depth), len(snapshot.corpus)) if rerank else top_k
     rows, scores = exact_search(vectors, snapshot.vectors, depth) if exact else snapshot.searcher.search(vectors, depth)
     if snapshot.models.ranker is not None:

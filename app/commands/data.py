@@ -30,7 +30,7 @@ SourceArgument = Annotated[
 OutArgument = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
 
 
-@app.command()
+@app.command(short_help="Docstrings and functions of this environment's packages.")
 def python(
     out: OutArgument,
     passages: Annotated[int, typer.Option(help="Passages in all.")] = 3000,
@@ -62,7 +62,7 @@ def python(
     print(f"Next: hone init {out}")
 
 
-@app.command()
+@app.command(short_help="Pairs or triplets: Parquet, JSON lines, CSV, hub.")
 def pairs(
     source: SourceArgument,
     out: OutArgument,
@@ -93,7 +93,7 @@ def pairs(
     _show(out, import_pairs(source, out, columns, splits, subset, documents), json_output)
 
 
-@app.command()
+@app.command(short_help="Documents without queries: the same formats.")
 def documents(
     source: SourceArgument,
     out: OutArgument,
@@ -113,7 +113,7 @@ def documents(
     _show(out, summary, json_output, next_step=f"hone index {out} --model minilm")
 
 
-@app.command()
+@app.command(short_help="TREC files.")
 def trec(
     corpus: Annotated[Path, typer.Argument(help="Lines of id, tab, text.", show_default=False)],
     queries: Annotated[Path, typer.Argument(help="Lines of id, tab, text.", show_default=False)],
@@ -129,7 +129,7 @@ def trec(
     _show(out, import_trec(corpus, queries, named, out), json_output)
 
 
-@app.command()
+@app.command(short_help="Long documents into passages.")
 def split(
     data: Annotated[Path, typer.Argument(help="A data set in BEIR layout.", show_default=False)],
     out: OutArgument,
@@ -145,7 +145,7 @@ def split(
     print(f"{out}: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in asdict(summary).items()))
 
 
-@app.command()
+@app.command(short_help="Several data sets into one.")
 def join(
     out: OutArgument,
     folders: Annotated[list[str], typer.Argument(help="Data sets in BEIR layout: FOLDER or NAME=FOLDER.")],

@@ -28,11 +28,13 @@ app = typer.Typer(help="Write the best model, mined negatives or people's judgem
 OutArgument = Annotated[Path, typer.Argument(help="Where to write.", show_default=False)]
 
 
-@app.command()
+@app.command(short_help="The best model, for sentence-transformers.")
 def model(
     out: OutArgument,
     store: StoreOption = None,
-    generation: Annotated[str | None, typer.Option("--generation", help="Number or name. Default: BEST.")] = None,
+    generation: Annotated[
+        str | None, typer.Option("--generation", help="Number or name. Default: BEST, else SERVED, else CURRENT.")
+    ] = None,
     whiten: Annotated[
         bool, typer.Option("--whiten", help="Put a whitening behind it, fitted on the generation's vectors.")
     ] = False,
@@ -72,7 +74,7 @@ def _generation(store: Store, name: str | None) -> Artifact:
     raise InputError(f"{store.root}: no generation is named {name or SERVED}; there are {names}")
 
 
-@app.command()
+@app.command(short_help="Mined negatives, for other trainers.")
 def negatives(
     config: ConfigArgument,
     out: OutArgument,
@@ -104,7 +106,7 @@ def negatives(
     )
 
 
-@app.command()
+@app.command(short_help="People's judgements, as verdicts or qrels.")
 def judgements(
     data: Annotated[Path, typer.Argument(help="The data set, a folder in BEIR layout.", show_default=False)],
     out: OutArgument,

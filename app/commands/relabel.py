@@ -28,7 +28,7 @@ def relabel(
         Path | None, typer.Option("--write-data", help="Write the corrected data set into this new folder as well.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how many pairs would be judged; nobody is asked.")
+        bool, typer.Option("--dry-run", help="Only say how many pairs the first judge would get; nobody is asked.")
     ] = False,
     skip_missing: SkipMissing = False,
     json_output: JsonOption = False,

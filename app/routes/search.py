@@ -23,7 +23,7 @@ router = APIRouter(tags=["search"])
 @router.post("/v1/search", response_model=SearchReply, responses=errors(*BODY, 409, *MODEL))
 async def search_passages(body: SearchRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
     """Find the best passages for each query in the served generation."""
-    vectors = None if body.mode == "lexical" else await _query_vectors(body, snapshot, service)
+    vectors, cut = (None, 0) if body.mode == "lexical" else await _query_vectors(body, snapshot, service)
     query = Query(body.queries, vectors)
     rows, scores = await run_in_threadpool(_found, body, snapshot, query)
     if vectors is not None and not body.exact:
@@ -31,12 +31,15 @@ async def search_passages(body: SearchRequest, snapshot: SnapshotOf, service: Se
     if body.rerank:
         rows, scores = await _reranked(body, snapshot, service, rows)
     results = await run_in_threadpool(_hits, snapshot, rows, scores, body.with_text)
-    return reply({"generation": snapshot.generation.number, "space": snapshot.space, "results": results})
+    stamp = {"generation": snapshot.generation.number, "space": snapshot.space}
+    return reply({**stamp, "cut_queries": cut, "results": results})
 
 
-async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> FloatArray:
+async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> tuple[FloatArray, int]:
+    """Return the vectors of the queries, and how many of these were cut."""
     if body.queries is not None:
-        return (await service.encode(snapshot, "query", body.queries)).values
+        encoded = await service.encode(snapshot, "query", body.queries)
+        return encoded.values, encoded.cut
     if body.space != snapshot.space:
         raise Refusal(
             409,
@@ -52,7 +55,7 @@ async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Servi
         vectors = np.array(body.vectors, np.float32)
     if not np.isfinite(vectors).all():
         raise Refusal(422, "vectors: a number is too large for float32")
-    return vectors
+    return vectors, 0
 
 
 def _found(body: SearchRequest, snapshot: Snapshot, query: Query) -> Ranked:

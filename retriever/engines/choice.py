@@ -82,7 +82,10 @@ def _engine(precision: str, device: torch.device, model_type: str, fast_bf16: bo
     if model_type not in FAMILIES:
         return "torch", f"the engine of models of type {model_type}"
     if importlib.util.find_spec("openvino") is None:
-        return "torch", "openvino, whose bf16 is 1.1 × as fast, is not installed (pip install 'hone[openvino]')"
+        return (
+            "torch",
+            "openvino, whose bf16 is 1.1 × as fast, is not installed (pip install -e '.[openvino]' in the checkout)",
+        )
     return "openvino", "its bf16 is 1.1 × as fast as torch's"
 
 

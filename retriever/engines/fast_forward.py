@@ -152,8 +152,9 @@ def fast_forward(
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts)
     packed = packed and _packs(next(transformer.parameters()).device, dtype)
     layers = [_layer(part, names, kind, dtype, packed) for part, kind in zip(parts, kinds, strict=True)]
-    if config.model_type == "mpnet":
-        attention = None  # what is added to its scores no kernel of packed texts takes
+    size = config.hidden_size // config.num_attention_heads
+    if config.model_type == "mpnet" or size % 8 or size > 256:
+        attention = None  # what is added to its scores, and heads of such a size, no kernel of packed texts takes
     run = _modern if config.model_type == "modernbert" else _classic
     return partial(run, _Prepared(transformer, layers, dtype, first_only, packed, attention))
 

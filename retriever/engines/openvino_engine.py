@@ -126,5 +126,5 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{name} is not installed: pip install 'hone[openvino]', or choose [index] engine = \"torch\""
+            f"{name} is not installed: pip install -e '.[openvino]' in the checkout, or [index] engine = \"torch\""
         ) from error

@@ -23,6 +23,7 @@ LossName = Literal["infonce", "decoupled", "gce", "mw", "lambdarank", "ccl", "mu
 class LossConfig:
     """[loss]: what is minimised; None is off. docs/systems.md has a line for each key.
 
+    ``temperature_rate``: a learned log τ moves at so many times [train] learning_rate.
     ``in_batch``: other queries' positives and negatives count as negatives, too. ``symmetric``: passages look for their
     query as well. ``margin`` is taken from s⁺. ``debias`` is the share of unlabelled passages that are relevant.
     ``hardness`` β weighs negatives by exp(β·s). ``guide`` names a frozen model ("start": the one that training starts
@@ -35,6 +36,7 @@ class LossConfig:
     temperature_schedule: Schedule = "constant"
     temperature_max: float = 0.2
     temperature_period: int = 200
+    temperature_rate: float = 100.0
     in_batch: bool = True
     symmetric: bool = False
     margin: float = 0.0
@@ -61,7 +63,7 @@ class LossConfig:
 
 
 _ALL = {"name", "in_batch"}
-_TAU = {"temperature", "temperature_schedule", "temperature_max", "temperature_period"}
+_TAU = {"temperature", "temperature_schedule", "temperature_max", "temperature_period", "temperature_rate"}
 _WEIGHTS = {"hardness", "guide", "guide_max", "guide_decay"}
 _SOFTMAX = _ALL | _TAU | _WEIGHTS | {"symmetric", "margin", "debias"}
 READS: dict[str, set[str]] = {
@@ -86,6 +88,9 @@ def _rules(config: LossConfig) -> dict[str, bool]:
         "margin must be a number from 0 on": config.margin >= 0,
         "temperature_max must be above temperature": not cosine or config.temperature_max > config.temperature,
         "temperature_period must be at least 2": config.temperature_period >= 2,
+        "temperature_rate must be above 0": config.temperature_rate > 0,
+        'temperature_rate belongs to temperature_schedule = "learned"': config.temperature_schedule == "learned"
+        or config.temperature_rate == 100.0,
         'temperature_max and temperature_period belong to temperature_schedule = "cosine"': cosine
         or (config.temperature_max, config.temperature_period) == (0.2, 200),
         "debias must lie in (0, 1)": config.debias is None or 0 < config.debias < 1,

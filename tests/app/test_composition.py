@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -159,6 +161,19 @@ def test_a_frozen_guide_of_an_int8_index_needs_no_calibration(tiny: Path, tmp_pa
     )
     run = opened(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes), tmp_path / "store")
     assert make_trainer(run, InlineRefresher(run, silent), silent, Event()) is not None
+
+
+@pytest.mark.parametrize("loss", ['name = "ccl"', "debias = 0.1"])
+def test_a_loss_that_needs_vectors_of_length_1_asks_the_model_for_them(tiny: Path, tmp_path: Path, loss: str) -> None:
+    bare = shutil.copytree(tiny / "model", tmp_path / "bare")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    (bare / "modules.json").write_text(json.dumps(modules))
+    run = opened(
+        write_run(tmp_path / "run.toml", tiny / "data", bare, ("[negatives]", f"[loss]\n{loss}\n[negatives]")),
+        tmp_path / "store",
+    )
+    with pytest.raises(InputError, match=r"needs vectors of length 1.*write \[model\] normalize = true"):
+        make_trainer(run, InlineRefresher(run, silent), silent, Event())
 
 
 def test_the_clusters_of_ngame_need_no_set(tiny: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from indexer.promotion import promote
 from retriever.artifacts import SERVED, Artifact
 from retriever.durable import exclusive
 from retriever.errors import BusyError, InputError
+from retriever.ingest import ingest_corpus
 from retriever.store import KINDS, Store
 from tests.app.command_line import contents, silent
 from tests.app.served import damage, wait_for
@@ -215,6 +217,20 @@ def test_rebuilding_keeps_the_choices_of_what_is_served(indexed: Path) -> None:
     changed = rebuild(store, {"target_recall": 0.9}, silent).facts["index_config"]
     assert changed == {**first.facts["index_config"], "target_recall": 0.9}
     assert rebuild(store, {"factory": "Flat"}, silent).facts["index_config"]["search"] == {}, "nprobe was the lists'"
+
+
+def test_a_rebuild_tells_of_passages_that_are_cut(tiny: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny / "data", tmp_path / "data")
+    index(tiny, tmp_path / "store", data)
+    grown(data, "baka " * 100)
+    said: list[str] = []
+
+    def report(event: str, **fields: Any) -> None:
+        said.extend([fields["message"]] if event == "warning" else [])
+
+    ingest_corpus(Store(tmp_path / "store"), data)
+    rebuild(Store(tmp_path / "store"), {}, report)
+    assert said == ["1 passage is longer than passage_max_length = 64 tokens; the rest is not read"]
 
 
 def test_a_rebuild_mends_a_store_whose_only_generation_is_damaged(indexed: Path) -> None:

@@ -152,6 +152,50 @@ def test_how_a_process_ended_is_said_by_the_worker_that_started_it(
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
+@pytest.mark.parametrize("how", [signal.SIGCONT, signal.SIGKILL])
+def test_a_process_that_lost_its_job_to_another_host_says_nothing_more_of_it(
+    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    """It stood still for longer than its lease; woken up it is told to stop, and ends without a result."""
+    here, there = server("slow"), server("slow")
+    there.host = "elsewhere"
+    job, _ = here.start("rebuild")
+    running(jobs, job.id)
+    (child,) = children(here)
+    child.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        later = time.time() + job_processes.LEASE_SECONDS + 1
+        patched.setattr(time, "time", lambda: later)
+        there.tend()
+    wait_for(lambda: jobs.get(job.id).state == "running" and jobs.get(job.id).token == 3)
+    child.send_signal(how)
+    wait_for(lambda: child.poll() is not None)
+    here.reap()
+    assert (jobs.get(job.id).state, jobs.get(job.id).host) == ("running", "elsewhere")
+    assert children(here) == [] and jobs.request_cancel(job.id)
+    assert ended(there, job.id).state == "cancelled", "it is theirs"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="the system has no real-time signals")
+def test_a_signal_without_a_name_is_an_end_like_others(jobs: Jobs, log: io.StringIO) -> None:
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)"
+    processes = JobProcesses(jobs, [sys.executable, "-c", script], json_log(log))
+    job, _ = processes.start("rebuild")
+    assert f"signal {signal.SIGRTMIN + 1} before the job did" in (ended(processes, job.id).error or "")
+
+
+def test_a_job_whose_row_was_removed_is_forgotten(
+    server: Callable[[str], JobProcesses], jobs: Jobs, tmp_path: Path
+) -> None:
+    processes = server("silent")
+    processes.start("rebuild")
+    with closing(sqlite3.connect(tmp_path / "hone.db")) as table, table:
+        table.execute("DELETE FROM jobs")
+    children(processes)[0].wait()
+    processes.tend()
+    assert children(processes) == []
+
+
 def test_a_process_that_nobody_reaps_is_given_up_in_time(
     server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

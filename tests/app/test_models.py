@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.admission import Admission, AdmissionConfig, TooManyTokensError
-from app.models import Models, NoRankerError
+from app.admission import Admission, AdmissionConfig, NotComputedError, TooManyTokensError
+from app.models import SLICE_CHARACTERS, SLICE_TEXTS, Models, NoRankerError, slices
 from app.telemetry import json_log
 from retriever.encoder import ModelConfig, create_encoder
 from retriever.inference import ModelEncoder
@@ -162,6 +164,22 @@ def test_a_query_counts_once_for_each_of_its_passages() -> None:
     with pytest.raises(TooManyTokensError, match=r"with 80 passages is read as 20000000, the limit is 16777216; short"):
         scored(models, "alpha" * 50_000, ["beta"] * 80)
     assert len(ranker.threads) == 2
+
+
+@given(lengths=st.lists(st.integers(0, 100_000), max_size=200))
+def test_slices_hold_all_texts_in_order_and_little_text_each(lengths: list[int]) -> None:
+    parts = [range(len(lengths))[part] for part in slices(lengths)]
+    assert [place for part in parts for place in part] == [*range(len(lengths))]
+    for part in parts:
+        assert 1 <= len(part) <= SLICE_TEXTS
+        assert len(part) == 1 or sum(lengths[place] for place in part) <= SLICE_CHARACTERS
+
+
+def test_waiting_for_a_turn_has_a_deadline() -> None:
+    models = Models(HashEncoder())
+    door = Admission(AdmissionConfig(batch_tokens=256, deadline_seconds=0.05), json_log(io.StringIO()))
+    with models._towers.turn, pytest.raises(NotComputedError, match=r"not tokenised within 0.1 s; try again later"):
+        asyncio.run(models.encode(door, "passage", ["a"]))
 
 
 def test_nobody_waits_on_the_loop_for_another_s_texts() -> None:

@@ -1,10 +1,12 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
+from app import hidden_paths
 from app.replies import ERROR_TYPES, ErrorBody, errors, reply
 from retriever.errors import CorruptError
 from tests.app.served import Server
@@ -45,6 +47,30 @@ def test_problems_are_listed_in_bounds_and_never_echo_the_input(server: Server) 
     assert len(body["detail"]) == 10 and "49 more" in body["error"]
     assert body["detail"][3]["field"] == "body.inputs.3"
     assert "1234567" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/search", {"vectors": [[0.0] * 32], "space": "/etc/a " * 36}, 409),
+        ("/v1/search", {"vectors": [[0.0] * 32], "space": "/etc/a " * 50_000}, 413),
+        ("/v1/mine", {"queries": ["a"], "sources": ["/etc/a " * 50_000]}, 422),
+    ],
+)
+def test_what_a_client_sent_is_repeated_and_looked_up_in_bounds(
+    server: Server, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], status: int
+) -> None:
+    """Each path in a message costs a look at the disk, on the loop that all requests share."""
+    looked: list[Path] = []
+
+    def exists(one: Path) -> bool:
+        looked.append(one)
+        return True
+
+    monkeypatch.setattr(hidden_paths, "_exists", exists)
+    response = server.client.post(path, json=body)
+    assert response.status_code == status and len(response.content) < 10_000
+    assert len(looked) < 500
 
 
 def test_an_artifact_that_went_away_is_worth_another_try(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,21 +14,17 @@ from typing import Any
 import pytest
 
 from app import training
-from app.config import read_config
 from app.indexing import index_data
 from app.refreshing import InlineRefresher
 from app.training import (
     ElsewhereRefresher,
     Where,
-    drawn_without_quotas,
     first_rank_first,
-    never_clustered,
     prepare_store,
     put_back_on_error,
     run_training,
     stopping_at_signals,
 )
-from miner.batch_plans import BatchPlanConfig
 from retriever.artifacts import BEST
 from retriever.durable import append_line, exclusive, read_lines
 from retriever.errors import BusyError, CorruptError, InputError
@@ -49,30 +45,6 @@ def events(store: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in read_lines(store / "events.jsonl") if event["event"] == name]
 
 
-@pytest.mark.parametrize(
-    ("drawn", "of_ranker", "said"),
-    [
-        ("num_negatives = 2", 1, "[ranker] draws its num_negatives = 1 by the sampler alone"),
-        ("num_negatives = 1", 2, "[train] draws its num_negatives = 1 by the sampler alone"),
-        ("num_negatives = 1\ndrawn_negatives = 3", 2, "[train] draws its drawn_negatives = 3 by the sampler alone"),
-        ("num_negatives = 2", 2, None),
-        ("num_negatives = 0", 2, None),
-    ],
-)
-def test_who_draws_without_the_quotas_is_named(
-    tiny: Path, tmp_path: Path, drawn: str, of_ranker: int, said: str | None
-) -> None:
-    table = (
-        f'[ranker]\nname = "none"\nnum_negatives = {of_ranker}\nwarmup_steps = 0\n[phases]\nranker = 2\nretriever = 1\n'
-    )
-    quotas = 'sources = ["ann", "bm25"]\nquotas = { ann = 1, bm25 = 1 }\n'
-    changes = (("batch_size = 4\n", f"batch_size = 4\n{drawn}\n"), ("[negatives]\n", f"{table}[negatives]\n{quotas}"))
-    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
-    told = drawn_without_quotas(config)
-    assert told == (None if said is None else f"[negatives] quotas add up to 2 negatives: {said}")
-    assert drawn_without_quotas(replace(config, negatives=replace(config.negatives, quotas=None))) is None
-
-
 def test_a_run_says_at_its_start_who_draws_without_the_quotas(tiny: Path, tmp_path: Path) -> None:
     ranker = write_tiny_ranker(tmp_path / "ranker")
     table = f'[ranker]\nname = "{ranker}"\nbatch_size = 4\nnum_negatives = 2\nwarmup_steps = 0\n'
@@ -82,24 +54,6 @@ def test_a_run_says_at_its_start_who_draws_without_the_quotas(tiny: Path, tmp_pa
     run_training(opened(path, tmp_path / "store"), path, "inline")
     said = events(tmp_path / "store", "warning")[0]["message"]
     assert said == "[negatives] quotas add up to 2 negatives: [train] draws its num_negatives = 1 by the sampler alone"
-
-
-@pytest.mark.parametrize(
-    ("steps", "accumulation", "double_every", "random"),
-    [(5, 1, 1, 5), (6, 1, 1, None), (10, 1, 2, 10), (11, 1, 2, None), (2, 2, 1, 5), (3, 2, 1, None)],
-)
-def test_a_run_that_ends_before_ngame_has_clusters_is_told(
-    tiny: Path, tmp_path: Path, steps: int, accumulation: int, double_every: int, random: int | None
-) -> None:
-    """Of 20 queries in batches of 4 an epoch has 5; up to there it is a run with random batches, to the last digit."""
-    changes = (
-        ("max_steps = 6", f"max_steps = {steps}\naccumulation = {accumulation}"),
-        ("[negatives]\n", f'[batches]\nname = "ngame"\ndouble_every = {double_every}\n[negatives]\n'),
-    )
-    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
-    told = never_clustered(config, 20)
-    assert told is None if random is None else told is not None and f"its first {random} batches are random" in told
-    assert never_clustered(replace(config, batches=BatchPlanConfig()), 20) is None
 
 
 def test_a_run_says_at_its_start_that_ngame_comes_too_late(tiny: Path, tmp_path: Path) -> None:

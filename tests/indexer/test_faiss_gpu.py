@@ -215,7 +215,7 @@ def test_a_build_is_checked_and_measured_on_dev_on_the_gpu(
 def real_gpu() -> None:
     """Skip where there is none."""
     if not hasattr(faiss, "StandardGpuResources"):
-        pytest.skip("needs the wheel faiss-gpu: pip install 'hone[gpu]'")
+        pytest.skip("needs the wheel faiss-gpu: pip install -e '.[gpu]'")
     if not has_gpu(faiss):
         pytest.skip("needs a GPU that FAISS can use")
 

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from miner.audit import Finding, LabelAudit, audit_datasets, audit_labels, first
 from retriever.data import Corpus, QuerySet
 from retriever.errors import InputError
 from retriever.ingest import ingest_corpus, load_query_set
+from retriever.joining import SEPARATOR
 from retriever.pair_memory import PairTable
 from retriever.store import Store
 from tests.stand_ins import tiny_store, write_json_lines, write_tiny_data
@@ -63,6 +65,18 @@ def test_a_duplicate_of_a_positive_is_no_wrong_one(tmp_path: Path) -> None:
         for row, judged in enumerate(plant(mixed, corpus, 0.4, seed).judgements):
             allowed = [mixed.judgements[row], *([{2: 1}] if row < 2 else [{0: 1}, {1: 1}])]
             assert judged in allowed
+
+
+def test_of_joined_data_sets_the_wrong_positive_is_of_the_same_one(data: tuple[Corpus, QuerySet]) -> None:
+    corpus, queries = data
+    half = len(queries) // 2
+    ids = [f"{'one' if row < half else 'two'}{SEPARATOR}{name}" for row, name in enumerate(queries.ids)]
+    planted = plant(replace(queries, ids=ids), corpus, 0.5, seed=1, joined=True)
+    halves = (range(half), range(half, len(queries)))
+    of_set = [{int(row) for query in part for row in queries.positives(query)} for part in halves]
+    for row in range(len(queries)):
+        if planted.judgements[row] != queries.judgements[row]:
+            assert {*planted.judgements[row]} <= of_set[row >= half]
 
 
 def test_the_threshold_is_a_percentile_of_the_planted_and_they_are_not_suspected() -> None:

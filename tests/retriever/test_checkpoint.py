@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,31 @@ def test_a_checkpoint_of_another_number_of_towers_is_refused(store: Store, tmp_p
     checkpoint = publish(store, trained(tmp_path, tied))
     with pytest.raises(InputError, match=rf"tied = {str(tied).lower()}; put that back, or start afresh with --new"):
         restore(checkpoint, learner(tmp_path, tied=not tied))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_model_that_reads_otherwise_is_another_though_its_weights_are_the_same(
+    store: Store, tiny: Path, tmp_path: Path, file: str
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "mended")
+    first = publish_model(store, create_encoder(ModelConfig(str(folder))), {})
+    assert publish_model(store, create_encoder(ModelConfig(str(folder))), {}).number == first.number
+    text = (folder / file).read_text()
+    old, new = ('"type": "Lowercase"', '"type": "NFC"') if file == "tokenizer.json" else ('"gelu"', '"relu"')
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    assert publish_model(store, create_encoder(ModelConfig(str(folder))), {}).number == first.number + 1
+
+
+def test_a_damaged_checkpoint_is_published_anew(store: Store, tiny: Path) -> None:
+    model = create_encoder(ModelConfig(str(tiny)))
+    first = publish_model(store, model, {})
+    weights = bytearray((first.path / "model/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (first.path / "model/model.safetensors").write_bytes(weights)
+    again = publish_model(store, model, {})
+    assert again.number == first.number + 1
+    again.verify()
 
 
 def test_an_untrained_model_is_published_once(store: Store, tiny: Path) -> None:

@@ -172,3 +172,20 @@ def test_what_a_judge_called_relevant_is_no_negative_of_the_batch(corpus: Corpus
     ).batch(np.arange(4, dtype=np.int32), 0, drawn([[9], [9], [9], [8]]))
     assert not candidates(made, 2) & {1, 7, 9}, "nor the duplicate of one, whichever query brought it"
     assert 9 in candidates(made, 0) and 1 in candidates(made, 3)
+
+
+def test_before_the_first_set_the_batch_is_all_there_is_to_learn_from(corpus: Corpus) -> None:
+    made = examples(corpus, [{2: 1}, {3: 1}, {4: 1}, {8: 1}], in_batch=False)
+    rows = np.array([0, 1], np.int32)
+    assert candidates(made.batch(rows, 0, None), 0) == {3}
+    assert candidates(made.batch(rows, 0, drawn([[9], [6]])), 0) == {9}, "from then on its own alone"
+
+
+def test_what_is_relevant_for_the_same_question_under_another_id_is_no_negative(corpus: Corpus) -> None:
+    queries = QuerySet("train", ["a", "b", "c"], ["an owl", "An  OWL", "a hen"], [{9: 1}, {2: 1, 3: 0}, {1: 1}])
+    made = Examples(corpus, queries, in_batch=True, seed=0)
+    found = made.batch(np.array([0, 1, 2], np.int32), 0, drawn([[2], [4], [3]]))
+    assert candidates(found, 0) == {1, 3, 4} and candidates(found, 1) == {1, 3, 4}
+    assert candidates(found, 2) == {2, 3, 4, 9}
+    assert [queries.known(row).tolist() for row in range(3)] == [[2, 9], [2, 9], [1]]
+    assert queries.positives(0).tolist() == [9], "what is learned from stays its own"

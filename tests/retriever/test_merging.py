@@ -18,7 +18,8 @@ from retriever.encoder import ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.inference import ModelEncoder
 from retriever.merging import Parent, merge, merged_facts, read_parent
-from retriever.ranker import RankerConfig, load_ranker
+from retriever.ranker import RankerConfig, load_ranker, start_ranker
+from retriever.ranker_files import save_ranker
 from tests.tiny_model import write_tiny_model
 from tests.tiny_ranker import write_tiny_ranker
 
@@ -33,6 +34,19 @@ def saved(folder: Path, seed: int, **settings: Any) -> Path:
 
 def parents(folder: Path, *places: Path) -> list[Parent]:
     return [read_parent(place.name, str(place), folder / f"scratch{n}") for n, place in enumerate(places)]
+
+
+def test_a_ranker_merges_with_what_was_trained_from_it(tmp_path: Path) -> None:
+    """What is written beside the weights differs: hone did not save the first."""
+    old, new = write_tiny_ranker(tmp_path / "old"), tmp_path / "new"
+    config = json.loads((old / "config.json").read_text())
+    config["sentence_transformers"] = {"version": "4.0.0"}
+    (old / "config.json").write_text(json.dumps(config))
+    new.mkdir()
+    save_ranker(start_ranker(RankerConfig(str(old)), 0), new)
+    merge(parents(tmp_path, old, new), (0.5, 0.5), tmp_path / "out")
+    before, after = (load_ranker(RankerConfig(str(folder))) for folder in (old, tmp_path / "out"))
+    assert after.config.activation == before.config.activation
 
 
 @pytest.mark.parametrize("shares", [(0.3, 0.7), (0.5, 0.25, 0.25), (1 / 3, 1 / 3, 1 / 3)])

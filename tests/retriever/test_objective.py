@@ -7,7 +7,7 @@ import torch
 
 from retriever.examples import Batch
 from retriever.losses.contrastive import LossConfig
-from retriever.objective import Objective
+from retriever.objective import Objective, _uniformity
 from retriever.teacher import Taught, TeacherConfig
 
 
@@ -82,6 +82,21 @@ def test_a_guide_takes_out_what_it_finds_relevant() -> None:
 
 def first(whole: Batch) -> Batch:
     return Batch(whole.query_rows[:1], whole.passage_rows, whole.positive[:1], whole.allowed[:1], whole.hard[:1])
+
+
+def test_uniformity_of_many_vectors_is_that_of_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(1500, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    some = vectors[::3]
+    expected = torch.pdist(some).square().mul(-2).exp().mean().log().item()
+    seen: list[int] = []
+    pdist = torch.pdist
+
+    def counted(given: torch.Tensor) -> torch.Tensor:
+        seen.append(len(given))
+        return pdist(given)
+
+    monkeypatch.setattr(torch, "pdist", counted)
+    assert _uniformity(vectors) == pytest.approx(expected, rel=1e-6) and seen == [500]
 
 
 def test_uniformity_and_tolerance_are_told() -> None:

@@ -48,3 +48,16 @@ def test_restored_moments_go_with_the_weight_decay_of_now(tmp_path: Path) -> Non
     restore_optimizer(now, tmp_path / "optimizer.safetensors", groups)
     assert [group["weight_decay"] for group in now.param_groups] == [0.3, 0.0]
     assert torch.equal(now.state[layer.weight]["exp_avg"], before.state[layer.weight]["exp_avg"])
+
+
+def test_a_scaled_weight_moves_faster_and_goes_on_so(tmp_path: Path) -> None:
+    layer, number = nn.Linear(3, 2), nn.Parameter(torch.tensor(1.0))
+    beside = nn.ParameterList([number])
+    optimizer = adamw([layer, beside], 0.0, {number: 100.0})
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+    layer.weight.grad, layer.bias.grad, number.grad = torch.ones(2, 3), torch.ones(2), torch.tensor(1.0)
+    optimizer.step()
+    groups = save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    again = adamw([layer, beside], 0.0, {number: 10.0})
+    restore_optimizer(again, tmp_path / "optimizer.safetensors", groups)
+    assert [group.get("scale") for group in again.param_groups] == [None, None, 10.0]

@@ -25,8 +25,8 @@ def queries(count: int = 8) -> QuerySet:
     return QuerySet("train", [f"q{row}" for row in range(count)], ["text"] * count, judged)
 
 
-def memory(count: int = 8, **knobs: Any) -> PairMemory:
-    return PairMemory(queries(count), PASSAGES, AuditConfig(**knobs), 3, lambda row, epoch: row)
+def memory(count: int = 8, passages: int = PASSAGES, **knobs: Any) -> PairMemory:
+    return PairMemory(queries(count), passages, AuditConfig(**knobs), 3, lambda row, epoch: row)
 
 
 def batch(rows: list[int], allowed: list[list[bool]], passages: list[int]) -> Batch:
@@ -113,9 +113,43 @@ def test_which_pairs_are_bad_is_settled_for_an_epoch() -> None:
     allowed = np.eye(10, 11, dtype=bool) | (np.arange(11) == 10)
     scores = np.zeros((10, 11), np.float32)
     scores[0, 10] = 99
-    held.observe(batch(list(range(10)), allowed.tolist(), columns), scores, 1.0)
+    for _ in range(9):
+        held.observe(batch(list(range(10)), allowed.tolist(), columns), scores, 1.0)
     assert held.kept(rows, 1, 1).tolist() == first.tolist() == list(range(9))
     assert held.kept(rows, 2, 2).tolist() == list(range(1, 10)), "query 0 has become the bad one"
+
+
+def batch_of(losses: list[float], first: int) -> tuple[Batch, Any]:
+    """A batch of the queries from ``first`` on that have ``losses``, and its scores at τ = 1."""
+    rows = [*range(first, first + len(losses))]
+    allowed = np.eye(len(rows), len(rows) + 1, dtype=bool) | (np.arange(len(rows) + 1) == len(rows))
+    scores = np.zeros((len(rows), len(rows) + 1), np.float32)
+    scores[:, -1] = [math.log(math.expm1(loss)) for loss in losses]
+    return batch(rows, allowed.tolist(), [*rows, 2000]), scores
+
+
+def test_what_was_seen_while_the_loss_still_fell_is_not_bad_for_that() -> None:
+    count, size, generator = 1024, 32, np.random.default_rng(0)
+    held = memory(count, exclude="drop", passages=3000)
+    for step in range(count // size):
+        falls = 0.3 + 3 * math.exp(-step / 5)
+        losses = (falls * generator.uniform(0.8, 1.2, size)).tolist()
+        held.observe(*batch_of(losses, step * size), 1.0)
+    left_out = [size - len(held.kept(np.arange(at, at + size, dtype=np.int32), 1, 1)) for at in range(0, count, size)]
+    assert sum(left_out) < 0.1 * count and left_out[0] < size // 2, "of the first batches the losses were the highest"
+
+
+def test_a_harder_data_set_is_not_left_out_beside_an_easy_one() -> None:
+    generator = np.random.default_rng(0)
+    held = memory(200, exclude="drop", passages=3000)
+    for first, level in ((0, 0.1), (50, 0.1), (100, 0.1), (150, 3.0)):  # as [mix] makes batches
+        held.observe(*batch_of((level + generator.uniform(-0.05, 0.05, 50)).tolist(), first), 1.0)
+    assert len(held.kept(np.arange(150, 200, dtype=np.int32), 1, 1)) == 50
+
+
+def test_planted_pairs_are_not_left_out_of_what_measures_them() -> None:
+    with pytest.raises(InputError, match=r"\[audit\] planted measures wrong pairs, and exclude would leave them out"):
+        AuditConfig(planted=0.1, exclude="drop")
 
 
 def test_thinning_draws_by_seed_epoch_and_query_as_often_as_its_weight() -> None:

@@ -37,6 +37,18 @@ def test_exact_search_and_the_index_agree(hone: Hone, indexed: Path) -> None:
     assert contents(indexed) == before, "to ask changes nothing"
 
 
+def test_a_query_that_is_cut_is_told(hone: Hone, tiny: Path, indexed: Path, tmp_path: Path) -> None:
+    said = "1 query is longer than query_max_length = 64 tokens; the rest is not read"
+    assert said in hone("search", "baka " * 100, "--store", indexed).err
+    assert said not in hone("search", "baka", "--store", indexed).err
+    data = shutil.copytree(tiny / "data", tmp_path / "data")
+    lines = [json.loads(line) for line in (data / "queries.jsonl").read_text().splitlines()]
+    asked = (data / "qrels/test.tsv").read_text().split()[3]
+    long = [{**line, "text": "baka " * 100} if line["_id"] == asked else line for line in lines]
+    (data / "queries.jsonl").write_text("\n".join(map(json.dumps, long)) + "\n")
+    assert said in hone("evaluate", "--data", data, "--store", indexed).err
+
+
 @pytest.mark.parametrize("query", ["", "  \n"])
 def test_an_empty_query(hone: Hone, indexed: Path, query: str) -> None:
     assert "the query is empty" in hone("search", query, "--store", indexed).complaint

@@ -28,6 +28,14 @@ def test_hits_are_those_of_brute_force(server: Server) -> None:
         assert all("text" not in hit for hit in hits)
 
 
+def test_queries_that_are_cut_are_counted(server: Server) -> None:
+    answer = server.post("/v1/search", {"queries": ["alpha", "eta " * 600]})
+    assert answer["cut_queries"] == 1
+    assert server.post("/v1/search", {"queries": ["eta " * 600], "mode": "lexical"})["cut_queries"] == 0, "words alone"
+    vectors = HashEncoder(seed=0).encode_queries(["eta"]).tolist()
+    assert server.post("/v1/search", {"vectors": vectors, "space": answer["space"]})["cut_queries"] == 0
+
+
 def test_exact_search_agrees_with_the_index(server: Server) -> None:
     body = {"queries": "eta theta", "top_k": 1, "with_text": True}
     exact, indexed = server.post("/v1/search", {**body, "exact": True}), server.post("/v1/search", body)

@@ -45,7 +45,7 @@ def test_with_bf16_auto_is_the_fastest_engine() -> None:
 def test_the_reason_says_what_would_be_faster() -> None:
     found = choose("auto", "auto", CPU, "bert")
     assert found == Choice("torch", "bf16", found.reason)
-    assert "pip install 'hone[openvino]'" in found.reason
+    assert "pip install -e '.[openvino]'" in found.reason
 
 
 def test_an_accelerator_computes_with_torch() -> None:

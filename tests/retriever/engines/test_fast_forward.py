@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from retriever.engines.fast_forward import FAMILIES, fast_forward
-from tests.retriever.engines.architectures import FAST, GENERIC, ragged, random_transformer
+from tests.retriever.engines.architectures import FAST, GENERIC, SIZES, ragged, random_transformer
 
 
 def difference(ours: Tensor, theirs: Tensor, mask: Tensor) -> float:
@@ -31,6 +32,19 @@ def test_hidden_states_are_those_of_transformers(transformer: Any, packed: bool)
         assert difference(forward(ids, mask), expected, mask) < 2e-5
         longest = forward(ids[:1], mask[:1])  # nothing is padded here, so no mask is used
     assert difference(longest, expected[:1], mask[:1]) < 2e-5
+
+
+def test_heads_that_no_kernel_of_packed_texts_takes_are_left_padded() -> None:
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise AssertionError("its head size is no multiple of 8")
+
+    narrow = random_transformer(BertConfig(**{**SIZES, "hidden_size": 24}))
+    ids, mask = ragged(0)
+    forward = fast_forward(narrow, torch.float32, attention=refuses)
+    assert forward is not None
+    with torch.inference_mode():
+        expected = narrow(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert difference(forward(ids, mask), expected, mask) < 2e-5
 
 
 def test_the_first_token_alone_has_the_same_state(transformer: Any) -> None:

@@ -1,0 +1,56 @@
+"""What a run is warned of before its first step: settings that are allowed and do less than they seem to.
+
+Does not know the data but for how many queries there are.
+"""
+
+from app.config import RunConfig
+from retriever.counting import counted
+
+
+def warnings_at_start(config: RunConfig, queries: int) -> list[str]:
+    """Return what to say of a run that learns from so many ``queries``."""
+    told = (_drawn_without_quotas(config), _scarcely_taught(config), _never_clustered(config, queries))
+    return [one for one in told if one is not None]
+
+
+def _drawn_without_quotas(config: RunConfig) -> str | None:
+    """Return what to say where quotas are one learner's and the other draws another number, so without them."""
+    quotas, ranker, train = config.negatives.quotas, config.ranker, config.train
+    if quotas is None or ranker is None or config.turns.retriever == 0:
+        return None
+    key = "num_negatives" if train.drawn_negatives is None else "drawn_negatives"
+    total, drawn = sum(quotas.values()), train.drawn_negatives or train.num_negatives
+    by = {f"[train] draws its {key}": drawn, "[ranker] draws its num_negatives": ranker.num_negatives}
+    for who, count in by.items():
+        if count not in (0, total):
+            return f"[negatives] quotas add up to {total} negatives: {who} = {count} by the sampler alone"
+    return None
+
+
+def _scarcely_taught(config: RunConfig) -> str | None:
+    """Return what to say where negatives are drawn among candidates of which [teacher] depth leaves most unscored."""
+    teacher, train, negatives = config.teacher, config.train, config.negatives
+    if teacher is None or teacher.depth is None or not teacher.is_stored:
+        return None
+    reach = min(negatives.width, (negatives.range_max or negatives.width) - negatives.range_min)
+    drawn = train.drawn_negatives or train.num_negatives
+    if teacher.depth >= (drawn if negatives.sampler.name == "top" else reach):
+        return None
+    return (
+        f"[teacher] depth = {teacher.depth} scores so many candidates of a query, and negatives are drawn among "
+        f"{reach}: of one without a score nothing is taught; raise it, or lower [negatives] range_max"
+    )
+
+
+def _never_clustered(config: RunConfig, queries: int) -> str | None:
+    """Return what to say where [batches] ngame ends before its first epoch with clusters; ``queries``: how many."""
+    train, steps = config.train, config.turns.taken("retriever", config.train.max_steps)
+    if config.batches.name != "ngame" or steps == 0:
+        return None
+    random = config.batches.knobs["double_every"] * -(-queries // train.batch_size)
+    if steps * train.accumulation > random:
+        return None
+    return (
+        f"[batches] ngame: its first {random} batches are random, and the {counted(steps, 'step', 'steps')} of this "
+        'run take no more; raise [train] max_steps, or write name = "random"'
+    )

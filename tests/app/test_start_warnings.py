@@ -1,0 +1,67 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.config import read_config
+from app.start_warnings import warnings_at_start
+from miner.batch_plans import BatchPlanConfig
+from miner.samplers import SamplerConfig
+from retriever.teacher import TeacherConfig
+from tests.app.command_line import write_run
+
+
+@pytest.mark.parametrize(
+    ("drawn", "of_ranker", "said"),
+    [
+        ("num_negatives = 2", 1, "[ranker] draws its num_negatives = 1 by the sampler alone"),
+        ("num_negatives = 1", 2, "[train] draws its num_negatives = 1 by the sampler alone"),
+        ("num_negatives = 1\ndrawn_negatives = 3", 2, "[train] draws its drawn_negatives = 3 by the sampler alone"),
+        ("num_negatives = 2", 2, None),
+        ("num_negatives = 0", 2, None),
+    ],
+)
+def test_who_draws_without_the_quotas_is_named(
+    tiny: Path, tmp_path: Path, drawn: str, of_ranker: int, said: str | None
+) -> None:
+    table = (
+        f'[ranker]\nname = "none"\nnum_negatives = {of_ranker}\nwarmup_steps = 0\n[phases]\nranker = 2\nretriever = 1\n'
+    )
+    quotas = 'sources = ["ann", "bm25"]\nquotas = { ann = 1, bm25 = 1 }\n'
+    changes = (("batch_size = 4\n", f"batch_size = 4\n{drawn}\n"), ("[negatives]\n", f"{table}[negatives]\n{quotas}"))
+    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
+    told = warnings_at_start(config, 20)
+    assert told == ([] if said is None else [f"[negatives] quotas add up to 2 negatives: {said}"])
+    assert warnings_at_start(replace(config, negatives=replace(config.negatives, quotas=None)), 20) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "accumulation", "double_every", "random"),
+    [(5, 1, 1, 5), (6, 1, 1, None), (10, 1, 2, 10), (11, 1, 2, None), (2, 2, 1, 5), (3, 2, 1, None)],
+)
+def test_a_run_that_ends_before_ngame_has_clusters_is_told(
+    tiny: Path, tmp_path: Path, steps: int, accumulation: int, double_every: int, random: int | None
+) -> None:
+    """Of 20 queries in batches of 4 an epoch has 5; up to there it is a run with random batches, to the last digit."""
+    changes = (
+        ("max_steps = 6", f"max_steps = {steps}\naccumulation = {accumulation}"),
+        ("[negatives]\n", f'[batches]\nname = "ngame"\ndouble_every = {double_every}\n[negatives]\n'),
+    )
+    config = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", *changes))
+    told = warnings_at_start(config, 20)
+    assert [random is not None and f"its first {random} batches are random" in one for one in told] == (
+        [] if random is None else [True]
+    )
+    assert warnings_at_start(replace(config, batches=BatchPlanConfig()), 20) == []
+
+
+def test_a_teacher_that_scores_few_of_what_is_drawn_is_warned_of(tiny: Path) -> None:
+    config = read_config(tiny / "run.toml")
+    taught = replace(config, teacher=TeacherConfig("some-ranker", depth=4))
+    (told,) = warnings_at_start(taught, 20)
+    assert "[teacher] depth = 4" in told and "are drawn among 10" in told
+    first = replace(config.negatives, sampler=SamplerConfig("top"))
+    assert warnings_at_start(replace(taught, negatives=first), 20) == [], "the first alone are drawn"
+    assert warnings_at_start(replace(taught, negatives=replace(config.negatives, range_max=4)), 20) == []
+    assert warnings_at_start(replace(config, teacher=TeacherConfig("some-ranker", depth=10)), 20) == []
+    assert warnings_at_start(config, 20) == []
