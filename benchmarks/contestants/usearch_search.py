@@ -34,7 +34,10 @@ def search(queries: str, k: int, threads: int, at_once: int, expansion: int) -> 
     vectors = np.load(queries)
     LOADED["index"].expansion_search = expansion
     began = time.perf_counter()
-    found = [LOADED["index"].search(vectors[part], k, threads=threads).keys for part in slices(len(vectors), at_once)]
+    found = [
+        np.atleast_2d(LOADED["index"].search(vectors[part], k, threads=threads).keys)  # of one query it gives a line
+        for part in slices(len(vectors), at_once)
+    ]
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "rows": np.concatenate(found).astype(np.int32)}
 

@@ -141,7 +141,9 @@ def test_a_failed_build_takes_nothing_of_the_gpu_along(vectors: Vectors, with_gp
 
 def test_a_gpu_without_room_is_said(vectors: Vectors, with_gpu: GpuFaiss) -> None:
     with_gpu.full = True
-    with pytest.raises(StoreError, match=r"no room on the GPU for 1 MB of vectors .*out of memory.*hone\[cpu\]"):
+    with pytest.raises(
+        StoreError, match=r"no room on the GPU for 1 MB of vectors .*out of memory.*pip install -e .\.\[cpu\]"
+    ):
         exact_searcher(16, [np.zeros((20_000, 16), np.float32)])
 
 

@@ -241,5 +241,5 @@ def test_bad_calls_are_refused(vectors: Vectors) -> None:
 
 def test_without_faiss_the_error_names_both_extras(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(InputError, match=r"pip install 'hone\[cpu\]', or 'hone\[gpu\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[cpu\]' in the checkout, or '\.\[gpu\]'"):
         build_index("Flat", vectors, seed=13)

@@ -165,7 +165,7 @@ def test_values_that_make_no_adapter_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_without_peft_the_extra_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"lora needs peft: pip install 'hone\[lora\]'"):
+    with pytest.raises(InputError, match=r"lora needs peft: pip install -e '\.\[lora\]'"):
         adapted(tiny)
 
 

@@ -85,7 +85,7 @@ def test_a_model_of_another_family_is_refused(tower: Tower) -> None:
 
 def test_the_error_says_what_to_install(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match=r"openvino is not installed: pip install 'hone\[openvino\]'"):
+    with pytest.raises(InputError, match=r"openvino is not installed: pip install -e '\.\[openvino\]'"):
         OpenVinoEngine(tower, "fp32", streams=1)
 
 

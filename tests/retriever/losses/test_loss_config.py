@@ -20,6 +20,8 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("temperature_period must", {"temperature_schedule": "cosine", "temperature_period": 1}),
     ("temperature_max and temperature_period", {"temperature_max": 0.3}),
     ("temperature_max and temperature_period", {"temperature_period": 100, "temperature_schedule": "learned"}),
+    ("temperature_rate must", {"temperature_schedule": "learned", "temperature_rate": 0.0}),
+    ("temperature_rate belongs", {"temperature_rate": 10.0}),
     *(("debias must", {"debias": value}) for value in (0.0, 1.0, -0.1)),
     ("hardness must", {"hardness": 0.0}),
     ("pseudo_positives must", {"pseudo_positives": 0.0}),
