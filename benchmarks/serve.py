@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.alternation import Contestant, started
 from benchmarks.load import post
-from benchmarks.options import Options, parse
+from benchmarks.options import Options
 from benchmarks.report import last_line, show
 from benchmarks.servers import (
     INFINITY,
@@ -32,6 +32,7 @@ from benchmarks.servers import (
     open_rounds,
     ours,
     p99_share,
+    parse_with_engine,
     port_of,
     print_loads,
     refuse_failures,
@@ -58,11 +59,12 @@ QUERIES = 1000
 
 def main() -> None:
     """Measure and print."""
-    options = parse("serve", "Requests answered per second against FastAPI + sentence-transformers and infinity.")
+    claim = "Requests answered per second against FastAPI + sentence-transformers and infinity."
+    options, engine = parse_with_engine("serve", claim)
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        store = indexed(Path(scratch), options.data, PASSAGES)
+        store = indexed(Path(scratch), options.data, PASSAGES, engine)
         texts = sample_queries(options.data, QUERIES)
         with started([ours(store), *naive(), *infinity()]) as contestants:
             introduce(contestants)

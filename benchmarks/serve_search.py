@@ -24,7 +24,7 @@ from app.mining_job import MINE
 from benchmarks import machine
 from benchmarks.alternation import Contestant, started
 from benchmarks.load import Load, closed, post, steady
-from benchmarks.options import Options, parse
+from benchmarks.options import Options
 from benchmarks.report import last_line, show
 from benchmarks.servers import (
     NAIVE,
@@ -38,6 +38,7 @@ from benchmarks.servers import (
     open_rounds,
     ours,
     p99_share,
+    parse_with_engine,
     port_of,
     print_loads,
     refuse_failures,
@@ -81,11 +82,12 @@ Work = Callable[[], AbstractContextManager[None]]
 
 def main() -> None:
     """Measure and print."""
-    options = parse("serve_search", "Searches answered per second against FastAPI + sentence-transformers.")
+    claim = "Searches answered per second against FastAPI + sentence-transformers."
+    options, engine = parse_with_engine("serve_search", claim)
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        store = indexed(Path(scratch), options.data, QUICK_PASSAGES if options.quick else PASSAGES)
+        store = indexed(Path(scratch), options.data, QUICK_PASSAGES if options.quick else PASSAGES, engine)
         texts = sample_queries(options.data, QUERIES)
         with started([ours(store), *naive(_handed_over(store, Path(scratch)))]) as contestants:
             introduce(contestants)

@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks.alternation import WITHOUT_GPU, Contestant, Entrant
 from benchmarks.environments import ROOT
 from benchmarks.load import Load, closed, steady
+from benchmarks.options import Options, options_of, parser_for
 from benchmarks.report import show
 from benchmarks.texts import sample_passages
 from retriever.encoder import model_path
@@ -42,12 +43,21 @@ Requests = Callable[[Contestant], Iterator[bytes]]
 """Gives requests to a contestant's server, without end."""
 
 
-def indexed(scratch: Path, data: Path, passages: int) -> Path:
-    """Index a sample of the passages of ``data`` and return the store."""
+def parse_with_engine(name: str, claim: str) -> tuple[Options, str]:
+    """Read the command line of a benchmark of servers: its options, and the engine of hone's."""
+    parser = parser_for(name, claim)
+    parser.add_argument("--engine", choices=("auto", "torch", "openvino"), default="auto", help="of hone's server")
+    given = parser.parse_args()
+    engine: str = given.engine
+    return options_of(given), engine
+
+
+def indexed(scratch: Path, data: Path, passages: int, engine: str) -> Path:
+    """Index a sample of the passages of ``data`` by ``engine``, which a server then computes by; return the store."""
     (scratch / "data").mkdir()
     lines = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(sample_passages(data, passages))]
     (scratch / "data" / "corpus.jsonl").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", str(scratch / "data")]
+    command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", "--engine", engine, str(scratch / "data")]
     subprocess.run([*command, "--store", str(scratch / "store")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return scratch / "store"
 
