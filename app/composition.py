@@ -288,7 +288,7 @@ def _examples(run: Run, *, in_batch: bool) -> Examples:
 
     def relevant(query_row: int) -> IntArray:
         judged = np.empty(0, np.int32) if run.judged is None else run.judged.relevant_to(query_row)
-        return np.append(run.train.positives(query_row), judged) if planted else judged
+        return np.append(run.train.known(query_row), judged) if planted else judged
 
     known = relevant if planted or run.judged is not None else None
     return Examples(run.corpus, train, in_batch=in_batch, seed=config.seed, judged_relevant=known)

@@ -75,7 +75,7 @@ def index_data(
         with store.checkpoints.writer():
             _refuse_trained(store)
             corpus = Corpus(ingest_corpus(store, data, load, warn if skip_missing else None))
-            checkpoint = publish_model(store, encoder, {"corpus": corpus.number}, merged_facts(model))
+            checkpoint = publish_model(store, encoder, {"corpus": corpus.number}, merged_facts(model), warn)
         open_encoder = encoder_opener(config, corpus, report)
         inputs = BuildInputs(open_encoder, corpus, loaded[-1], config, ranker=ranker, open_ranker=held_ranker)
         generation = build_generation(store, checkpoint, inputs, Meter(report), warn)

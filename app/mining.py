@@ -117,7 +117,7 @@ def mined(
     """
     if "bm25" in config.sources:
         lexical_index(snapshot)
-    task = MiningTask(snapshot.corpus, query_set(snapshot, queries), config, seed)
+    task = MiningTask(snapshot.corpus, query_set(snapshot, queries), config, seed, by_text=False)
     found = _pools(snapshot, task, vectors, others)
     found = replace(found, verdicts=_respected(found, queries, snapshot.corpus))
     bits = {**SOURCES, **bits_of(config.sources)}

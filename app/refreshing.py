@@ -3,6 +3,7 @@
 Does not know processes, nor how a generation is built or negatives mined.
 """
 
+from contextlib import suppress
 from threading import Event
 
 from app.composition import Run, mining_task
@@ -16,7 +17,7 @@ from miner.loop import Retention, refresh
 from miner.publish import passages_of, publish_negative_set, set_before
 from miner.teacher import PoolTeacher
 from retriever.artifacts import CURRENT, Artifact
-from retriever.errors import BusyError, CorruptError
+from retriever.errors import BusyError, CorruptError, StoreError
 from retriever.negatives import open_negative_set
 from retriever.protocols import Encoder
 from retriever.refresh_policy import partial_turn
@@ -112,13 +113,15 @@ class RefreshSteps:
             return None
         if self._ranker is None:
             self._ranker = teaching_ranker(config, self._run.config.index.precision)
+            self._warn_of_another(self._ranker, config.name)
+        return PoolTeacher(self._ranker, config.settings, config.depth, self._meter.phase("teach"))
+
+    def _warn_of_another(self, ranker: TorchRanker, name: str) -> None:
+        with suppress(StoreError):  # its reader reports it
             newest = self._run.store.negatives.get()
             before = None if newest is None else (newest.facts.get("teacher") or {}).get("fingerprint")
-            if before not in (None, self._ranker.fingerprint):
-                self._warn(
-                    f"{config.name} is another ranker than the one that scored the sets before: these keep theirs"
-                )
-        return PoolTeacher(self._ranker, config.settings, config.depth, self._meter.phase("teach"))
+            if before not in (None, ranker.fingerprint):
+                self._warn(f"{name} is another ranker, or in another precision, than what scored the sets before")
 
     def _warn_of_cut_pairs(self) -> None:
         if self._ranker is not None and self._ranker.cut_pairs:

@@ -200,9 +200,11 @@ def shortened(text: str) -> str:
 
     Each path in a message is looked up on the disk; what to do stands at the end.
     """
-    return (
-        text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS // 2]} … {text[-SHOWN_CHARACTERS // 2 :]}"
-    )
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    tail = text[-half:]
+    return f"{text[:half]} … {tail[tail.find(' ') + 1 :]}"  # not from the middle of a path
 
 
 def told(error: HoneError) -> dict[str, Any]:

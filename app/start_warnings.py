@@ -34,7 +34,7 @@ def _scarcely_taught(config: RunConfig) -> str | None:
         return None
     reach = min(negatives.width, (negatives.range_max or negatives.width) - negatives.range_min)
     drawn = train.drawn_negatives or train.num_negatives
-    if teacher.depth >= (drawn if negatives.sampler.name == "top" else reach):
+    if drawn == 0 or teacher.depth >= (drawn if negatives.sampler.name == "top" else reach):
         return None
     return (
         f"[teacher] depth = {teacher.depth} scores so many candidates of a query, and negatives are drawn among "

@@ -216,7 +216,7 @@ def _figures(built: Mapping[str, Mapping[str, Any]], fronts: Fronts) -> tuple[di
 
     bare = [name for name in PEERS if name.startswith("faiss")]
     ours, theirs = built["hone 0.95"], built["hnswlib M16"]
-    same_run = ours["run"] == theirs["run"]
+    same_run = ours.get("run") == theirs.get("run") is not None
     figures = {
         "vs_hnswlib_95": against(["hnswlib M16"], 0.95),
         "vs_hnswlib_99": against(["hnswlib M16"], 0.99),

@@ -5,6 +5,7 @@ Does not know what is claimed of them, nor how any of them computes.
 
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -147,7 +148,8 @@ def open_rounds(
 
     A round lasts ``seconds``, or longer, so that all of them have LEAST_REQUESTS: a p99 of a few is their slowest.
     """
-    least = {clients: max(seconds, LEAST_REQUESTS / rounds / rate) for clients, rate in rates.items()}
+    each = math.ceil(LEAST_REQUESTS / rounds) + 0.5  # a load asks for whole requests alone
+    least = {clients: max(seconds, each / rate) for clients, rate in rates.items()}
     return [
         {
             (one.entrant.name, clients): steady(port_of(one), requests(one), clients, least[clients], rate)
@@ -194,7 +196,9 @@ def print_loads(title: str, rounds: Sequence[Loads]) -> dict[str, dict[int, list
         loads = [one[name, clients] for one in rounds]
         rate, half = statistics.median(one.rate for one in loads), statistics.median(one.quantile(0.5) for one in loads)
         facts.setdefault(name, {})[clients] = [round(f, 1) for f in (rate, half, _pooled(rounds, name, clients))]
-    table = Table(title=f"{title}: requests/s (p50 / p99 ms); medians of {len(rounds)} rounds", title_justify="left")
+    table = Table(
+        title=f"{title}: requests/s (p50 / p99 ms); medians of {len(rounds)} rounds, p99 of all", title_justify="left"
+    )
     table.add_column("server")
     for clients in CLIENTS:
         table.add_column(f"{clients} client{'s' if clients > 1 else ''}", justify="right")

@@ -37,15 +37,17 @@ def plant(queries: QuerySet, corpus: Corpus, share: float, seed: int, *, joined:
     of_set: dict[str, list[int]] = {}
     for row, name in enumerate(sets):
         of_set.setdefault(name, []).append(row)
-    for row in generator.permutation(len(queries))[:count].tolist():
-        own, others = corpus.text_hash[queries.positives(row)], of_set[sets[row]]
+    for row in generator.permutation(len(queries)).tolist():
+        if len(wrong) == count:
+            break
+        own, others = corpus.text_hash[queries.known(row)], of_set[sets[row]]
         for other in (others[place] for place in generator.integers(len(others), size=TRIES)):
             positive = int(queries.positives(other)[0])
             if corpus.text_hash[positive] not in own:
                 wrong[row] = positive
                 break
-        else:
-            raise InputError("[audit] planted: nearly all queries have the same positives, so none can be made wrong")
+    if len(wrong) < count:
+        raise InputError("[audit] planted: nearly all queries have the same positives, so none can be made wrong")
     judgements = [{wrong[row]: 1} if row in wrong else judged for row, judged in enumerate(queries.judgements)]
     return QuerySet(queries.split, queries.ids, queries.texts, judgements)
 

@@ -60,7 +60,8 @@ def judge(
     """Return a Verdict uint8 for each of the candidates ``rows`` int32 [q, D], best first with −1 pads.
 
     ``scores`` float32 [q, D]; ``positives`` int32 [q, P], −1 pads, with ``positive_scores`` float32 [q, P];
-    ``query_hash`` [q] and ``text_hash`` [corpus] are duplicate hashes of the query texts and of all passages.
+    ``query_hash`` [q] or [q, H] are duplicate hashes of the query's text and of others that are no negatives of it,
+    ``text_hash`` [corpus] those of all passages.
     A positive is POSITIVE whatever else it is, then a duplicate of one or of the query is DUPLICATE, and what
     a limit of ``config`` refuses is FILTERED, as are pads.
     """
@@ -120,11 +121,12 @@ def known_positives(rows: IntArray, positives: IntArray) -> BoolArray:
 def duplicates(
     rows: IntArray, positives: IntArray, query_hash: NDArray[np.uint64], text_hash: NDArray[np.uint64]
 ) -> BoolArray:
-    """Tell which of ``rows`` [q, D] have the text of a positive of the query, or of the query itself."""
+    """Tell which of ``rows`` [q, D] have the text of a positive of the query, or one of ``query_hash`` [q(, H)]."""
     real = rows >= 0
     hashes = text_hash[np.where(real, rows, 0)]
     found = _among(hashes, real, text_hash[np.maximum(positives, 0)], positives >= 0)
-    found |= real & (hashes == query_hash[:, None])
+    for column in query_hash.reshape(len(rows), -1).T:
+        found |= real & (hashes == column[:, None])
     return found
 
 

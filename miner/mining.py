@@ -3,16 +3,17 @@
 Does not know the store, the encoder's kind or how the trainer draws from the set.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.promotion import JUDGED, PREVIOUS
 from miner.communities import B3
 from miner.counter_hash import uniform
-from miner.filters import FilterConfig, duplicates, judge
+from miner.filters import FilterConfig, judge
 from miner.per_query import PerQueryConfig
 from miner.quotas import Quotas
 from miner.samplers import SamplerConfig
@@ -21,7 +22,7 @@ from miner.verdicts import ACTIONS, WRITTEN, StoredVerdicts
 from retriever.artifacts import BEST, SERVED
 from retriever.data import Corpus, QuerySet, duplicate_hash
 from retriever.errors import InputError
-from retriever.negatives import MAY_BE_DRAWN, NegativeSet, Verdict, create_negative_set
+from retriever.negatives import MAY_BE_DRAWN, NegativeSet, create_negative_set
 from retriever.protocols import FloatArray, IntArray, Progress, silent
 
 CHUNK_QUERIES = 1024
@@ -151,8 +152,9 @@ class MiningTask:
     """What a run mines for, the same for all its generations.
 
     ``query_fraction`` of the queries are mined anew, the others carried over from the set before. ``judged``: stored
-    verdicts on these queries; ``b3``: how batches are planned with each set, None if they are not. Raises InputError if
-    the fraction is not in (0, 1].
+    verdicts on these queries; ``b3``: how batches are planned with each set, None if they are not. ``by_text``: what is
+    relevant for a query's text under another id is no negative of it either. Raises InputError if the fraction is not
+    in (0, 1].
     """
 
     corpus: Corpus
@@ -162,6 +164,7 @@ class MiningTask:
     query_fraction: float = 1.0
     judged: StoredVerdicts | None = None
     b3: B3 | None = None
+    by_text: bool = True
 
     def __post_init__(self) -> None:
         """Check the fraction."""
@@ -229,16 +232,12 @@ def mine_queries(
 
     ``most_positives`` is the width of its positives, at least as many as a query has.
     """
-    positives = _padded([task.queries.positives(row) for row in rows], most_positives)
+    positives = _positives(task.queries, rows, most_positives)
     of_positives = exact_scores(vectors, positives, generation.gather)
     candidates = find(Asked(rows, vectors, positives, of_positives), generation, task.config.sources, task.config.depth)
-    query_hash = np.array([duplicate_hash(task.queries.texts[row]) for row in rows], np.uint64)
-    text_hash = task.corpus.text_hash
+    query_hash, text_hash = _hashes(task, rows), task.corpus.text_hash
     limits = task.config.filters
     verdicts = judge(candidates.rows, candidates.scores, positives, of_positives, query_hash, text_hash, limits)
-    elsewhere = _padded([np.setdiff1d(task.queries.known(row), task.queries.positives(row)) for row in rows])
-    alike = duplicates(candidates.rows, elsewhere, query_hash, text_hash) & (verdicts != Verdict.POSITIVE)
-    verdicts[alike] = Verdict.DUPLICATE  # of a passage that is relevant for the same question under another id
     if task.judged is not None:
         verdicts = task.judged.respected(verdicts, rows, candidates.rows)
     return NegativeSet(
@@ -259,9 +258,20 @@ def most_positives(queries: QuerySet) -> int:
     return max((len(queries.positives(row)) for row in range(len(queries))), default=0) or 1
 
 
-def _padded(of_each: Sequence[IntArray], width: int = 0) -> IntArray:
-    """Return the rows of each query as int32 [q, P], −1 pads: P is that of the longest, at least ``width``."""
-    padded = np.full((len(of_each), max([width, *map(len, of_each)])), -1, np.int32)
-    for line, found in zip(padded, of_each, strict=True):
-        line[: len(found)] = found
+def _positives(queries: QuerySet, rows: IntArray, width: int) -> IntArray:
+    padded = np.full((len(rows), width), -1, np.int32)
+    for line, row in zip(padded, rows, strict=True):
+        positives = queries.positives(int(row))
+        line[: len(positives)] = positives
     return padded
+
+
+def _hashes(task: MiningTask, rows: IntArray) -> NDArray[np.uint64]:
+    """Return the hashes [q, H] of each query's text and of what is relevant for that text under another id."""
+    queries, text_hash = task.queries, task.corpus.text_hash
+    others = [np.setdiff1d(queries.known(row), queries.positives(row)) for row in rows if task.by_text]
+    own = np.array([duplicate_hash(queries.texts[row]) for row in rows], np.uint64)
+    hashes = np.repeat(own[:, None], 1 + max(map(len, others), default=0), axis=1)
+    for line, found in zip(hashes, others, strict=False):  # without ``by_text`` there are none
+        line[1 : 1 + len(found)] = text_hash[found]
+    return hashes

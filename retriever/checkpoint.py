@@ -5,8 +5,8 @@ Does not know when a checkpoint is due.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,24 @@ def publish_checkpoint(
 
 
 def publish_model(
-    store: Store, model: DualEncoder, parents: dict[str, int], facts: Mapping[str, Any] | None = None
+    store: Store,
+    model: DualEncoder,
+    parents: dict[str, int],
+    facts: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
     """Publish a model that was not trained here as a checkpoint of step 0, or return CURRENT if it is that one, intact.
 
-    ``facts`` say more of where it comes from.
+    ``facts`` say more of where it comes from; ``warn`` is told of a damaged one.
     """
     told = {"model": asdict(model.config), "reads": asdict(model.fingerprints("", ""))}
-    with suppress(StoreError):  # one that is damaged is published anew
+    try:
         newest = store.checkpoints.get()
         if newest is not None and all(newest.facts.get(name) == value for name, value in told.items()):
             newest.verify()
             return newest
+    except StoreError as error:
+        warn(f"{error}; it is published anew")
     with store.checkpoints.stage(parents) as draft:
         model.save(draft.path / "model")
         draft.facts.update(step=0, weights_sha256=model.weights_sha256(), refresh=False, final=False, **told)

@@ -24,6 +24,7 @@ from retriever.token_batches import token_batches
 from retriever.tower import Tower, load_tower, save_tower, saved_max_length, saved_prompts
 
 PACKAGED_MODEL = "minilm"
+SHOWN_CHARACTERS = 40
 SETTINGS = "hone.json"
 
 
@@ -96,10 +97,17 @@ class DualEncoder(nn.Module):
             load_adapter(tower.transformer, place)
 
     def tokenize(self, side: Side, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Return token ids (prompt before each text, cut to the side's maximum length) and which texts were cut."""
+        """Return token ids (prompt before each text, cut to the side's maximum length) and which texts were cut.
+
+        Raises InputError for a text without any token: its vector would be that of whatever is beside it.
+        """
         tower: Tower = getattr(self, side)
         prompt, max_length = getattr(self.config, f"{side}_prompt"), getattr(self.config, f"{side}_max_length")
-        return tower.tokenize([prompt + text for text in texts], max_length)
+        ids, cut = tower.tokenize([prompt + text for text in texts], max_length)
+        if not all(ids):
+            empty = next(text for text, of_one in zip(texts, ids, strict=True) if not of_one)
+            raise InputError(f"{empty[:SHOWN_CHARACTERS]!r} has no token for this model; leave the text out")
+        return ids, cut
 
     def forward(self, queries: list[list[int]], passages: list[list[int]], budget: int) -> tuple[Tensor, Tensor]:
         """Return float32 vectors [n, dim] of both sides' token ids, forwarded in batches of about ``budget`` tokens."""

@@ -26,7 +26,6 @@ from retriever.lora import merged_state
 from retriever.pooling import POOLINGS, SENTENCE_TRANSFORMERS_MODES
 from retriever.token_batches import pad
 
-SHOWN_CHARACTERS = 40
 MODULE_TYPES = "sentence_transformers.models"
 MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
 POOLING_FILE = "1_Pooling/config.json"
@@ -96,10 +95,7 @@ class Tower(nn.Module):
         return normalize(vectors.float(), dim=-1) if self.normalize_output else vectors.float()
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[bool]]:
-        """Return the token ids of each text, cut to ``max_length``, and which texts were cut.
-
-        Raises InputError for a text without any token: its vector would be that of whatever is beside it.
-        """
+        """Return the token ids of each text, cut to ``max_length``, and which texts were cut."""
         if not texts:  # which the tokenizer refuses
             return [], []
         encoded = self.tokenizer(
@@ -107,9 +103,6 @@ class Tower(nn.Module):
         )
         cut = [bool(one.overflowing) for one in encoded.encodings]
         ids: list[list[int]] = encoded["input_ids"]
-        if not all(ids):
-            empty = next(text for text, of_one in zip(texts, ids, strict=True) if not of_one)
-            raise InputError(f"{empty[:SHOWN_CHARACTERS]!r} has no token for this model; leave the text out")
         return ids, cut
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

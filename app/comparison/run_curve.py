@@ -6,6 +6,7 @@ Does not know how the run was trained, nor how runs are compared.
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from indexer.shards import drop_unused
 from retriever.artifacts import BEST, Artifact
 from retriever.data import Corpus, QuerySet
 from retriever.durable import append_line, read_lines, sha256_json, write_atomic
+from retriever.errors import BusyError
 from retriever.protocols import Encoder
 from retriever.store import Store
 
@@ -165,7 +167,8 @@ def keep_measured(store: Store) -> None:
     The refresher was stopped at the final checkpoint, whatever it was at.
     """
     if store.checkpoints.pointed(BEST) is not None:
-        store.retain("checkpoints", 1, grace_seconds=0)
+        with suppress(BusyError):  # somebody indexes from it; the next command tidies up
+            store.retain("checkpoints", 1, grace_seconds=0)
     store.sweep()
 
 

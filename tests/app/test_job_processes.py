@@ -151,10 +151,13 @@ def test_how_a_process_ended_is_said_by_the_worker_that_started_it(
     assert "exit code 0" in (ended(parent, job.id).error or "")
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
 @pytest.mark.parametrize("how", [signal.SIGCONT, signal.SIGKILL])
 def test_a_process_that_lost_its_job_to_another_host_says_nothing_more_of_it(
-    server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+    server: Callable[[str], JobProcesses],
+    jobs: Jobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
 ) -> None:
     """It stood still for longer than its lease; woken up it is told to stop, and ends without a result."""
     here, there = server("slow"), server("slow")
@@ -162,7 +165,10 @@ def test_a_process_that_lost_its_job_to_another_host_says_nothing_more_of_it(
     job, _ = here.start("rebuild")
     running(jobs, job.id)
     (child,) = children(here)
-    child.send_signal(signal.SIGSTOP)
+    with closing(sqlite3.connect(tmp_path / "hone.db")) as held:
+        held.execute("BEGIN IMMEDIATE")  # who is stopped in the middle of writing locks out all others
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     with monkeypatch.context() as patched:
         later = time.time() + job_processes.LEASE_SECONDS + 1
         patched.setattr(time, "time", lambda: later)
@@ -196,6 +202,7 @@ def test_a_job_whose_row_was_removed_is_forgotten(
     assert children(processes) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="only /proc tells a process that nobody has reaped")
 def test_a_process_that_nobody_reaps_is_given_up_in_time(
     server: Callable[[str], JobProcesses], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

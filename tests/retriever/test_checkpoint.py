@@ -155,8 +155,9 @@ def test_a_damaged_checkpoint_is_published_anew(store: Store, tiny: Path) -> Non
     weights = bytearray((first.path / "model/model.safetensors").read_bytes())
     weights[-1] ^= 1
     (first.path / "model/model.safetensors").write_bytes(weights)
-    again = publish_model(store, model, {})
-    assert again.number == first.number + 1
+    said: list[str] = []
+    again = publish_model(store, model, {}, warn=said.append)
+    assert again.number == first.number + 1 and len(said) == 1 and said[0].endswith("; it is published anew")
     again.verify()
 
 

@@ -380,3 +380,13 @@ def test_minilm_is_a_folder_and_other_names_stay() -> None:
         with pytest.raises(InputError, match=r"did you mean 'minilm'\?"):
             model_path(name)
     assert model_path("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
+
+
+def test_a_text_without_any_token_is_refused_by_a_model_that_adds_none(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**rules, "post_processor": None}))
+    bare = create_encoder(ModelConfig(str(folder)))
+    assert [len(one) for one in bare.tokenize("query", ["baka", "baka beki"])[0]] == [1, 2]
+    with pytest.raises(InputError, match=r"' ' has no token for this model; leave the text out"):
+        bare.tokenize("passage", ["baka", " "])

@@ -41,16 +41,6 @@ def tower(tiny: Path) -> Tower:
     return load(tiny)
 
 
-def test_a_text_without_any_token_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path)
-    rules = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps({**rules, "post_processor": None}))
-    bare = load(folder)
-    assert len(bare.tokenize(["baka"], 8)[0][0]) == 1
-    with pytest.raises(InputError, match=r"' ' has no token for this model; leave the text out"):
-        bare.tokenize(["baka", " "], 8)
-
-
 def variant(tower: Tower, pooling: str, normalized: bool = True) -> Tower:
     """The same weights, pooled otherwise."""
     return Tower(tower.transformer, tower.tokenizer, pooling, normalized)
