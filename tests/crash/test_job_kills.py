@@ -64,13 +64,13 @@ def rebuild(port: int) -> str:
 
 
 def when_a_block_is_done(jobs: Jobs, job_id: str) -> Job:
-    """Wait until a block of passages is encoded and the next is not."""
+    """Wait until a block of passages is kept and the next is begun: the last report of one comes before it is written."""
     found: list[Job] = []
 
     def is_done() -> bool:
         found.append(jobs.get(job_id))
         assert found[-1].state in ("queued", "running"), found[-1].error
-        return found[-1].phase == "encode" and found[-1].done >= BLOCK_ROWS
+        return found[-1].phase == "encode" and found[-1].done > BLOCK_ROWS
 
     wait_for(is_done, seconds=120, every=0.05)
     return found[-1]
