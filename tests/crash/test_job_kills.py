@@ -64,7 +64,7 @@ def rebuild(port: int) -> str:
 
 
 def when_a_block_is_done(jobs: Jobs, job_id: str) -> Job:
-    """Wait until a block of passages is kept and the next is begun: the last report of one comes before it is written."""
+    """Wait until a block of passages is kept and the next is begun: its last report comes before it is written."""
     found: list[Job] = []
 
     def is_done() -> bool:
