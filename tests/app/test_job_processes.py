@@ -70,6 +70,14 @@ def running(jobs: Jobs, job_id: str) -> Job:
     return job
 
 
+def let_stand_still(child: subprocess.Popen[bytes], database: Path) -> None:
+    """Stop ``child``, but not in the middle of writing: that would lock out all others."""
+    with closing(sqlite3.connect(database)) as held:
+        held.execute("BEGIN IMMEDIATE")
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def test_a_job_runs_in_a_process_of_its_own(server: Callable[[str], JobProcesses]) -> None:
     processes = server("work")
     job, new = processes.start("rebuild")
@@ -165,10 +173,7 @@ def test_a_process_that_lost_its_job_to_another_host_says_nothing_more_of_it(
     job, _ = here.start("rebuild")
     running(jobs, job.id)
     (child,) = children(here)
-    with closing(sqlite3.connect(tmp_path / "hone.db")) as held:
-        held.execute("BEGIN IMMEDIATE")  # who is stopped in the middle of writing locks out all others
-        child.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    let_stand_still(child, tmp_path / "hone.db")
     with monkeypatch.context() as patched:
         later = time.time() + job_processes.LEASE_SECONDS + 1
         patched.setattr(time, "time", lambda: later)
@@ -223,10 +228,7 @@ def test_a_killed_process_that_was_to_be_cancelled_is_cancelled(
     job, _ = processes.start("rebuild")
     running(jobs, job.id)
     (child,) = children(processes)
-    with closing(sqlite3.connect(tmp_path / "hone.db")) as held:
-        held.execute("BEGIN IMMEDIATE")  # who is stopped in the middle of writing locks out all others
-        child.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    let_stand_still(child, tmp_path / "hone.db")
     assert jobs.request_cancel(job.id)
     child.kill()
     assert ended(processes, job.id).state == "cancelled"
