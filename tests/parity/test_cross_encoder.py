@@ -46,8 +46,10 @@ def test_every_architecture_has_their_scores(architecture: str, tmp_path: Path) 
     folder = write_tiny_ranker(tmp_path, architecture)
     expected = their_scores(theirs(folder, activation_fn=torch.nn.Identity(), max_length=48))
     scores = our_scores(folder, activation="identity", max_length=48)
-    assert expected.std() > 0.1  # else any ranker would pass
-    assert np.abs(scores - expected).max() < 1e-5
+    spread = float(expected.std())
+    assert spread > 0.1  # else any ranker would pass
+    # DistilBERT's reach 12 here; with AVX-512 theirs then lie up to 4.2e-5 from float64's, ours up to 2.7e-5
+    assert np.abs(scores - expected).max() < 1e-5 * max(1.0, spread)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "modernbert", "mpnet"])
