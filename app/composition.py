@@ -40,7 +40,7 @@ from retriever.ingest import ingest_corpus, load_query_set
 from retriever.joining import dataset_of
 from retriever.negatives import open_batches
 from retriever.pair_memory import PairMemory
-from retriever.protocols import BatchPlanner, Encoder, IntArray, NegativeSource
+from retriever.protocols import BatchPlanner, IntArray, NegativeSource
 from retriever.ranker import RankerConfig, load_ranker, start_ranker
 from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
@@ -225,6 +225,12 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
     examples = _examples(run, in_batch=config.loss.in_batch)
+    guide, teacher, ranker_teacher = _guide(config), _teacher(run), _ranker_teacher(config)
+    frozen = {
+        "[loss] guide": None if guide is None else guide.fingerprints.space,
+        "[teacher] name": teacher.fingerprint,
+        "[ranker] teacher": None if ranker_teacher is None else ranker_teacher.fingerprint,
+    }
     retriever = RetrieverParts(
         _learner(config),
         examples,
@@ -232,8 +238,8 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         open_source,
         open_generation_vectors,
         config.loss,
-        _guide(config),
-        _teacher(run),
+        guide,
+        teacher,
         keep_bank=config.batches.name == "ngame",
         memory=None if config.audit is None else pair_memory(run, examples),
         repeats=config.mix is not None,
@@ -246,13 +252,22 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         train=config.train,
         refresh=config.refresh,
         seed=config.seed,
-        ranker=_ranker_parts(run, report),
+        ranker=_ranker_parts(run, report, ranker_teacher),
         phases=config.turns,
+        frozen={key: fingerprint for key, fingerprint in frozen.items() if fingerprint is not None},
     )
     return Trainer(parts, stop)
 
 
-def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
+def _ranker_teacher(config: RunConfig) -> TorchRanker | None:
+    """Return the frozen ranker of [ranker] teacher."""
+    if config.ranker is None or config.ranker.teacher is None:
+        return None
+    taught_by = RankerConfig(config.ranker.teacher, activation="identity")
+    return TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device)
+
+
+def _ranker_parts(run: Run, report: Report, teacher: TorchRanker | None) -> RankerParts | None:
     """Return what trains the ranker of ``run``: in shuffled batches, on draws that are not the retriever's."""
     config, settings = run.config, run.config.ranker
     if settings is None:
@@ -266,15 +281,12 @@ def _ranker_parts(run: Run, report: Report) -> RankerParts | None:
     def open_planner(artifact: Artifact | None) -> BatchPlanner:
         return RandomPlan(len(run.train), settings.batch_size, config.seed + 1, "ranker")
 
-    teacher = None
-    if settings.teacher is not None:
-        taught_by = RankerConfig(settings.teacher, activation="identity")
-        teacher = TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device).score
     model = start_ranker(settings.model, config.seed, settings.dropout)
     if settings.lora is not None:
         model.adapt(settings.lora, config.seed)
     report("ranker", name=settings.name, head="fresh" if model.has_fresh_head else "its own")
-    return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, teacher)
+    score = None if teacher is None else teacher.score
+    return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, score)
 
 
 def _examples(run: Run, *, in_batch: bool) -> Examples:
@@ -315,7 +327,7 @@ def _learner(config: RunConfig) -> DualEncoder:
     return model
 
 
-def _guide(config: RunConfig) -> Encoder | None:
+def _guide(config: RunConfig) -> ModelEncoder | None:
     """Return the frozen model of [loss] guide: the one that training starts from, or another by its name."""
     guide = config.loss.guide
     return None if guide is None else _frozen(config, None if guide == "start" else guide)
@@ -348,9 +360,10 @@ def _teacher(run: Run) -> Teacher:
                 f'[teacher] loss = "embedding": vectors of {teacher.name} have {encoder.dimensions} numbers, '
                 f"those of {config.model.name} {own}; choose another loss"
             )
-        return Teacher(teacher, asking_encoder(encoder))
+        return Teacher(teacher, asking_encoder(encoder), fingerprint=encoder.fingerprints.space)
     if teacher.live:
-        return Teacher(teacher, asking_ranker(teaching_ranker(teacher, config.index.precision).score))
+        ranker = teaching_ranker(teacher, config.index.precision)
+        return Teacher(teacher, asking_ranker(ranker.score), fingerprint=ranker.fingerprint)
 
     def open_scores(artifact: Artifact) -> TeacherScores:
         return open_checked_scores(artifact, open_checked_set(artifact, run.corpus, run.train), teacher.settings)

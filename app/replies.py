@@ -144,6 +144,11 @@ def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(data, status, headers, media_type="application/json")
 
 
+def cut_header(cut: int) -> dict[str, str]:
+    """Return the header that tells how many inputs, or pairs, were cut: for replies whose body has no place for it."""
+    return {"x-hone-cut-inputs": str(cut)}
+
+
 def error_reply(
     request: Request, status: int, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:

@@ -239,6 +239,7 @@ class SearchReply(BaseModel):
     generation: int
     space: str
     cut_queries: int = Field(description="Queries longer than the model reads; the rest of them was not read.")
+    cut_pairs: int = Field(description="Pairs longer than the ranker reads; 0 without rerank.")
     results: list[list[Hit]]
 
 

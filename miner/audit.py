@@ -54,10 +54,11 @@ def plant(queries: QuerySet, corpus: Corpus, share: float, seed: int, *, joined:
 
 @dataclass(frozen=True)
 class LabelAudit:
-    """What training saw of n pairs, float64 [n] each: ``distances`` are losses standardised over all; nan: not seen.
+    """What training saw of n pairs, float64 [n] each; nan: not seen.
 
-    ``planted`` bool [n]: the wrong positives that the audit itself made. ``threshold`` is the ``percentile`` of their
-    margins, None where none was planted: then the ranking alone is known.
+    ``distances``: the means of losses standardised in each batch, standardised over all pairs. ``planted`` bool [n]:
+    the wrong positives that the audit itself made. ``threshold`` is the ``percentile`` of their margins, None where
+    none was planted: then the ranking alone is known.
     """
 
     queries: IntArray
@@ -78,7 +79,7 @@ class LabelAudit:
 
     @property
     def bad(self) -> BoolArray:
-        """Return bool [n]: the pairs of the data set whose loss is outside μ ± βσ."""
+        """Return bool [n]: the pairs of the data set whose loss, batch by batch, is outside μ ± βσ."""
         return (np.abs(self.distances) > self.beta) & ~self.planted
 
     def by_margin(self) -> NDArray[np.intp]:
@@ -102,7 +103,7 @@ def audit_labels(table: PairTable, queries: QuerySet, percentile: float, beta: f
     planted = np.array([pair not in known for pair in pairs], np.bool_)
     measured = table.margins[planted & (table.seen > 0)]
     threshold = float(np.percentile(measured, percentile)) if len(measured) else None
-    distances = standardised(np.where(planted, np.nan, table.losses))
+    distances = standardised(np.where(planted, np.nan, table.beside))
     return LabelAudit(table.queries, table.passages, table.margins, table.losses, distances, planted, threshold, beta)
 
 

@@ -29,10 +29,10 @@ class AuditConfig:
     """[audit]: keep a memory of every training pair, for `hone audit`.
 
     ``planted`` is the share of queries that learn a wrong positive, whose margins give the threshold of AUM at their
-    ``percentile``: it changes training. A pair is bad where its mean loss lies more than ``beta`` standard deviations
-    from that of all; what is left out goes by losses standardised in each batch. After ``warmup_epochs``, ``exclude``
-    "drop" leaves bad pairs out of batches, "thin" lets them take part with probability exp(−z²/2); never more than half
-    of a batch is left out.
+    ``percentile``: it changes training. A pair is bad where the mean of its losses, each standardised in its batch,
+    lies more than ``beta`` standard deviations from that of all. After ``warmup_epochs``, ``exclude`` "drop" leaves bad
+    pairs out of batches, "thin" lets them take part with probability exp(−z²/2); never more than half of a batch is
+    left out.
     """
 
     planted: float = 0.0
@@ -58,7 +58,8 @@ class AuditConfig:
 class PairTable:
     """The memory of n pairs: ``queries`` and ``passages`` int32 [n], rows; ``seen`` int32 [n], how often in a batch.
 
-    ``margins`` and ``losses`` float64 [n] are means over these times, nan for a pair never seen.
+    ``margins``, ``losses`` and ``beside``, losses in standard deviations from the mean of their batch, float64 [n], are
+    means over these times; nan for a pair never seen.
     """
 
     queries: IntArray
@@ -66,6 +67,7 @@ class PairTable:
     seen: IntArray
     margins: Float64
     losses: Float64
+    beside: Float64
 
 
 class PairMemory:
@@ -131,8 +133,7 @@ class PairMemory:
         out whatever was seen first, while the loss still fell, and a data set that is harder than others of the run.
         """
         if epoch != self._epoch:
-            beside = self._beside / np.where(self._seen > 0, self._seen, np.nan)
-            self._epoch, self._distance = epoch, np.nan_to_num(standardised(beside))
+            self._epoch, self._distance = epoch, np.nan_to_num(standardised(self.table().beside))
         config = self._config
         if config.exclude == "off" or epoch < config.warmup_epochs:
             return query_rows
@@ -201,7 +202,7 @@ def _table(arrays: Mapping[str, NDArray[Any]]) -> PairTable:
     queries, passages = np.divmod(arrays["keys"], max(arrays["passages"][0], 1))
     seen = arrays["seen"]
     times = np.where(seen > 0, seen, np.nan)
-    means = (arrays[name] / times for name in ("margin", "loss"))
+    means = (arrays[name] / times for name in ("margin", "loss", "beside"))
     return PairTable(queries.astype(np.int32), passages.astype(np.int32), seen.copy(), *means)
 
 

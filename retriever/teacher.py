@@ -268,13 +268,15 @@ class Anchor:
 class Teacher:
     """What a step asks: ``ask`` at each, or the scores that ``open_scores`` finds in each adopted negative set.
 
-    ``anchor`` is the one asked, where it moves. Without ``config`` nobody teaches.
+    ``anchor`` is the one asked, where it moves; ``fingerprint`` tells the scores of one that stays as it is and is
+    asked at each step. Without ``config`` nobody teaches.
     """
 
     config: TeacherConfig | None = None
     ask: Ask | None = None
     open_scores: Callable[[Artifact], TeacherScores] | None = None
     anchor: Anchor | None = None
+    fingerprint: str | None = None
     _scores: TeacherScores | None = None
 
     def of_run(self, score: Score | None) -> "Teacher":

@@ -4,7 +4,8 @@ Does not know what a model learns, who encodes the corpus, mines negatives or sh
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
@@ -28,7 +29,10 @@ DEV_METRIC = "nDCG@10"
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that one run of the trainer is made of; without ``ranker`` the retriever learns alone."""
+    """Everything that one run of the trainer is made of; without ``ranker`` the retriever learns alone.
+
+    ``frozen``: the key of each model that is asked and not trained, and what identifies its scores.
+    """
 
     store: Store
     retriever: RetrieverParts
@@ -39,6 +43,7 @@ class Training:
     seed: int
     ranker: RankerParts | None = None
     phases: PhasesConfig = RETRIEVER_ALONE
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,12 @@ class Trainer:
                 self._warn(f"the first step of the {name} is {of}: its warm-up may be over; --new starts both together")
         for other in states:
             self._warn(f"{checkpoint.path}: holds a {other} that this run does not train; later checkpoints do not")
+        for key, before in checkpoint.facts.get("frozen", {}).items():
+            if self._parts.frozen.get(key, before) != before:
+                self._warn(
+                    f"{checkpoint.path}: learned from another {key} than this run's: other weights, or computed "
+                    "otherwise; what it learned stays, --new begins with today's"
+                )
         self._report("resumed", step=self._state.step, checkpoint=checkpoint.number)
         if self._ranks.is_first:
             # Those above it are torn or not yet named, and are refreshed by nobody; this run makes them again.
@@ -243,8 +254,9 @@ class Trainer:
         parents = {"corpus": self._parts.retriever.examples.corpus.number}
         if self._adoption.adopted is not None:
             parents["negatives"] = self._adoption.adopted.number
-        facts = {"refresh": refresh, "final": final, "precision": self._precision}
-        saved = publish_checkpoint(store, self._learners, self._state, parents, facts)
+        facts: dict[str, Any] = {"refresh": refresh, "final": final, "precision": self._precision}
+        lineage = {"frozen": dict(self._parts.frozen)} if self._parts.frozen else {}
+        saved = publish_checkpoint(store, self._learners, self._state, parents, {**facts, **lineage})
         self._checkpoint = saved.number
         self._report("checkpoint", step=self._state.step, number=saved.number, **facts)
         if refresh:

@@ -96,9 +96,14 @@ class OverlapRanker:
     def tokenize(
         self, queries: Sequence[str], passages: Sequence[str]
     ) -> tuple[list[tuple[list[str], list[str]]], list[int], int]:
-        """Return the words of both texts and how many they are; none is cut."""
-        pairs = [(a.lower().split(), b.lower().split()) for a, b in zip(queries, passages, strict=True)]
-        return pairs, [len(a) + len(b) for a, b in pairs], 0
+        """Return the words of both texts, how many they are, and how many pairs were cut: beyond 512 words."""
+        whole = [(a.lower().split(), b.lower().split()) for a, b in zip(queries, passages, strict=True)]
+        pairs = [(a[:512], b[: max(0, 512 - len(a))]) for a, b in whole]
+        return (
+            pairs,
+            [len(a) + len(b) for a, b in pairs],
+            sum(one != read for one, read in zip(whole, pairs, strict=True)),
+        )
 
     def score_tokens(self, pairs: Sequence[tuple[list[str], list[str]]]) -> FloatArray:
         """Return float32 [n]."""

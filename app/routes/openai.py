@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from app.replies import BODY, MODEL, OPENAI_ROUTE, Refusal, errors, reply
+from app.replies import BODY, MODEL, OPENAI_ROUTE, Refusal, cut_header, errors, reply
 from app.routes.encode import check_dimensions, first_of, packed
 from app.schemas import MAX_INPUTS, Body, Dimensions, Text, TextList, Texts
 from app.service import ServiceOf, SnapshotOf
@@ -65,7 +65,10 @@ class Usage(BaseModel):
 
 
 class EmbeddingsReply(BaseModel):
-    """Vectors in the order of the inputs; the generation is named in the header x-hone-generation."""
+    """Vectors in the order of the inputs.
+
+    The headers x-hone-generation and x-hone-cut-inputs tell the generation, and how many inputs were cut.
+    """
 
     object: Literal["list"]
     data: list[Embedding]
@@ -81,8 +84,9 @@ async def embeddings(body: EmbeddingsRequest, snapshot: SnapshotOf, service: Ser
         raise Refusal(404, f"model: {body.model!r} has two sides that differ; ask for 'query' or 'passage'")
     check_dimensions(body.dimensions, snapshot)
     done = await service.encode(snapshot, side, body.input)
-    cut = first_of(done.values, body.dimensions)
-    vectors = cut if body.encoding_format == "float" else packed(cut)
+    first = first_of(done.values, body.dimensions)
+    vectors = first if body.encoding_format == "float" else packed(first)
     data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)]
     usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
-    return reply({"object": "list", "data": data, "model": body.model, "usage": usage})
+    content = {"object": "list", "data": data, "model": body.model, "usage": usage}
+    return reply(content, headers=cut_header(done.cut))

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app.replies import BODY, MODEL, errors, reply
+from app.replies import BODY, MODEL, cut_header, errors, reply
 from app.schemas import MAX_INPUTS, Body, Text
 from app.service import ServiceOf, SnapshotOf
 
@@ -61,7 +61,10 @@ class RankUsage(BaseModel):
 
 
 class RerankReply(BaseModel):
-    """The texts, best first; the generation is named in the header x-hone-generation."""
+    """The texts, best first.
+
+    The headers x-hone-generation and x-hone-cut-inputs tell the generation, and how many of the texts were cut.
+    """
 
     id: str
     model: str
@@ -85,4 +88,5 @@ async def rerank(body: RerankRequest, snapshot: SnapshotOf, service: ServiceOf) 
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
     usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
-    return reply({"id": uuid.uuid4().hex, "model": body.model or "ranker", "results": results, "usage": usage})
+    content = {"id": uuid.uuid4().hex, "model": body.model or "ranker", "results": results, "usage": usage}
+    return reply(content, headers=cut_header(done.cut))

@@ -15,7 +15,7 @@ from app.schemas import Range, SearchReply, SearchRequest
 from app.searching import Manner, Query, Ranked, allowed_rows, search
 from app.service import Service, ServiceOf, SnapshotOf
 from app.snapshot import Snapshot
-from retriever.protocols import FloatArray
+from retriever.protocols import FloatArray, IntArray
 
 router = APIRouter(tags=["search"])
 
@@ -28,11 +28,12 @@ async def search_passages(body: SearchRequest, snapshot: SnapshotOf, service: Se
     rows, scores = await run_in_threadpool(_found, body, snapshot, query)
     if vectors is not None and not body.exact:
         service.recall.offer(snapshot, vectors)
+    cut_pairs = 0
     if body.rerank:
-        rows, scores = await _reranked(body, snapshot, service, rows)
+        rows, scores, cut_pairs = await _reranked(body, snapshot, service, rows)
     results = await run_in_threadpool(_hits, snapshot, rows, scores, body.with_text)
     stamp = {"generation": snapshot.generation.number, "space": snapshot.space}
-    return reply({**stamp, "cut_queries": cut, "results": results})
+    return reply({**stamp, "cut_queries": cut, "cut_pairs": cut_pairs, "results": results})
 
 
 async def _query_vectors(body: SearchRequest, snapshot: Snapshot, service: Service) -> tuple[FloatArray, int]:
@@ -66,18 +67,25 @@ def _found(body: SearchRequest, snapshot: Snapshot, query: Query) -> Ranked:
     return search(snapshot, query, manner, depth, allowed)
 
 
-async def _reranked(body: SearchRequest, snapshot: Snapshot, service: Service, rows: Any) -> Ranked:
-    """Return the best ``top_k`` of ``rows`` int32 [q, depth] by the ranker; equal scores stay in their order."""
+async def _reranked(
+    body: SearchRequest, snapshot: Snapshot, service: Service, rows: Any
+) -> tuple[IntArray, FloatArray, int]:
+    """Return the best ``top_k`` of ``rows`` int32 [q, depth] by the ranker, their scores, and how many pairs were cut.
+
+    Equal scores stay in their order.
+    """
     assert body.queries is not None  # the schema asks for them
     depth = min(body.top_k, rows.shape[1])
     best, scores = np.full((len(rows), depth), -1, np.int32), np.full((len(rows), depth), -np.inf, np.float32)
+    cut = 0
     for place, (query, found) in enumerate(zip(body.queries, rows, strict=True)):
         found = found[found >= 0]
         texts = await run_in_threadpool(snapshot.corpus.texts, found)
-        scored = (await service.score(snapshot, query, texts)).values
-        order = np.argsort(-scored, kind="stable")[:depth]
-        best[place, : len(order)], scores[place, : len(order)] = found[order], scored[order]
-    return best, scores
+        done = await service.score(snapshot, query, texts)
+        cut += done.cut
+        order = np.argsort(-done.values, kind="stable")[:depth]
+        best[place, : len(order)], scores[place, : len(order)] = found[order], done.values[order]
+    return best, scores, cut
 
 
 def _hits(snapshot: Snapshot, rows: Any, scores: FloatArray, with_text: bool) -> list[list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from app.admission import ComputeError
 from app.models import Computed
-from app.replies import BODY, MODEL, NO_TEXT, Refusal, errors, reply
+from app.replies import BODY, MODEL, NO_TEXT, Refusal, cut_header, errors, reply
 from app.routes.encode import check_dimensions, first_of
 from app.schemas import MAX_INPUTS, Body, Dimensions, Text, TextList, Texts
 from app.service import ReadyOf, Service, ServiceOf, SnapshotOf
@@ -178,7 +178,7 @@ def _times(done: Computed, began: float, characters: int) -> dict[str, str]:
     }
     counts = {"x-compute-tokens": done.tokens, "x-compute-characters": characters}
     milliseconds = {name: str(round(1000 * value)) for name, value in seconds.items()}
-    return milliseconds | {name: str(count) for name, count in counts.items()}
+    return milliseconds | {name: str(count) for name, count in counts.items()} | cut_header(done.cut)
 
 
 def _info(snapshot: Snapshot, service: Service) -> dict[str, Any]:

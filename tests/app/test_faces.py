@@ -61,6 +61,7 @@ def test_openai_encodes(url: str) -> None:
                 encoding_format=encoding,
             )
             assert answer.headers["x-hone-generation"] == "0"
+            assert answer.headers["x-hone-cut-inputs"] == "0"
             found = answer.parse()
             if encoding != "base64":
                 np.testing.assert_array_equal(np.array([one.embedding for one in found.data], np.float32), EXPECTED)
@@ -153,6 +154,9 @@ def test_jina_s_shape_of_reranking(url: str) -> None:
         assert [(one["index"], one["document"]["text"]) for one in found["results"]] == [(1, "alpha beta")]
         assert found["usage"]["total_tokens"] == 7
         assert httpx2.post(f"{url}{route}", json=body).json()["results"][0].keys() == {"index", "relevance_score"}
+        assert answer.headers["x-hone-cut-inputs"] == "0"
+        long = {**body, "documents": ["nu " * 600, "alpha beta", "eta " * 700]}
+        assert httpx2.post(f"{url}{route}", json=long).headers["x-hone-cut-inputs"] == "2"
     spans = {"query": "a", "documents": ["b"], "relevant_spans": {"enabled": True}}
     assert "relevant_spans" in httpx2.post(f"{url}/v2/rerank", json=spans).json()["error"]
 
@@ -175,7 +179,10 @@ def test_text_embeddings_inference_s_routes(url: str) -> None:
         assert answer.headers["x-hone-generation"] == "0"
         long = client.post("/embed", json={"inputs": ["a " * 513, "b"], "truncate": False})
         assert long.status_code == 413 and "1 of 2 inputs is longer than 512 tokens" in long.json()["error"]
-        assert client.post("/embed", json={"inputs": "a " * 513}).status_code == 200
+        cut = client.post("/embed", json={"inputs": ["a " * 513, "b"]})
+        assert (cut.status_code, cut.headers["x-hone-cut-inputs"]) == (200, "1")
+        cut = client.post("/v1/embeddings", json={"model": "passage", "input": ["a " * 513, "b"]})
+        assert (cut.status_code, cut.headers["x-hone-cut-inputs"]) == (200, "1")
         assert client.post("/embed", json={"inputs": "a", "normalize": False}).status_code == 422
         assert client.post("/embed", json={"inputs": "a", "dimensions": 33}).status_code == 422
         assert np.linalg.norm(client.post("/embed", json={"inputs": "a", "dimensions": 31}).json()[0]) == pytest.approx(

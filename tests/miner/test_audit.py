@@ -24,12 +24,17 @@ def data(tmp_path: Path) -> tuple[Corpus, QuerySet]:
 
 
 def table(
-    queries: list[int], passages: list[int], margins: list[float], losses: list[float] | None = None
+    queries: list[int],
+    passages: list[int],
+    margins: list[float],
+    losses: list[float] | None = None,
+    beside: list[float] | None = None,
 ) -> PairTable:
     values = np.array(margins)
     seen = (~np.isnan(values)).astype(np.int32) * 4
     rows = np.array(queries, np.int32), np.array(passages, np.int32)
-    return PairTable(*rows, seen, values, np.array(margins if losses is None else losses))
+    losses = margins if losses is None else losses
+    return PairTable(*rows, seen, values, np.array(losses), np.array(losses if beside is None else beside))
 
 
 def asked(count: int, name: str = "q{}") -> QuerySet:
@@ -88,6 +93,14 @@ def test_the_threshold_is_a_percentile_of_the_planted_and_they_are_not_suspected
     assert found.by_margin().tolist() == [1, 6, 2, 0], "neither the planted nor the one never seen"
     alone = audit_labels(table([0, 1], [0, 1], [0.5, -0.3]), asked(2), 50.0, 2.0)
     assert alone.threshold is None and not alone.below.any() and alone.by_margin().tolist() == [1, 0]
+
+
+def test_a_harder_data_set_is_not_bad_as_a_whole() -> None:
+    """Its losses are higher, but within its own batches they are like any others."""
+    rows, losses = [*range(20)], [0.1] * 16 + [5.0, 5.1, 5.0, 5.2]
+    beside = [0.1, -0.1] * 9 + [-0.1, 4.0]
+    found = audit_labels(table(rows, rows, losses, losses, beside), asked(20), percentile=99, beta=2)
+    assert found.by_loss().tolist() == [19] and found.losses[19] == 5.2
 
 
 def test_bad_pairs_are_outside_the_mean_of_those_that_are_not_planted() -> None:

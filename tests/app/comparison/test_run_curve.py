@@ -3,9 +3,19 @@ from pathlib import Path
 
 import pytest
 
-from app.comparison.run_curve import CURVE, EVALUATIONS, Evaluations, Judged, measure_curve, measured_curve, on_grid
+from app.comparison.run_curve import (
+    CURVE,
+    EVALUATIONS,
+    Evaluations,
+    Judged,
+    keep_measured,
+    measure_curve,
+    measured_curve,
+    on_grid,
+)
 from retriever.artifacts import BEST
 from retriever.durable import read_lines
+from retriever.store import Store
 from tests.app.comparison.results_stand_ins import Bed, Stop
 
 
@@ -40,6 +50,14 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(bed: Bed) -> None:
     assert bed.store.checkpoints.pointed(BEST) == points[3].checkpoint == 3
     assert bed.store.checkpoints.numbers() == [3, 4]
     assert list(bed.store.embeddings.iterdir()) == [], "no generation uses the vectors"
+
+
+def test_checkpoints_that_somebody_works_with_stay_for_now(bed: Bed) -> None:
+    with Store(bed.store.root).checkpoints.writer():
+        measure_curve(bed.folder, bed.store, 2, bed.measuring(), [])
+    assert bed.store.checkpoints.numbers() == [0, 1, 2, 3, 4]
+    keep_measured(bed.store)
+    assert bed.store.checkpoints.numbers() == [3, 4]
 
 
 def test_what_was_measured_is_read_again(bed: Bed) -> None:

@@ -210,3 +210,6 @@ def test_the_ranker_orders_the_best(tmp_path: Path, server: Server) -> None:
                 assert scores.tolist() == sorted(scores.tolist(), reverse=True)
             assert {hit["id"] for hit in first} <= {"p0", "p1", "p4", "p6"} and second[0]["id"] == "p3"
         assert ranked.post("/v1/search", {**body, "queries": "omega", "mode": "lexical"})["results"] == [[]]
+        assert ranked.post("/v1/search", body)["cut_pairs"] == 0
+        long = ranked.post("/v1/search", {**body, "queries": ["alpha " * 511, "eta"]})
+        assert long["cut_pairs"] == 5, "of each of the five pairs of the long one a word is left out"

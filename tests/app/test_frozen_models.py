@@ -1,0 +1,51 @@
+"""Models that a run asks and does not train: a checkpoint names them, and a run that goes on with others says so."""
+
+import shutil
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from app.composition import make_trainer
+from app.refreshing import InlineRefresher
+from tests.app.command_line import opened, write_run
+from tests.tiny_model import write_tiny_model
+from tests.tiny_ranker import write_tiny_ranker
+
+RANKER = '[ranker]\nname = "{own}"\nloss = {{ name = "margin_mse" }}\nteacher = "{frozen}"\nnum_negatives = 2\nwarmup_steps = 1\n'
+KINDS = {
+    "[loss] guide": '[loss]\nguide = "{frozen}"\nguide_max = 0.9\n',
+    "[teacher] name": '[teacher]\nname = "{frozen}"\nkind = "encoder"\nloss = "kl"\n',
+    "[ranker] teacher": RANKER + "[phases]\nranker = 1\nretriever = 1\n",
+}
+
+
+def warned(config: Path, store: Path, until: int) -> list[str]:
+    """What a run says that is stopped after step ``until``."""
+    run, stop, told = opened(config, store), Event(), []
+
+    def report(event: str, **fields: Any) -> None:
+        if event == "warning":
+            told.append(fields["message"])
+        if event == "step" and fields["step"] == until:
+            stop.set()
+
+    make_trainer(run, InlineRefresher(run, report), report, stop).run()
+    return [text for text in told if "another" in text]
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_a_run_that_goes_on_with_another_frozen_model_says_so(tiny: Path, tmp_path: Path, key: str) -> None:
+    frozen, own, of_ranker = tmp_path / "frozen", write_tiny_ranker(tmp_path / "own"), key == "[ranker] teacher"
+    _ = write_tiny_ranker(frozen) if of_ranker else write_tiny_model(frozen)
+    table = KINDS[key].format(frozen=frozen, own=own)
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", f"{table}[negatives]"))
+    store = tmp_path / "store"
+    assert warned(config, store, 2) == []
+    assert warned(config, store, 3) == [], "the same model"
+    shutil.rmtree(frozen)
+    _ = write_tiny_ranker(frozen, "electra") if of_ranker else write_tiny_model(frozen, seed=5)
+    (text,) = warned(config, store, 4)
+    assert f"learned from another {key} than this run's" in text and "--new" in text
+    assert warned(config, store, 5) == [], "what is named now is the one that it goes on with"
