@@ -13,11 +13,21 @@ from tests.app.command_line import opened, write_run
 from tests.tiny_model import write_tiny_model
 from tests.tiny_ranker import write_tiny_ranker
 
-RANKER = '[ranker]\nname = "{own}"\nloss = {{ name = "margin_mse" }}\nteacher = "{frozen}"\nnum_negatives = 2\nwarmup_steps = 1\n'
+RANKER = """\
+[ranker]
+name = "{own}"
+loss = {{ name = "margin_mse" }}
+teacher = "{frozen}"
+num_negatives = 2
+warmup_steps = 1
+[phases]
+ranker = 1
+retriever = 1
+"""
 KINDS = {
     "[loss] guide": '[loss]\nguide = "{frozen}"\nguide_max = 0.9\n',
     "[teacher] name": '[teacher]\nname = "{frozen}"\nkind = "encoder"\nloss = "kl"\n',
-    "[ranker] teacher": RANKER + "[phases]\nranker = 1\nretriever = 1\n",
+    "[ranker] teacher": RANKER,
 }
 
 
