@@ -55,13 +55,18 @@ class Truth:
         """Return the share of the first ``k`` hits that ``found`` int32 [q, at least k or all] has, and its error.
 
         That is the standard error over the queries. A row that is found in place of one that scores like it counts as
-        much: which of equal passages come among the first ``k`` is nobody's choice.
+        much: which of equal passages come among the first ``k`` is nobody's choice. Where ``rows`` has more than ``k``,
+        vectors are read for the queries alone whose next row scores like the last.
         """
         found, there = found[:, :k], (self.rows[:, :k] >= 0).sum(axis=1)
         if not there.any():
             return 1.0, 0.0
         hit = _among(found, self.rows[:, :k])
-        lines, places = np.nonzero((found >= 0) & ~hit)
+        unsure = (found >= 0) & ~hit
+        if self.scores.shape[1] > k:
+            margin = 2 * ROUNDING * np.abs(self.scores[:, 0])  # twice: of two sums that are rounded differently
+            unsure &= (self.scores[:, k] >= self.scores[:, k - 1] - margin)[:, None]
+        lines, places = np.nonzero(unsure)
         for start in range(0, len(lines), CHUNK_PAIRS):
             line, place = lines[start : start + CHUNK_PAIRS], places[start : start + CHUNK_PAIRS]
             scores = np.einsum("nd,nd->n", self.queries[line], self.vectors.gather(found[line, place]))

@@ -123,7 +123,7 @@ def test_many_queries_are_thinned_evenly_and_counted(vectors: Vectors, monkeypat
     monkeypatch.setattr(faiss_auto, "DEEP_QUERIES", 6)
     probe = make_probe(vectors, QUERIES)
     np.testing.assert_array_equal(probe.queries, QUERIES[::3])
-    assert probe.exact.rows.shape == (20, 10) and make_probe(vectors, QUERIES, 30).exact.rows.shape == (6, 30)
+    assert probe.exact.rows.shape == (20, 11) and make_probe(vectors, QUERIES, 30).exact.rows.shape == (6, 31)
     assert tune(build_index("Flat", vectors, 13), probe, 0.9)[0]["queries"] == 20
 
 

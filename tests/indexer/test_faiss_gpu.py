@@ -182,7 +182,7 @@ def test_exact_checks_ask_a_gpu_that_holds_the_vectors_as_deep_as_it_goes(
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(of_found, scores, atol=1e-6)
     assert [copy.ntotal for copy in with_gpu.copies] == [2000]
-    np.testing.assert_array_equal(make_probe(vectors, QUERIES).exact.rows, expected[:, :10])
+    np.testing.assert_array_equal(make_probe(vectors, QUERIES).exact.rows, expected[:, :11])
     assert len(with_gpu.copies) == 2, "so does the choice of search parameters"
     monkeypatch.setattr(indexer.searcher, "MOST_DEPTH", 49)
     np.testing.assert_array_equal(search_exactly(QUERIES, vectors, 50)[0], expected)

@@ -46,6 +46,26 @@ def test_rows_that_score_alike_count_as_much_as_one_another(found: list[list[int
         assert truth.recall(np.array(found, np.int32), k)[0] == pytest.approx(expected)
 
 
+def test_a_row_more_than_is_counted_spares_reading_vectors_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(3)
+    stored = generator.normal(size=(60, 8)).astype(np.float32)
+    stored[40:] = stored[20:40]  # ties
+    vectors = plant_vectors(tmp_path, stored)
+    queries = generator.normal(size=(30, 8)).astype(np.float32)
+    found = np.stack([generator.permutation(60)[:5] for _ in queries]).astype(np.int32)
+    found[:10] = exact_search(queries[:10], vectors, 5)[0] + [0, 0, 0, 0, 1]
+    found[-1, 3:] = -1
+    found %= 60
+    read: list[int] = []
+    gather = type(vectors).gather
+    monkeypatch.setattr(type(vectors), "gather", lambda self, rows: read.append(len(rows)) or gather(self, rows))
+    plain, more = (Truth(queries, vectors, *exact_search(queries, vectors, depth)) for depth in (5, 6))
+    assert plain.recall(found, 5) == more.recall(found, 5)
+    assert 0 < read[1] < read[0]
+
+
 def test_the_recall_of_pads_and_of_nothing(tmp_path: Path) -> None:
     vectors, query = plant_vectors(tmp_path, unit_rows(2, 4)), unit_rows(1, 4, seed=1)
     truth = Truth(query, vectors, *exact_search(query, vectors, 3))
