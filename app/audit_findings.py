@@ -53,7 +53,7 @@ def margin_findings(labels: LabelAudit, queries: QuerySet, corpus: Corpus, limit
 
 
 def loss_findings(labels: LabelAudit, queries: QuerySet, corpus: Corpus, limit: int) -> list[Finding]:
-    """Return at most ``limit`` bad pairs, those whose loss is farthest from the mean first."""
+    """Return at most ``limit`` bad pairs, those whose loss, batch by batch, is farthest from the mean first."""
     findings = []
     for place in labels.by_loss()[:limit].tolist():
         far = labels.distances[place]

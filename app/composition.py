@@ -32,6 +32,7 @@ from retriever.batch_step import Gather
 from retriever.counting import counted
 from retriever.data import Corpus, QuerySet
 from retriever.device import pick_device
+from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder, ModelConfig, create_encoder
 from retriever.errors import InputError
 from retriever.examples import Examples
@@ -227,7 +228,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
     examples = _examples(run, in_batch=config.loss.in_batch)
     guide, teacher, ranker_teacher = _guide(config), _teacher(run), _ranker_teacher(config)
     frozen = {
-        "[loss] guide": None if guide is None else guide.fingerprints.space,
+        "[loss] guide": None if guide is None else _identity(guide),
         "[teacher] name": teacher.fingerprint,
         "[ranker] teacher": None if ranker_teacher is None else ranker_teacher.fingerprint,
     }
@@ -344,6 +345,11 @@ def _frozen(config: RunConfig, name: str | None) -> ModelEncoder:
     return ModelEncoder(create_encoder(model), precision, engine=engine)
 
 
+def _identity(encoder: ModelEncoder) -> str:
+    """Return what identifies the vectors of both sides: weights, tokens, and how they are computed."""
+    return sha256_json([encoder.fingerprints.query, encoder.fingerprints.passage])
+
+
 def _teacher(run: Run) -> Teacher:
     """Return whom [teacher] of ``run`` names."""
     config, teacher = run.config, run.config.teacher
@@ -360,7 +366,7 @@ def _teacher(run: Run) -> Teacher:
                 f'[teacher] loss = "embedding": vectors of {teacher.name} have {encoder.dimensions} numbers, '
                 f"those of {config.model.name} {own}; choose another loss"
             )
-        return Teacher(teacher, asking_encoder(encoder), fingerprint=encoder.fingerprints.space)
+        return Teacher(teacher, asking_encoder(encoder), fingerprint=_identity(encoder))
     if teacher.live:
         ranker = teaching_ranker(teacher, config.index.precision)
         return Teacher(teacher, asking_ranker(ranker.score), fingerprint=ranker.fingerprint)

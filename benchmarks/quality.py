@@ -15,7 +15,7 @@ from benchmarks import machine
 from benchmarks.report import last_line, show
 
 METRIC = "nDCG@10"
-KEYS = ("zero_shot", "in_batch", "static", "best", "curve")
+KEYS = ("zero_shot", "in_batch", "static", "best", "systems", "curve")
 SYSTEMS: dict[str, dict[str, Any]] = {
     "in_batch": {"train.num_negatives": 0, "refresh.trigger": "never"},
     "static": {"refresh.trigger": "once", "refresh.lag": 0},
@@ -84,8 +84,8 @@ def comparison(given: Namespace) -> str:
 def figures(results: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of KEYS from the ``results`` of a comparison, at equal steps.
 
-    "best" names the best system with its figure; "curve" has each system's dev figures by step and by seconds, means
-    over seeds.
+    "best" names the system of the highest mean, the peers among them; "systems" has each one's mean and its interval
+    over seeds, null for one; "curve" each one's dev figures by step and by seconds, means over seeds.
     """
     (steps,) = [reading for reading in results["findings"]["readings"] if reading["axis"] == "steps"]
     means = {name: of[METRIC]["mean"] for name, of in steps["systems"].items()}
@@ -95,6 +95,9 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
         "in_batch": means["in_batch"],
         "static": means["static"],
         "best": {"system": best, METRIC: means[best]},
+        "systems": {
+            name: {METRIC: means[name], "interval": of[METRIC]["interval"]} for name, of in steps["systems"].items()
+        },
         "curve": {name: _curve([run for run in results["runs"] if run["system"] == name]) for name in means},
     }
 

@@ -11,13 +11,13 @@ from retriever.device import has_fast_bf16
 LANES = 32
 """Numbers in bf16 that a register of 512 bits holds; torch's softmax takes what is left of a row one by one."""
 BLOCK = 2**20
-"""Scores that are computed at a time."""
+"""Numbers of a block, scores or keys, that are computed at a time; one text may have more."""
 FEWEST, LONGEST = 96, 512
 """Places of a batch, and of a text, between which this is faster than torch's fused attention."""
 
 
 def is_faster(query: Tensor, key: Tensor) -> bool:
-    """Tell whether ``attend_in_blocks`` is for these, [texts, heads, places, size] both."""
+    """Tell whether ``attend_in_blocks`` is for these, [texts, heads, places, size]; queries may be the first alone."""
     texts, _, places, _ = key.shape
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not has_fast_bf16(query.device):
         return False
@@ -32,7 +32,7 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
     texts, heads, places, size = query.shape
     spare = -key.shape[2] % LANES
     attended = torch.empty(texts, places, heads, size, dtype=query.dtype)
-    block = max(1, BLOCK // (heads * places * (key.shape[2] + spare)))
+    block = max(1, BLOCK // (heads * max(places, size) * (key.shape[2] + spare)))
     for start in range(0, texts, block):
         own = slice(start, start + block)
         queries, keys, values = (_rows(x[own], more) for x, more in ((query, 0), (key, spare), (value, spare)))

@@ -36,7 +36,7 @@ def results(*systems: str) -> dict[str, Any]:
         points = [{"step": step, "seconds": step / 2 + seed, "dev": {"nDCG@10": 0.1 * seed}} for step in (0, 20)]
         return {"system": system, "seed": seed, "curve": points}
 
-    read = {name: {"nDCG@10": {"mean": means[name]}} for name in systems}
+    read = {name: {"nDCG@10": {"mean": means[name], "interval": None}} for name in systems}
     zero = {name: {"nDCG@10": 0.25} for name in systems}
     readings = [{"axis": "seconds", "systems": {}}, {"axis": "steps", "systems": read}]
     runs = [run(name, seed) for name in systems for seed in (1, 2)]
@@ -48,5 +48,6 @@ def test_its_figures_are_those_at_equal_steps() -> None:
     assert set(told) == set(KEYS)
     assert (told["zero_shot"], told["in_batch"], told["static"]) == (0.25, 0.5, 0.4)
     assert told["best"] == {"system": "max_loss", "nDCG@10": 0.6}
+    assert told["systems"]["static"] == {"nDCG@10": 0.4, "interval": None}
     second = told["curve"]["static"][1]
     assert second == {"step": 20, "seconds": 11.5, "nDCG@10": 0.15}
