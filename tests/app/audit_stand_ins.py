@@ -27,14 +27,15 @@ def write_run_file(folder: Path, data: Path, train: str = "train", more: str = "
 
 
 def remembering(queries: QuerySet, passages: int, margins: Sequence[float]) -> PairMemory:
-    """Return a memory in which the first positive of query i was seen once, with the margin margins[i]."""
+    """Return a memory in which query i was seen once, in one batch of all, its first positive with margins[i]."""
     memory = PairMemory(queries, passages, AuditConfig(), 1, lambda row, epoch: 0)
-    for row, margin in enumerate(margins):
-        positive = int(queries.positives(row)[0])
-        other = (positive + 1) % passages
-        rows = np.array([row], np.int32), np.array([positive, other], np.int32)
-        batch = Batch(*rows, np.array([0]), np.ones((1, 2), np.bool_), np.zeros((1, 2), np.bool_))
-        memory.observe(batch, np.array([[margin, 0.0]], np.float32), 0.1)
+    every = np.arange(len(margins), dtype=np.int32)
+    positives = np.array([queries.positives(row)[0] for row in range(len(margins))], np.int32)
+    candidates = np.stack([positives, (positives + 1) % passages], axis=1).ravel()
+    own = every[:, None] == np.arange(len(candidates)) // 2
+    scores = np.zeros(own.shape, np.float32)
+    scores[every, 2 * every] = margins
+    memory.observe(Batch(every, candidates, 2 * every.astype(np.int64), own, np.zeros_like(own)), scores, 0.1)
     return memory
 
 
