@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from retriever.device import on_device
-from retriever.engines.block_attention import attend_in_blocks, is_faster
 from retriever.engines.packed_attention import Attention, PackedTexts
 
 MASKED = -1e9
@@ -272,8 +271,6 @@ def _attend(
     if first:
         query = query[:, :, :1]
         bias = bias if bias is None else bias[:, :, :1]
-    if is_faster(query, key):
-        return attend_in_blocks(query, key, value, bias).flatten(2)
     return scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from retriever.engines import fast_forward as fast_forward_module
 from retriever.engines.fast_forward import FAMILIES, fast_forward
 from tests.retriever.engines.architectures import FAST, GENERIC, SIZES, ragged, random_transformer
 
@@ -57,23 +56,6 @@ def test_the_first_token_alone_has_the_same_state(transformer: Any) -> None:
         found = forward(ids, mask)
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < 2e-5
-
-
-@pytest.mark.parametrize("first_only", [False, True])
-def test_attention_in_blocks_gives_the_same_states(
-    transformer: Any, first_only: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Processors with bf16 take it; in float32 its products are exact on all."""
-    monkeypatch.setattr(fast_forward_module, "is_faster", lambda query, key: True)
-    ids, mask = ragged(transformer.config.pad_token_id)
-    with torch.inference_mode():
-        expected = transformer(input_ids=ids, attention_mask=mask).last_hidden_state
-        forward = fast_forward(transformer, torch.float32, first_only=first_only)
-        assert forward is not None
-        found = forward(ids, mask)
-    if first_only:
-        expected, mask = expected[:, :1], mask[:, :1]
-    assert difference(found, expected, mask) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["bert", "electra"])
