@@ -58,8 +58,9 @@ def loss_findings(labels: LabelAudit, queries: QuerySet, corpus: Corpus, limit: 
     for place in labels.by_loss()[:limit].tolist():
         far = labels.distances[place]
         side = "above" if far > 0 else "below"
-        distance = f"{abs(far):.1f} standard deviations {side} that of all pairs, batch by batch"
-        reason = f"mean loss {labels.losses[place]:.2f}, {distance}"
+        reason = (
+            f"mean loss {labels.losses[place]:.2f}; in its batches {abs(far):.1f} standard deviations {side} others"
+        )
         pair = queries.ids[labels.queries[place]], (corpus.id(labels.passages[place]),)
         findings.append(Finding("bad pair", *pair, reason))
     return findings

@@ -32,7 +32,10 @@ def summary(result: Result) -> list[str]:
                 f"AUM: {labels['below']:,} of {labels['pairs']:,} pairs are below {labels['threshold']:+.3f}, the "
                 "threshold of planted mislabels."
             )
-        told.append(f"Bad pairs: {labels['bad']:,} have a loss outside the mean ± {labels['beta']:g} deviations.")
+        told.append(
+            f"Bad pairs: {labels['bad']:,} have a loss, batch by batch, outside the mean ± {labels['beta']:g} "
+            "deviations."
+        )
     if rivals["voters"]:
         told.append(
             f"False negatives: {rivals['pairs']:,} unlabelled passages of {rivals['queries']:,} queries are likely "

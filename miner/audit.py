@@ -131,7 +131,7 @@ def over_runs(audits: Sequence[LabelAudit], rows: Sequence[IntArray], passages: 
         passage.astype(np.int32),
         mean("margins"),
         mean("losses"),
-        mean("distances"),
+        standardised(mean("distances")),
         np.zeros(len(every), np.bool_),
         float(np.mean(thresholds)) if thresholds else None,
         audits[0].beta,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from retriever.data import QuerySet
-from retriever.errors import CorruptError, require
+from retriever.errors import CorruptError, InputError, require
 from retriever.examples import Batch
 from retriever.protocols import FloatArray, IntArray
 
@@ -188,12 +188,15 @@ class PairMemory:
 def read_pairs(folder: Path) -> PairTable | None:
     """Return the memory that a checkpoint's ``folder`` training/ holds, None if there is none.
 
-    Raises CorruptError for a torn file.
+    Raises CorruptError for a torn file, InputError for one of an earlier version.
     """
     if not (folder / FILE).exists():
         return None
     try:
-        return _table(load_file(folder / FILE))
+        arrays = load_file(folder / FILE)
+        if "keys" in arrays and "beside" not in arrays:
+            raise InputError(f"{folder / FILE}: an earlier version of hone wrote it; train on, or audit another run")
+        return _table(arrays)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CorruptError(f"{folder / FILE}: unreadable ({error})") from error
 

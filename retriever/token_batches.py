@@ -72,5 +72,5 @@ def mixed(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Return the longest batch, then the others in a fixed mixed order, so that rate and ETA hold from the start."""
     if len(batches) < 3:
         return batches  # nothing to mix, and a single query waits
-    order = np.random.default_rng(0).permutation(max(0, len(batches) - 1)) + 1
+    order = np.random.default_rng(0).permutation(len(batches) - 1) + 1
     return [*batches[:1], *(batches[i] for i in order)]

@@ -63,7 +63,7 @@ class RankUsage(BaseModel):
 class RerankReply(BaseModel):
     """The texts, best first.
 
-    The headers x-hone-generation and x-hone-cut-inputs tell the generation, and how many of the texts were cut.
+    The headers x-hone-generation and x-hone-cut-inputs tell the generation, and how many pairs with a text were cut.
     """
 
     id: str

@@ -107,7 +107,7 @@ class InfoReply(BaseModel):
 @router.post("/", response_model=list[list[float]], responses=ERRORS)
 @router.post("/embed", response_model=list[list[float]], responses=ERRORS)
 async def embed(body: EmbedRequest, snapshot: SnapshotOf, service: ServiceOf) -> Response:
-    """Encode texts: one vector for each."""
+    """Encode texts: one vector for each; the header x-hone-cut-inputs tells how many were cut."""
     began = time.perf_counter()
     side = snapshot.models.side_of(body.prompt_name)
     if side is None:

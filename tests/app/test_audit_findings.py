@@ -36,5 +36,5 @@ def test_only_bad_pairs_are_told_the_farthest_first(tmp_path: Path) -> None:
     queries, corpus = opened(tmp_path)
     found = loss_findings(labels(None), queries, corpus, 9)
     assert [one.query for one in found] == ["q1", "q2"]
-    assert "mean loss 9.00, 3.0 standard deviations above" in found[0].reason
+    assert "mean loss 9.00; in its batches 3.0 standard deviations above" in found[0].reason
     assert len(loss_findings(labels(None), queries, corpus, 1)) == 1

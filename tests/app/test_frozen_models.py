@@ -25,9 +25,10 @@ ranker = 1
 retriever = 1
 """
 KINDS = {
-    "[loss] guide": '[loss]\nguide = "{frozen}"\nguide_max = 0.9\n',
-    "[teacher] name": '[teacher]\nname = "{frozen}"\nkind = "encoder"\nloss = "kl"\n',
-    "[ranker] teacher": RANKER,
+    "guide": ("[loss] guide", '[loss]\nguide = "{frozen}"\nguide_max = 0.9\n'),
+    "encoder": ("[teacher] name", '[teacher]\nname = "{frozen}"\nkind = "encoder"\nloss = "kl"\n'),
+    "live": ("[teacher] name", '[teacher]\nname = "{frozen}"\nlive = true\nloss = "kl"\n'),
+    "of the ranker": ("[ranker] teacher", RANKER),
 }
 
 
@@ -45,11 +46,12 @@ def warned(config: Path, store: Path, until: int) -> list[str]:
     return [text for text in told if "another" in text]
 
 
-@pytest.mark.parametrize("key", KINDS)
-def test_a_run_that_goes_on_with_another_frozen_model_says_so(tiny: Path, tmp_path: Path, key: str) -> None:
-    frozen, own, of_ranker = tmp_path / "frozen", write_tiny_ranker(tmp_path / "own"), key == "[ranker] teacher"
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_goes_on_with_another_frozen_model_says_so(tiny: Path, tmp_path: Path, kind: str) -> None:
+    frozen, own, of_ranker = tmp_path / "frozen", write_tiny_ranker(tmp_path / "own"), kind in ("live", "of the ranker")
     _ = write_tiny_ranker(frozen) if of_ranker else write_tiny_model(frozen)
-    table = KINDS[key].format(frozen=frozen, own=own)
+    key, keys = KINDS[kind]
+    table = keys.format(frozen=frozen, own=own)
     config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", f"{table}[negatives]"))
     store = tmp_path / "store"
     assert warned(config, store, 2) == []

@@ -97,7 +97,7 @@ def test_the_threshold_is_a_percentile_of_the_planted_and_they_are_not_suspected
 
 def test_a_harder_data_set_is_not_bad_as_a_whole() -> None:
     """Its losses are higher, but within its own batches they are like any others."""
-    rows, losses = [*range(20)], [0.1] * 16 + [5.0, 5.1, 5.0, 5.2]
+    rows, losses = [*range(20)], [0.1] * 18 + [5.0, 5.2]
     beside = [0.1, -0.1] * 9 + [-0.1, 4.0]
     found = audit_labels(table(rows, rows, losses, losses, beside), asked(20), percentile=99, beta=2)
     assert found.by_loss().tolist() == [19] and found.losses[19] == 5.2

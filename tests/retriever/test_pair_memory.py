@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from retriever.data import QuerySet
 from retriever.errors import CorruptError, InputError
@@ -249,3 +249,9 @@ def test_a_memory_alone_changes_no_weight_and_its_lack_is_said(tmp_path: Path) -
     assert any("[audit]" in one["message"] for one in watching.told("warning"))
     table = read_pairs(watching.newest().path / "training")
     assert table is not None and table.seen.sum() == 2 * TRAIN.accumulation * TRAIN.batch_size, "it began anew"
+
+
+def test_a_memory_of_an_earlier_version_is_refused_as_such(tmp_path: Path) -> None:
+    save_file({"keys": np.arange(3), "passages": np.array([5]), "seen": np.ones(3, np.int32)}, tmp_path / FILE)
+    with pytest.raises(InputError, match="an earlier version of hone wrote it"):
+        read_pairs(tmp_path)
