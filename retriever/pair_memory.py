@@ -194,11 +194,11 @@ def read_pairs(folder: Path) -> PairTable | None:
         return None
     try:
         arrays = load_file(folder / FILE)
-        if "keys" in arrays and "beside" not in arrays:
-            raise InputError(f"{folder / FILE}: an earlier version of hone wrote it; train on, or audit another run")
-        return _table(arrays)
+        if "beside" in arrays:
+            return _table(arrays)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CorruptError(f"{folder / FILE}: unreadable ({error})") from error
+    raise InputError(f"{folder / FILE}: an earlier version of hone wrote it; train on, or audit another run")
 
 
 def _table(arrays: Mapping[str, NDArray[Any]]) -> PairTable:
