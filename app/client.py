@@ -117,8 +117,9 @@ class Client:
         return self._send(Call("POST", "/v1/mine", mine_body(queries, knobs), MineReply))
 
     def mine_lines(self, queries: Sequence[MiningQuery], **knobs: Any) -> Iterator[Mined]:
-        """Mine like ``mine`` and yield each query's negatives as soon as they are there."""
-        yield from map(mined_line, self._lines("POST", "/v1/mine", {**mine_body(queries, knobs), "stream": True}))
+        """Mine like ``mine`` and yield each query's negatives as they come; warns in the end if queries were cut."""
+        lines = self._lines("POST", "/v1/mine", {**mine_body(queries, knobs), "stream": True})
+        yield from (mined for line in lines if (mined := mined_line(line)))
 
     def mine_job(self, queries: Sequence[MiningQuery], file_format: JobFormat = "hone", **knobs: Any) -> JobReply:
         """Let a job mine for many queries; ``result_lines`` gives what it made in ``file_format``."""
@@ -249,9 +250,10 @@ class AsyncClient:
         return await self._send(Call("POST", "/v1/mine", mine_body(queries, knobs), MineReply))
 
     async def mine_lines(self, queries: Sequence[MiningQuery], **knobs: Any) -> AsyncIterator[Mined]:
-        """Mine like ``mine`` and yield each query's negatives as soon as they are there."""
+        """Mine like ``mine`` and yield each query's negatives as they come; warns in the end if queries were cut."""
         async for line in self._lines("POST", "/v1/mine", {**mine_body(queries, knobs), "stream": True}):
-            yield mined_line(line)
+            if mined := mined_line(line):
+                yield mined
 
     async def mine_job(self, queries: Sequence[MiningQuery], file_format: JobFormat = "hone", **knobs: Any) -> JobReply:
         """Let a job mine for many queries; ``result_lines`` gives what it made in ``file_format``."""

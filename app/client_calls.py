@@ -4,6 +4,8 @@ Does not know connections.
 """
 
 import base64
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
@@ -17,6 +19,7 @@ from app.mine_schemas import JobFormat, Mined
 from app.routes.generations import PromotionReply
 from app.routes.rerank import RerankReply
 from app.schemas import EncodeReply, JobReply, SearchReply
+from retriever.counting import counted
 from retriever.errors import HoneError
 from retriever.protocols import FloatArray, Side
 
@@ -171,10 +174,14 @@ def settings(url: str, api_key: str | None, timeout_seconds: float) -> dict[str,
     return {"base_url": url, "headers": headers, "timeout": timeout_seconds}
 
 
-def mined_line(line: str) -> Mined:
-    """Read a line of a mining stream, whose last may tell of an error."""
+def mined_line(line: str) -> Mined | None:
+    """Read a line of a mining stream; None for the last where that warns of queries that were cut."""
     if '"error"' in line[:9]:
         raise ApiError(200, line, "broken off", None)
+    if '"cut_queries"' in line[:15]:
+        cut = counted(json.loads(line)["cut_queries"], "query is", "queries are")
+        warnings.warn(f"{cut} longer than the model reads; the rest was not read", stacklevel=2)
+        return None
     return Mined.model_validate_json(line)
 
 

@@ -149,4 +149,5 @@ class MineReply(BaseModel):
     """Negatives for each query, in the order of the queries."""
 
     generation: int
+    cut_queries: int = Field(description="Queries longer than the model reads; the rest of them was not read.")
     results: list[Mined]

@@ -52,8 +52,8 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
     """Mine what ``job`` was asked for from its generation; parts that an earlier attempt has made are kept.
 
     Returns the job's result: generation, other generations by source, format, how many queries, lines and negatives,
-    how many queries have no line, and by reason how many candidates were filtered away. Raises StoreError if a
-    generation was removed, CorruptError if it is torn.
+    how many queries have no line, how many were cut, and by reason how many candidates were filtered away. Raises
+    StoreError if a generation was removed, CorruptError if it is torn.
     """
     params = job.params
     progress("open", 0, 1)
@@ -88,7 +88,9 @@ def mine_parts(store: Store, openers: Openers, jobs: Jobs, job: Job, progress: J
             progress("mine", done, total)
     sums = {name: sum(facts[name] for facts in made.values()) for name in ("queries", "lines", "negatives", "left_out")}
     named = {"others": others} if others else {}
-    told = [facts.get("filtered", {}) for facts in made.values()]  # an earlier version's parts do not say
+    # an earlier version's parts do not say what was cut or filtered
+    sums["cut_queries"] = sum(facts.get("cut_queries", 0) for facts in made.values())
+    told = [facts.get("filtered", {}) for facts in made.values()]
     filtered = {reason: sum(one.get(reason, 0) for one in told) for reason in REASONS}
     return {"generation": generation.number, **named, "format": params["format"], **sums, "filtered": filtered}
 
@@ -117,6 +119,7 @@ def _mined_part(
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the lines of ``queries`` and facts on them; ``candidates`` int32 [q, depth] are other generations'."""
     count = params["num_negatives"]
+    snapshot.encoder.cut_texts["query"] = 0
     vectors = snapshot.encoder.encode_queries([query.text for query in queries])
     others = {name: found.__getitem__ for name, found in candidates.items()}
     found = mined(snapshot, queries, vectors, config, count, params["seed"], others)
@@ -137,5 +140,6 @@ def _mined_part(
         "negatives": found.negatives,
         "filtered": found.filtered,
         "left_out": sum(not of_query for of_query in lines),
+        "cut_queries": snapshot.encoder.cut_texts["query"],
         "bytes": len(data),
     }

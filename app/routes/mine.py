@@ -48,7 +48,8 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, requ
     What POST /v1/judgements has stored counts at once: a passage judged relevant to a query never comes back for it,
     one judged irrelevant may though a limit refuses it, and says so.
     Sources that are other generations count as well: the job's result names them. 409 where one is not there.
-    With `stream`, a line is {"id", "negatives"}; if mining fails midway, the last line is an error's body.
+    With `stream`, a line is {"id", "negatives"}, and where queries were cut the last one {"cut_queries"}; if mining
+    fails midway, the last line is an error's body.
     """
     config = fitted(body.config(), len(snapshot.corpus))
     if "bm25" in config.sources:
@@ -61,8 +62,12 @@ async def mine(body: MineRequest, snapshot: SnapshotOf, service: ServiceOf, requ
     chunks = _mined(body, config, queries, snapshot, service)
     if body.stream:
         return StreamingResponse(_lines(chunks), media_type=LINES)
-    results = [one async for chunk in chunks for one in chunk]
-    return reply({"generation": snapshot.generation.number, "results": results})
+    results: list[dict[str, Any]] = []
+    cut_queries = 0
+    async for chunk, cut in chunks:
+        results += chunk
+        cut_queries += cut
+    return reply({"generation": snapshot.generation.number, "cut_queries": cut_queries, "results": results})
 
 
 def _judged(queries: list[Asked], service: Service) -> list[Asked]:
@@ -96,22 +101,27 @@ def _queued(body: MineRequest, queries: list[Asked], snapshot: Snapshot, request
 
 async def _mined(
     body: MineRequest, config: MiningConfig, queries: list[Asked], snapshot: Snapshot, service: Service
-) -> AsyncIterator[list[dict[str, Any]]]:
+) -> AsyncIterator[tuple[list[dict[str, Any]], int]]:
+    """Yield the results of a few queries at a time, and how many of these were cut."""
     for start in range(0, len(queries), CHUNK_QUERIES):
         chunk = queries[start : start + CHUNK_QUERIES]
         try:
-            vectors = (await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)).values
+            done = await service.encode(snapshot, "query", [query.text for query in chunk], patient=True)
         except ComputeError as error:
             raise error.at(start + error.place) from error.cause
         async with service.mining:
-            found = await run_in_threadpool(mined, snapshot, chunk, vectors, config, body.num_negatives, body.seed)
+            found = await run_in_threadpool(mined, snapshot, chunk, done.values, config, body.num_negatives, body.seed)
         service.telemetry.count_mined(found.negatives, found.filtered)
-        yield found.results
+        yield found.results, done.cut
 
 
-async def _lines(chunks: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
+async def _lines(chunks: AsyncIterator[tuple[list[dict[str, Any]], int]]) -> AsyncIterator[bytes]:
+    cut_queries = 0
     try:
-        async for chunk in chunks:
+        async for chunk, cut in chunks:
+            cut_queries += cut
             yield b"".join(orjson.dumps(one, option=LINE) for one in chunk)
+        if cut_queries:  # known too late for a header
+            yield orjson.dumps({"cut_queries": cut_queries}, option=LINE)
     except HoneError as error:  # the status is sent already
         yield orjson.dumps(told(error), option=LINE)

@@ -70,6 +70,7 @@ class RerankReply(BaseModel):
     model: str
     results: list[Ranked]
     usage: RankUsage
+    cut_pairs: int = Field(description="Pairs longer than the ranker reads; the rest of them was not read.")
 
 
 ERRORS = errors(*BODY, 409, *MODEL)
@@ -89,4 +90,4 @@ async def rerank(body: RerankRequest, snapshot: SnapshotOf, service: ServiceOf) 
             result["document"] = {"text": texts[result["index"]]}
     usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
     content = {"id": uuid.uuid4().hex, "model": body.model or "ranker", "results": results, "usage": usage}
-    return reply(content, headers=cut_header(done.cut))
+    return reply({**content, "cut_pairs": done.cut}, headers=cut_header(done.cut))

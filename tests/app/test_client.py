@@ -48,10 +48,14 @@ def test_every_call_is_answered(url: str) -> None:
         assert one.results == by_vector.results[:1]
         mined = client.mine([QUERY], num_negatives=3, sampler={"name": "top"})
         assert [*client.mine_lines([QUERY], num_negatives=3, sampler={"name": "top"})] == mined.results
+        long: MiningQuery = {**QUERY, "text": "eta " * 600}
+        with pytest.warns(UserWarning, match="^1 query is longer"):
+            assert [*client.mine_lines([long])] == client.mine([long]).results
         mining = client.mine_job([QUERY], "tevatron", num_negatives=3)
         with pytest.raises(ApiError, match=r"409 conflict: .* is (queued|running|failed)"):
             [*client.result_lines(mining.id)]
-        assert client.rerank("alpha", ["nu", "alpha"], top_n=1).results[0].index == 1
+        ranked = client.rerank("alpha", ["nu", "alpha", "nu " * 600], top_n=1)
+        assert ranked.results[0].index == 1 and ranked.cut_pairs == 1
         said = [{"query": {"text": "theta"}, "passage": f"p{n}", "relevant": n == 3, "by": "ann"} for n in (3, 5)]
         assert client.judge(said).stored == 2
         page = client.judgements(1)
@@ -77,6 +81,8 @@ def test_every_call_may_be_awaited(url: str) -> None:
             assert await client.search_vectors(encoded.vectors, encoded.space, top_k=3) == found[0]
             mined = await client.mine([QUERY])
             assert [one async for one in client.mine_lines([QUERY])] == mined.results
+            with pytest.warns(UserWarning, match="^1 query is longer"):
+                assert len([one async for one in client.mine_lines([{**QUERY, "text": "eta " * 600}])]) == 1
             mining = await client.mine_job([QUERY])
             with pytest.raises(ApiError, match="409 conflict"):
                 [one async for one in client.result_lines(mining.id)]

@@ -156,7 +156,8 @@ def test_jina_s_shape_of_reranking(url: str) -> None:
         assert httpx2.post(f"{url}{route}", json=body).json()["results"][0].keys() == {"index", "relevance_score"}
         assert answer.headers["x-hone-cut-inputs"] == "0"
         long = {**body, "documents": ["nu " * 600, "alpha beta", "eta " * 700]}
-        assert httpx2.post(f"{url}{route}", json=long).headers["x-hone-cut-inputs"] == "2"
+        cut = httpx2.post(f"{url}{route}", json=long)
+        assert cut.headers["x-hone-cut-inputs"] == "2" and cut.json()["cut_pairs"] == 2
     spans = {"query": "a", "documents": ["b"], "relevant_spans": {"enabled": True}}
     assert "relevant_spans" in httpx2.post(f"{url}/v2/rerank", json=spans).json()["error"]
 

@@ -77,7 +77,7 @@ def test_hone_s_own_lines_are_those_of_the_route(store: Store, jobs: Jobs, monke
         gone = {reason: server.metric("hone_filtered_negatives_total", reason=reason) for reason in REASONS}
     assert lines(jobs, job) == whole["results"]
     drawn = sum(len(one["negatives"]) for one in whole["results"])
-    counted = {"queries": 11, "lines": 11, "negatives": drawn, "left_out": 0, "filtered": gone}
+    counted = {"queries": 11, "lines": 11, "negatives": drawn, "left_out": 0, "cut_queries": 0, "filtered": gone}
     assert result == {"generation": 0, "format": "hone", **counted} and sum(gone.values()) > 0
     for one in whole["results"]:
         sources = [negative["source"] for negative in one["negatives"]]
@@ -225,7 +225,7 @@ def test_a_trained_store_is_mined_by_the_models_that_its_generations_hold(traine
     others = source_generations(store, newest, sources)
     knobs = Knobs.model_validate({"sources": sources, "depth": 5}).model_dump()
     corpus, made = Corpus(store.corpora.at(0)), []
-    queries = [Asked(f"q{row}", corpus.text(row), [corpus.id(row)]) for row in range(6)]
+    queries = [Asked(f"q{row}", corpus.text(row) * (999 if row == 5 else 1), [corpus.id(row)]) for row in range(6)]
     for _ in range(2):
         params = {"generation": newest.number, "format": "hone", "num_negatives": 4, "seed": 5, "knobs": knobs}
         params |= {"others": others, "queries": 6}
@@ -233,6 +233,8 @@ def test_a_trained_store_is_mined_by_the_models_that_its_generations_hold(traine
         run_job(trained, job.id, Priority.NORMAL)
         assert table.get(job.id).state == "done", table.get(job.id).error
         made.append(table.part(job.id, "made", 0))
+        result = table.get(job.id).result
+        assert result is not None and result["cut_queries"] == 1, "the long one"
     table.close()
     assert made[0] == made[1] and len({*others.values(), newest.number}) == 3
     hits = [hit for line in made[0].splitlines() for hit in json.loads(line)["negatives"]]

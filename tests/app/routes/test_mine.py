@@ -134,6 +134,14 @@ def test_a_thousand_queries_come_in_one_reply_or_as_lines(server: Server) -> Non
     assert server.metric("hone_mined_negatives_total") == 9000
 
 
+def test_queries_that_are_cut_are_counted(server: Server) -> None:
+    queries = [{**QUERY, "id": str(place), "text": "eta " * (600 if place in (1, 6) else 5)} for place in range(9)]
+    whole = server.post("/v1/mine", {"queries": queries})
+    assert whole["cut_queries"] == 2 and server.post("/v1/mine", {"queries": queries[:1]})["cut_queries"] == 0
+    streamed = server.client.post("/v1/mine", json={"queries": queries, "stream": True}).text.splitlines()
+    assert [json.loads(line) for line in streamed] == [*whole["results"], {"cut_queries": 2}]
+
+
 def test_an_error_midway_is_the_last_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     service, chunks = server.app.state.service, iter([None, NotComputedError("the worker died")])
     encode = type(service).encode
@@ -205,7 +213,7 @@ def test_many_queries_are_mined_by_a_job_whose_file_is_read(mining: Server) -> N
     small = mining.post("/v1/mine", {**body, "queries": queries[:40], "job": None})
     assert [line["id"] for line in lines] == [query["id"] for query in queries] and lines[:40] == small["results"]
     negatives = sum(len(line["negatives"]) for line in lines)
-    counted = {"queries": 3000, "lines": 3000, "negatives": negatives, "left_out": 0}
+    counted = {"queries": 3000, "lines": 3000, "negatives": negatives, "left_out": 0, "cut_queries": 0}
     gone = done["result"].pop("filtered")
     assert done["result"] == {"generation": 0, "format": "hone", **counted}
     assert list(gone) == list(REASONS) and gone["positive"] == 3000
