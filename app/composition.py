@@ -13,7 +13,7 @@ import numpy as np
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
-from app.rankers import teaching_ranker
+from app.rankers import ranker_s_teacher, teaching_ranker, telling_cuts
 from indexer.shards import open_vectors
 from indexer.slices import check_slices
 from miner.audit import plant
@@ -42,7 +42,7 @@ from retriever.joining import dataset_of
 from retriever.negatives import open_batches
 from retriever.pair_memory import PairMemory
 from retriever.protocols import BatchPlanner, IntArray, NegativeSource
-from retriever.ranker import RankerConfig, load_ranker, start_ranker
+from retriever.ranker import start_ranker
 from retriever.ranker_learner import RankerParts
 from retriever.retriever_learner import EncodeQueries, RetrieverParts
 from retriever.scoring import TorchRanker
@@ -226,7 +226,7 @@ def make_trainer(run: Run, refresher: Refresher, report: Report, stop: Event) ->
         return open_vectors(run.store.generations.at(artifact.parents["generation"]).path / "vectors").gather
 
     examples = _examples(run, in_batch=config.loss.in_batch)
-    guide, teacher, ranker_teacher = _guide(config), _teacher(run), _ranker_teacher(config)
+    guide, teacher, ranker_teacher = _guide(config), _teacher(run, report), _ranker_teacher(config)
     frozen = {
         "[loss] guide": None if guide is None else _identity(guide),
         "[teacher] name": teacher.fingerprint,
@@ -264,8 +264,7 @@ def _ranker_teacher(config: RunConfig) -> TorchRanker | None:
     """Return the frozen ranker of [ranker] teacher."""
     if config.ranker is None or config.ranker.teacher is None:
         return None
-    taught_by = RankerConfig(config.ranker.teacher, activation="identity")
-    return TorchRanker(load_ranker(taught_by), config.train.precision, config.train.device)
+    return ranker_s_teacher(config.ranker, config.train.precision, config.train.device)
 
 
 def _ranker_parts(run: Run, report: Report, teacher: TorchRanker | None) -> RankerParts | None:
@@ -286,7 +285,7 @@ def _ranker_parts(run: Run, report: Report, teacher: TorchRanker | None) -> Rank
     if settings.lora is not None:
         model.adapt(settings.lora, config.seed)
     report("ranker", name=settings.name, head="fresh" if model.has_fresh_head else "its own")
-    score = None if teacher is None else teacher.score
+    score = None if teacher is None else telling_cuts(teacher, "[ranker] teacher_max_length", report)
     return RankerParts(model, settings, _examples(run, in_batch=True), open_planner, open_source, score)
 
 
@@ -350,7 +349,7 @@ def _identity(encoder: ModelEncoder) -> str:
     return sha256_json([encoder.fingerprints.query, encoder.fingerprints.passage])
 
 
-def _teacher(run: Run) -> Teacher:
+def _teacher(run: Run, report: Report) -> Teacher:
     """Return whom [teacher] of ``run`` names."""
     config, teacher = run.config, run.config.teacher
     if teacher is None or teacher.name == OWN:  # the trainer has that ranker in its hands
@@ -369,7 +368,8 @@ def _teacher(run: Run) -> Teacher:
         return Teacher(teacher, asking_encoder(encoder), fingerprint=_identity(encoder))
     if teacher.live:
         ranker = teaching_ranker(teacher, config.index.precision)
-        return Teacher(teacher, asking_ranker(ranker.score), fingerprint=ranker.fingerprint)
+        score = telling_cuts(ranker, "[teacher] max_length", report)
+        return Teacher(teacher, asking_ranker(score), fingerprint=ranker.fingerprint)
 
     def open_scores(artifact: Artifact) -> TeacherScores:
         return open_checked_scores(artifact, open_checked_set(artifact, run.corpus, run.train), teacher.settings)

@@ -4,19 +4,22 @@ Does not know how pairs are scored, nor what the scores are for.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from app.progress import Report
 from indexer.builder import RankerFiles, ranker_of
 from retriever.artifacts import Artifact
 from retriever.durable import sha256_json
 from retriever.errors import CorruptError, InputError
+from retriever.protocols import FloatArray
 from retriever.ranker import RankerConfig, load_ranker
 from retriever.ranker_files import save_ranker
+from retriever.ranker_learner import RankerTrainConfig
 from retriever.scoring import TorchRanker
-from retriever.teacher import TeacherConfig
+from retriever.teacher import Score, TeacherConfig
 
 Opened = TypeVar("Opened")
 
@@ -52,6 +55,35 @@ def teaching_ranker(config: TeacherConfig, precision: str) -> TorchRanker:
     except InputError as error:
         raise InputError(str(error).replace("[ranker]", "[teacher]", 1)) from error
     return TorchRanker(model, "auto" if precision == "int8" else precision)
+
+
+def ranker_s_teacher(config: RankerTrainConfig, precision: str, device: str) -> TorchRanker:
+    """Open the ranker that ``config`` names as teacher; it answers with log-odds. Raises InputError if that fails."""
+    assert config.teacher is not None
+    named = RankerConfig(config.teacher, config.teacher_max_length, activation="identity", label=config.teacher_label)
+    try:
+        model = load_ranker(named)
+    except InputError as error:
+        told = str(error).replace("[ranker] name", "[ranker] teacher", 1)
+        for key in ("max_length", "label"):
+            told = told.replace(f"[ranker] {key}", f"[ranker] teacher_{key}", 1)
+        raise InputError(told) from error
+    return TorchRanker(model, precision, device)
+
+
+def telling_cuts(ranker: TorchRanker, key: str, report: Report) -> Score:
+    """Return what scores by ``ranker`` and reports once that it cut pairs; ``key`` is what says at how many tokens."""
+    told = False
+
+    def score(queries: Sequence[str], passages: Sequence[str]) -> FloatArray:
+        nonlocal told
+        scores = ranker.score(queries, passages)
+        if ranker.cut_pairs and not told:
+            told = True
+            report("warning", message=f"the teacher reads some pairs of query and passage cut to {key}")
+        return scores
+
+    return score
 
 
 def own_ranker(artifact: Artifact) -> TorchRanker | None:

@@ -9,7 +9,12 @@ from retriever.counting import counted
 
 def warnings_at_start(config: RunConfig, queries: int) -> list[str]:
     """Return what to say of a run that learns from so many ``queries``."""
-    told = (_drawn_without_quotas(config), _scarcely_taught(config), _never_clustered(config, queries))
+    told = (
+        _drawn_without_quotas(config),
+        _drawn_from_what_is_stored(config),
+        _scarcely_taught(config),
+        _never_clustered(config, queries),
+    )
     return [one for one in told if one is not None]
 
 
@@ -25,6 +30,15 @@ def _drawn_without_quotas(config: RunConfig) -> str | None:
         if count not in (0, total):
             return f"[negatives] quotas add up to {total} negatives: {who} = {count} by the sampler alone"
     return None
+
+
+def _drawn_from_what_is_stored(config: RunConfig) -> str | None:
+    """Return what to say where the retriever has a way of its own to its negatives, which its ranker has not."""
+    negatives, turns = config.negatives, config.turns
+    own = "live" if negatives.live else "per_query" if negatives.per_query is not None else None
+    if own is None or config.ranker is None or turns.retriever == 0:
+        return None
+    return f"[negatives] {own} is the retriever's alone: [ranker] draws from the mined candidates by the sampler"
 
 
 def _scarcely_taught(config: RunConfig) -> str | None:

@@ -1,7 +1,7 @@
 """How many hidden positives a relabelling brings back, and how many wrong ones come along.
 
 A share of the positives of a data set is hidden from the qrels, which leaves each query one. Does not know how suspects
-are judged: the judge is a bi-encoder's score, whose threshold is varied afterwards over what it scored.
+are judged: the judge is a local model's score, whose threshold is varied afterwards over what it scored.
 """
 
 import json
@@ -34,8 +34,8 @@ run = "run.toml"
 [suspects]
 top = {top}
 [[judges]]
-kind = "encoder"
-model = "{model}"
+kind = "{kind}"
+model = "{judge}"
 threshold = 0.0
 """
 
@@ -65,7 +65,9 @@ def _options() -> Namespace:
     parser.add_argument("--share", type=float, default=0.1, help="the share of positives to hide")
     parser.add_argument("--queries", type=int, help="training queries, those with several positives first")
     parser.add_argument("--passages", type=int, help="passages beside the positives")
-    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--model", default="minilm", help="what finds the suspects")
+    parser.add_argument("--judge", help="the model that judges them; without it the one that finds them")
+    parser.add_argument("--kind", choices=["encoder", "ranker"], default="encoder", help="what the judge is")
     parser.add_argument("--top", type=int, default=5, help="suspects a query")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
@@ -108,7 +110,9 @@ def _write(path: Path, lines: Sequence[Any]) -> None:
 def judge(folder: Path, given: Namespace) -> dict[Pair, float]:
     """Index, mine and relabel the data in ``folder``; return the judge's score of each suspect."""
     (folder / "run.toml").write_text(RUN.format(model=given.model, depth=given.depth))
-    (folder / "relabel.toml").write_text(RELABEL.format(top=given.top, model=given.model))
+    judge_model = given.judge or given.model
+    named = Path(judge_model).resolve() if Path(judge_model).exists() else judge_model
+    (folder / "relabel.toml").write_text(RELABEL.format(top=given.top, kind=given.kind, judge=named))
     store = ("--store", str(folder / "store"))
     _hone("index", str(folder / "data"), "--model", given.model, *store)
     _hone("mine", str(folder / "run.toml"), *store)

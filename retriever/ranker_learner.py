@@ -41,7 +41,8 @@ class RankerTrainConfig:
     """[ranker] of a run: which classifier, as RankerConfig has it, and how it learns.
 
     An encoder without a head, such as "minilm", gets a fresh one. ``teacher`` names a frozen ranker whose scores the
-    loss reads. ``batch_size`` counts queries, each with its positive and ``num_negatives``.
+    loss reads, ``teacher_max_length`` and ``teacher_label`` how it reads pairs. ``batch_size`` counts queries, each
+    with its positive and ``num_negatives``.
     """
 
     name: str
@@ -52,6 +53,8 @@ class RankerTrainConfig:
     dropout: float | None = None
     loss: RankingLossConfig = field(default_factory=RankingLossConfig)
     teacher: str | None = None
+    teacher_max_length: int | None = None
+    teacher_label: int | str | None = None
     batch_size: int = 16
     num_negatives: int = 7
     learning_rate: float = 5e-5
@@ -63,7 +66,9 @@ class RankerTrainConfig:
         """Raise InputError for a value out of range, and for a teacher that the loss does not read or lacks."""
         taught = self.loss.name == "margin_mse"
         rules = {
-            "max_length must be at least 1": self.max_length is None or self.max_length >= 1,
+            "max_length and teacher_max_length must be at least 1": all(
+                length is None or length >= 1 for length in (self.max_length, self.teacher_max_length)
+            ),
             "dropout must lie in [0, 1)": self.dropout is None or 0 <= self.dropout < 1,
             "batch_size, num_negatives and accumulation must be at least 1": min(
                 self.batch_size, self.num_negatives, self.accumulation
@@ -75,6 +80,9 @@ class RankerTrainConfig:
             or self.teacher is not None,
             f'teacher: loss = {{ name = "{self.loss.name}" }} does not read its scores; take it out': taught
             or self.teacher is None,
+            "teacher_max_length and teacher_label are of a teacher: name one, or take them out": self.teacher
+            is not None
+            or (self.teacher_max_length is None and self.teacher_label is None),
             'loss = { name = "cet" } grows a second head, which lora would not train: take one of the two out': (
                 self.lora is None or self.loss.name != "cet"
             ),

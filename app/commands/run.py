@@ -120,6 +120,9 @@ def _print_result(run: Run, result: TrainingResult) -> None:
     if best is not None and best.facts.get("dev"):
         figures = ", ".join(f"{name} {value:.4f}" for name, value in best.facts["dev"].items())
         print(f"best on dev: generation {best.number} of step {best.facts['step']}: {figures}")
+    if run.config.ranker is not None:
+        folder = run.store.checkpoints.at(outcome.checkpoint).path / "ranker"
+        print(f"the ranker, which these figures do not know: {folder}")
     print(f"store: {run.store.root}\n{_following(run.store)}")
 
 

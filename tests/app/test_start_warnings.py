@@ -6,7 +6,9 @@ import pytest
 from app.config import read_config
 from app.start_warnings import warnings_at_start
 from miner.batch_plans import BatchPlanConfig
+from miner.per_query import PerQueryConfig
 from miner.samplers import SamplerConfig
+from retriever.phases import PhasesConfig
 from retriever.teacher import TeacherConfig
 from tests.app.command_line import write_run
 
@@ -33,6 +35,20 @@ def test_who_draws_without_the_quotas_is_named(
     told = warnings_at_start(config, 20)
     assert told == ([] if said is None else [f"[negatives] quotas add up to 2 negatives: {said}"])
     assert warnings_at_start(replace(config, negatives=replace(config.negatives, quotas=None)), 20) == []
+
+
+@pytest.mark.parametrize("own", ["live", "per_query"])
+def test_a_ranker_that_does_not_draw_as_its_retriever_does_is_told_of(tiny: Path, tmp_path: Path, own: str) -> None:
+    table = '[ranker]\nname = "none"\nwarmup_steps = 0\n[phases]\nranker = 2\nretriever = 1\n[negatives]'
+    beside = read_config(write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", ("[negatives]", table)))
+    assert warnings_at_start(beside, 20) == []
+    plain = beside.negatives
+    negatives = replace(plain, live=True) if own == "live" else replace(plain, per_query=PerQueryConfig())
+    config = replace(beside, negatives=negatives)
+    (said,) = warnings_at_start(config, 20)
+    assert said.startswith(f"[negatives] {own} is the retriever's alone: [ranker] draws from")
+    assert warnings_at_start(replace(config, ranker=None), 20) == []
+    assert warnings_at_start(replace(config, phases=PhasesConfig(ranker=1, retriever=0)), 20) == []
 
 
 @pytest.mark.parametrize(

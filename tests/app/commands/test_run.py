@@ -48,6 +48,17 @@ def test_cycle_tells_what_it_did_and_what_is_next(hone: Hone, tiny: Path) -> Non
     assert hone("search", "baka", "--store", "here", "--json").json["hits"]
 
 
+def test_a_run_of_a_ranker_tells_where_that_is(hone: Hone, tiny: Path, tmp_path: Path) -> None:
+    """What is best on dev goes by retrieval, which a ranker alone leaves as it is."""
+    ranker = f'[ranker]\nname = "{write_tiny_ranker(tmp_path / "ranker")}"\nnum_negatives = 2\nwarmup_steps = 1\n'
+    added = ("[negatives]", f"{ranker}[phases]\nretriever = 0\n[negatives]")
+    config = write_run(tmp_path / "run.toml", tiny / "data", tiny / "model", added, ("steps:3", "once"))
+    answer = hone("cycle", config, "--store", "here")
+    *_, best, told, _store, _following = answer.out.splitlines()
+    assert "of step 0" in best and told.startswith("the ranker, which these figures do not know: here/checkpoints/")
+    assert hone("index", tiny / "data", "--model", tiny / "model", "--ranker", told.split(": ")[1]).code == 0
+
+
 def test_a_longer_run_of_another_configuration(hone: Hone, tiny: Path, trained: Path, tmp_path: Path) -> None:
     config = write_run(tmp_path / "longer.toml", tiny / "data", tiny / "model", ("seed = 1", "seed = 2"))
     assert "--resume" in hone("cycle", config).complaint
