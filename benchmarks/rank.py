@@ -22,15 +22,16 @@ from benchmarks.texts import SEED, hand_over, sample_passages, sample_queries
 from retriever.encoder import model_path
 from retriever.ranker import RankerConfig, load_ranker
 
-KEYS = ("vs_st_default", "vs_st_bf16", "correlation")
+KEYS = ("vs_st_default", "vs_st_bf16", "vs_st_openvino", "correlation")
 PASSAGES_A_QUERY = 20
 PAIRS, QUICK_PAIRS = 240, 80
+OPENVINO = "CrossEncoder, OpenVINO"
 NO_BF16 = "this processor has no bf16 instructions"
 
 
 def main() -> None:
     """Measure and print."""
-    options = parse("rank", "Pairs scored per second against CrossEncoder.predict, by default and in bf16.")
+    options = parse("rank", "Pairs scored per second against CrossEncoder.predict: by default, in bf16, by OpenVINO.")
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -65,11 +66,12 @@ def _pairs(options: Options) -> list[tuple[str, str]]:
 
 
 def _entrants(ranker: Path, bf16: bool) -> list[Entrant]:
-    peer = ("benchmarks.contestants.st_rank", "sentence-transformers")
-    ours = "benchmarks.contestants.hone_rank"
+    module, environment = "benchmarks.contestants.st_rank", "sentence-transformers"
+    peer, ours = (module, environment), "benchmarks.contestants.hone_rank"
     folder = str(ranker)
     entrants = [
         Entrant("CrossEncoder, default", *peer, {"folder": folder, "settings": {}}),
+        Entrant(OPENVINO, module, f"{environment}-openvino", {"folder": folder, "settings": {}, "backend": "openvino"}),
         Entrant("hone, fp32", ours, settings={"folder": folder, "precision": "fp32"}),
     ]
     if bf16:
@@ -99,6 +101,7 @@ def _report(host: Machine, answers: Answers, ranker: Path, pairs: Sequence[tuple
     figures = {
         "vs_st_default": ratio(answers, "CrossEncoder, default", ours),
         "vs_st_bf16": ratio(answers, "CrossEncoder, bf16", ours) if host.bf16 else None,
+        "vs_st_openvino": ratio(answers, OPENVINO, ours),
         "correlation": float(np.corrcoef(scores, reference)[0, 1]),
     }
     reasons = {} if host.bf16 else {"vs_st_bf16": NO_BF16}

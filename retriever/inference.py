@@ -15,6 +15,7 @@ from retriever.device import pick_device
 from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder
 from retriever.engines.choice import Choice, Engine, choose, open_engine
+from retriever.engines.fast_forward import names_of
 from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
 from retriever.token_batches import mixed, pad, shared_budget, token_batches
@@ -54,11 +55,11 @@ class ModelEncoder:
         """
         self._device = pick_device(device)
         self._model = model
-        model_type: str = model.passage.transformer.config.model_type
-        self.choice = choose(engine, precision, self._device, model_type)
+        known = names_of(model.passage.transformer) is not None
+        self.choice = choose(engine, precision, self._device, known)
         of_queries = self.choice
         if self.choice.precision == "int8":
-            of_queries = choose("torch", "auto", self._device, model_type)
+            of_queries = choose("torch", "auto", self._device, known)
         else:
             calibration = ()
         self.computed_by = f"{self.choice.engine} {self.choice.precision}"

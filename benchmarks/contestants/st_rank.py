@@ -12,9 +12,11 @@ from benchmarks.contest import compete
 LOADED: dict[str, CrossEncoder] = {}
 
 
-def load(folder: str, settings: dict[str, str]) -> dict[str, Any]:
-    """Load the ranker; ``settings`` go to transformers, {} is the default."""
-    LOADED["model"] = CrossEncoder(folder, device="cpu", model_kwargs=settings, activation_fn=torch.nn.Identity())
+def load(folder: str, settings: dict[str, str], backend: str = "torch") -> dict[str, Any]:
+    """Load the ranker; ``settings`` go to the backend, {} is the default."""
+    LOADED["model"] = CrossEncoder(
+        folder, device="cpu", backend=backend, model_kwargs=settings, activation_fn=torch.nn.Identity()
+    )
     return {"threads": torch.get_num_threads()}
 
 

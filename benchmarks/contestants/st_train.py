@@ -45,7 +45,8 @@ class InOrder(SentenceTransformerTrainer):
 def train(pace: Pace, scratch: str) -> None:
     """Train as told by "load"."""
     told = pace.settings()
-    model = SentenceTransformer(told["model"], device=told["device"])
+    attention = {} if told["attention"] is None else {"attn_implementation": told["attention"]}
+    model = SentenceTransformer(told["model"], device=told["device"], model_kwargs=attention)
     model.max_seq_length = told["max_length"]
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -141,14 +141,10 @@ def fast_forward(
     engines can read. With ``attention`` texts are laid end to end where the family allows it. Products are copied,
     embeddings and norms are not: ``transformer`` must not be trained further.
     """
-    config = transformer.config
-    names = FAMILIES.get(config.model_type)
-    if names is None or getattr(config, "is_decoder", False):
+    config, names = transformer.config, names_of(transformer)
+    if names is None:
         return None
-    parts = [transformer.get_submodule(f"{names.layers}.{i}") for i in range(config.num_hidden_layers)]
-    linear_names = (*names.qkv, names.attended, names.up, names.down)
-    if any(type(part.get_submodule(name)) is not nn.Linear for part in parts for name in linear_names):
-        return None
+    parts = _parts(transformer, names)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts)
     packed = packed and _packs(next(transformer.parameters()).device, dtype)
     layers = [_layer(part, names, kind, dtype, packed) for part, kind in zip(parts, kinds, strict=True)]
@@ -157,6 +153,25 @@ def fast_forward(
         attention = None  # what is added to its scores, and heads of such a size, no kernel of packed texts takes
     run = _modern if config.model_type == "modernbert" else _classic
     return partial(run, _Prepared(transformer, layers, dtype, first_only, packed, attention))
+
+
+def names_of(transformer: Any) -> Names | None:
+    """Return how the parts of ``transformer`` are called, None if it is not of a family that is known here.
+
+    A decoder is not, nor one whose products are no plain linear layers.
+    """
+    config = transformer.config
+    names = FAMILIES.get(config.model_type)
+    if names is None or getattr(config, "is_decoder", False):
+        return None
+    linear_names = (*names.qkv, names.attended, names.up, names.down)
+    parts = _parts(transformer, names)
+    plain = all(type(part.get_submodule(name)) is nn.Linear for part in parts for name in linear_names)
+    return names if plain else None
+
+
+def _parts(transformer: Any, names: Names) -> list[Any]:
+    return [transformer.get_submodule(f"{names.layers}.{i}") for i in range(transformer.config.num_hidden_layers)]
 
 
 def _layer(part: Any, names: Names, kind: str, dtype: torch.dtype, packed: bool) -> Layer:

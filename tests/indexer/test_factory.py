@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from indexer import factory
+from indexer import factory, faiss_auto
 from indexer.factory import IndexConfig, check_config, earlier_choice, make_index
 from indexer.faiss_auto import Choice
 from indexer.shards import Vectors
@@ -89,6 +89,16 @@ def test_a_factory_too_coarse_for_the_target_is_built_and_said(vectors: Vectors)
 def test_auto_is_flat_for_so_few_rows(vectors: Vectors) -> None:
     index, choice = make_index(vectors, QUERIES, IndexConfig(), None, silent, no_warning)
     assert choice == Choice("Flat", {}, ()) and index.ntotal == 2000
+
+
+def test_a_target_that_only_flat_reaches_is_said(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_auto, "FLAT_ROWS", 2000)
+    monkeypatch.setattr(faiss_auto, "CANDIDATES", ("PQ{m}x4fs",))
+    monkeypatch.setattr(faiss_auto, "CODES_PER_DIMENSION", (0.5,))
+    said: list[str] = []
+    _, choice = make_index(vectors, QUERIES, IndexConfig(), None, silent, said.append)
+    assert choice.factory == "Flat"
+    assert len(said) == 1 and "no quicker kind of index reaches target_recall = 0.95" in said[0]
 
 
 def test_an_earlier_choice_holds_while_it_reaches_the_target(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
