@@ -160,8 +160,8 @@ def _tuned(
 
 def _say_if_short(choice: Choice, config: IndexConfig, warn: Callable[[str], None]) -> None:
     if choice.factory == "Flat":
-        if choice.front:
-            best = max(point["recall"] for point in choice.front)
+        best = max((point["recall"] for point in choice.front), default=1.0)
+        if best < config.target_recall:
             warn(
                 f"no quicker kind of index reaches target_recall = {config.target_recall} here (best: {best:.3f}): "
                 "each search compares every vector; lower [index] target_recall for a quicker one"

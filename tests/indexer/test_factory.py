@@ -99,6 +99,7 @@ def test_a_target_that_only_flat_reaches_is_said(vectors: Vectors, monkeypatch: 
     _, choice = make_index(vectors, QUERIES, IndexConfig(), None, silent, said.append)
     assert choice.factory == "Flat"
     assert len(said) == 1 and "no quicker kind of index reaches target_recall = 0.95" in said[0]
+    make_index(vectors, QUERIES, IndexConfig("Flat"), None, silent, no_warning)
 
 
 def test_an_earlier_choice_holds_while_it_reaches_the_target(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
