@@ -14,6 +14,9 @@ def warnings_at_start(config: RunConfig, queries: int) -> list[str]:
         _drawn_from_what_is_stored(config),
         _scarcely_taught(config),
         _never_clustered(config, queries),
+        _never_replaced(config, queries),
+        _begun_anew(config),
+        _drawn_by_nobody(config),
     )
     return [one for one in told if one is not None]
 
@@ -67,4 +70,35 @@ def _never_clustered(config: RunConfig, queries: int) -> str | None:
     return (
         f"[batches] ngame: its first {random} batches are random, and the {counted(steps, 'step', 'steps')} of this "
         'run take no more; raise [train] max_steps, or write name = "random"'
+    )
+
+
+def _never_replaced(config: RunConfig, queries: int) -> str | None:
+    """Return what to say where [negatives] per_query ends before it has met a query twice."""
+    steps = config.turns.taken("retriever", config.train.max_steps)
+    epoch = -(-queries // config.train.batch_size)
+    if config.negatives.per_query is None or steps == 0 or steps * config.train.accumulation > epoch:
+        return None
+    return (
+        f"[negatives] per_query replaces a query's negatives when it meets it again, and the "
+        f"{counted(steps, 'step', 'steps')} of this run meet none twice; raise [train] max_steps"
+    )
+
+
+def _begun_anew(config: RunConfig) -> str | None:
+    """Return what to say where each negative set lets [negatives] per_query forget."""
+    if config.negatives.per_query is None or config.refresh.trigger == "once":
+        return None
+    return '[negatives] per_query begins anew with each negative set; write [refresh] trigger = "once"'
+
+
+def _drawn_by_nobody(config: RunConfig) -> str | None:
+    """Return what to say where negative sets are mined that neither model, nor a plan of batches, reads."""
+    refresh, train = config.refresh, config.train
+    read = train.num_negatives > 0 or config.batches.name == "b3" or config.ranker is not None
+    if read or refresh.trigger in ("never", "once") or config.turns.retriever == 0:
+        return None
+    return (
+        f'[train] num_negatives = 0: nobody draws from the negative sets that [refresh] trigger = "{refresh.trigger}" '
+        'mines; write trigger = "never" if you do not need the generations between'
     )

@@ -9,6 +9,7 @@ from miner.batch_plans import BatchPlanConfig
 from miner.per_query import PerQueryConfig
 from miner.samplers import SamplerConfig
 from retriever.phases import PhasesConfig
+from retriever.refresh_policy import RefreshConfig
 from retriever.teacher import TeacherConfig
 from tests.app.command_line import write_run
 
@@ -45,10 +46,10 @@ def test_a_ranker_that_does_not_draw_as_its_retriever_does_is_told_of(tiny: Path
     plain = beside.negatives
     negatives = replace(plain, live=True) if own == "live" else replace(plain, per_query=PerQueryConfig())
     config = replace(beside, negatives=negatives)
-    (said,) = warnings_at_start(config, 20)
-    assert said.startswith(f"[negatives] {own} is the retriever's alone: [ranker] draws from")
-    assert warnings_at_start(replace(config, ranker=None), 20) == []
-    assert warnings_at_start(replace(config, phases=PhasesConfig(ranker=1, retriever=0)), 20) == []
+    words = f"[negatives] {own} is the retriever's alone: [ranker] draws from"
+    without = replace(config, ranker=None), replace(config, phases=PhasesConfig(ranker=1, retriever=0))
+    told = [sum(said.startswith(words) for said in warnings_at_start(one, 20)) for one in (config, *without)]
+    assert told == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,27 @@ def test_a_run_that_ends_before_ngame_has_clusters_is_told(
         [] if random is None else [True]
     )
     assert warnings_at_start(replace(config, batches=BatchPlanConfig()), 20) == []
+
+
+@pytest.mark.parametrize(("steps", "trigger", "said"), [(5, "once", [0]), (6, "once", []), (6, "steps:3", [1])])
+def test_per_query_negatives_that_are_never_replaced_are_told_of(
+    tiny: Path, steps: int, trigger: str, said: list[int]
+) -> None:
+    """Of 20 queries in batches of 4 the sixth step is the first to meet one again."""
+    config = read_config(tiny / "run.toml")
+    config = replace(config, negatives=replace(config.negatives, per_query=PerQueryConfig()))
+    config = replace(config, train=replace(config.train, max_steps=steps), refresh=RefreshConfig(trigger))
+    told, words = warnings_at_start(config, 20), ("5 steps of this run meet none twice", "anew with each negative set")
+    assert len(told) == len(said) and all(words[place] in one for place, one in zip(said, told, strict=True))
+
+
+def test_sets_that_nobody_draws_from_are_told_of(tiny: Path) -> None:
+    config = read_config(tiny / "run.toml")
+    alone = replace(config, train=replace(config.train, num_negatives=0))
+    (said,) = warnings_at_start(alone, 20)
+    assert '"steps:3" mines' in said
+    assert warnings_at_start(replace(alone, refresh=RefreshConfig("never")), 20) == []
+    assert warnings_at_start(replace(alone, batches=BatchPlanConfig("b3")), 20) == []
 
 
 def test_a_teacher_that_scores_few_of_what_is_drawn_is_warned_of(tiny: Path) -> None:
