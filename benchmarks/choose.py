@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.report import last_line, show
 from indexer.searcher import exact_searcher
@@ -32,12 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--topics", type=int, default=0, help="0: nothing is nearer than chance has it")
+    parser.add_argument("--share", type=int, default=1, help="queries that have the same positive")
     parser.add_argument("--rate", type=float, default=400.0)
     parser.add_argument("--sources", nargs="+", default=["ann"])
     options = parser.parse_args()
-    passages, queries = planted(options.count, options.topics)
+    positives = np.arange(options.count) // options.share * options.share
+    passages, queries = planted(positives, options.topics)
     with tempfile.TemporaryDirectory() as folder:
-        corpus, asked = _data(Path(folder), options.count)
+        corpus, asked = _data(Path(folder), positives)
         task = MiningTask(corpus, asked, MiningConfig(tuple(options.sources), DEPTH, relative_margin=0.05), 1)
         generation = OpenGeneration(
             1,
@@ -62,16 +65,18 @@ def main() -> None:
     show(f"{options.count} queries and passages; encoding at {options.rate:.0f} texts/s takes {encoding:.0f} s")
     for key in KEYS:
         show(f"  {key:18} {figures[key]:.3g}")
-    last_line(KEYS, figures, {}, count=options.count, topics=options.topics, sources=options.sources)
+    last_line(
+        KEYS, figures, {}, count=options.count, topics=options.topics, share=options.share, sources=options.sources
+    )
 
 
-def planted(count: int, topics: int) -> tuple[FloatArray, FloatArray]:
-    """Return unit vectors float32 [count, 384] of passages and of a query near each."""
-    generator = np.random.default_rng(0)
+def planted(positives: NDArray[np.int64], topics: int) -> tuple[FloatArray, FloatArray]:
+    """Return unit vectors float32 [count, 384] of as many passages as ``positives``, and of a query near each one."""
+    generator, count = np.random.default_rng(0), len(positives)
     passages = generator.standard_normal((count, DIMENSIONS), dtype=np.float32)
     if topics:
         passages += 0.7 * generator.standard_normal((topics, DIMENSIONS), dtype=np.float32)[np.arange(count) % topics]
-    queries = passages + 0.5 * generator.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    queries = passages[positives] + 0.5 * generator.standard_normal((count, DIMENSIONS), dtype=np.float32)
     return _unit(passages), _unit(queries)
 
 
@@ -80,12 +85,14 @@ def _unit(vectors: FloatArray) -> FloatArray:
     return unit
 
 
-def _data(folder: Path, count: int) -> tuple[Corpus, QuerySet]:
+def _data(folder: Path, positives: NDArray[np.int64]) -> tuple[Corpus, QuerySet]:
+    """Write as many passages as queries; ``positives`` int64 [count] are the rows of the queries' own."""
+    count = len(positives)
     lines: Sequence[str] = [f'{{"_id": "p{row}", "title": "", "text": "passage {row}"}}\n' for row in range(count)]
     (folder / "corpus.jsonl").write_text("".join(lines))
     corpus = Corpus(ingest_corpus(Store(folder / "store", create=True), folder))
     texts = [f"query {row}" for row in range(count)]
-    return corpus, QuerySet("train", texts, texts, [{row: 1} for row in range(count)])
+    return corpus, QuerySet("train", texts, texts, [{row: 1} for row in positives.tolist()])
 
 
 if __name__ == "__main__":

@@ -103,22 +103,26 @@ def _neighbours(
 def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> IntArray | None:
     """Return the ``depth`` queries int32 [Q, depth] whose ``positive`` int32 [Q] each query's pool ranks first.
 
-    None if that is not what a search over the positives would give: if some pool holds fewer that "ann" brought, if two
-    queries have the same positive, or if pools are of several generations. It saves the search where most passages are
-    positives.
+    None if that is not what a search over the positives would give: if some pool holds fewer that "ann" brought, or if
+    pools are of several generations. Queries of one positive follow each other, the lower row first, as in a search of
+    equal scores. It saves the search where most passages are positives.
     """
-    if len(np.unique(positive)) < len(positive) or len(np.unique(negatives.mined_from)) > 1:
+    if len(np.unique(negatives.mined_from)) > 1:
         return None
-    owner = np.full(int(max(positive.max(), negatives.passages.max())) + 2, -1, np.int32)  # the last place: of pads
-    owner[positive] = np.arange(len(positive))
+    asking = np.argsort(positive, kind="stable").astype(np.int32)  # those of one positive lie together
+    nobody = int(max(positive.max(), negatives.passages.max())) + 1
+    starts = np.searchsorted(positive[asking], np.arange(nobody + 2))
     ranked = np.empty((len(positive), depth), np.int32)
     for start in range(0, len(positive), CHUNK_QUERIES):
         here = slice(start, start + CHUNK_QUERIES)
-        found = owner[np.where(negatives.sources[here] & SOURCES["ann"], negatives.passages[here], -1)]
-        order = np.argsort(found < 0, axis=1, kind="stable")[:, :depth]
-        if order.shape[1] < depth or (kept := np.take_along_axis(found, order, axis=1)).min() < 0:
+        found = np.where(negatives.sources[here] & SOURCES["ann"], negatives.passages[here], nobody)
+        counts = starts[found + 1] - starts[found]
+        taken = np.clip(depth - (counts.cumsum(axis=1) - counts), 0, counts)
+        if (taken.sum(axis=1) < depth).any():
             return None
-        ranked[here] = kept
+        many = taken.ravel()
+        within = np.arange(many.sum()) - np.repeat(many.cumsum() - many, many)
+        ranked[here] = asking[np.repeat(starts[found].ravel(), many) + within].reshape(-1, depth)
     return ranked
 
 

@@ -131,17 +131,32 @@ def test_a_pool_that_ranks_enough_positives_saves_the_search(tmp_path: Path, mon
     monkeypatch.setattr(miner.communities, "CHUNK_QUERIES", 20)
     np.testing.assert_array_equal(_neighbours(b3, topics.texts, encode, topics.gather, mined), searched)
     positive = np.arange(QUERIES, dtype=np.int32)
-    for spoil in ("too few", "shared", "carried"):
-        spoilt = positive.copy()
+    for spoil in ("too few", "carried"):
         if spoil == "too few":
             assert ranks_in_pool(topics.negatives, positive, 7) is None
             mined.sources[5, 8:] = 2
-        elif spoil == "shared":
-            spoilt[3] = 4
         else:
             mined.mined_from[7] = 1
-        assert ranks_in_pool(mined, spoilt, 8) is None
+        assert ranks_in_pool(mined, positive, 8) is None
         mined.sources[5, 8:-2] = 1
+
+
+@pytest.mark.parametrize("shared", [2, 5, QUERIES])
+@pytest.mark.parametrize("depth", [1, 7, 23])
+def test_a_pool_ranks_queries_that_share_a_positive_as_a_search_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int, depth: int
+) -> None:
+    monkeypatch.setattr(miner.communities, "CHUNK_QUERIES", 20)
+    topics = Topics(tmp_path)
+    (tmp_path / "mined").mkdir()
+    mined = create_negative_set(tmp_path / "mined", QUERIES, QUERIES, 1)
+    scores = topics.queries @ topics.passages.T
+    mined.passages[:] = np.argsort(-scores, axis=1, kind="stable")
+    mined.sources[:] = 1
+    positive = (np.arange(QUERIES, dtype=np.int32) * 7 % QUERIES) // shared * shared
+    expected = np.argsort(-scores[:, positive], axis=1, kind="stable")[:, :depth]
+    ranked = ranks_in_pool(mined, positive, depth)
+    assert ranked is not None and ranked.tolist() == expected.tolist()
 
 
 def test_ranks_beyond_the_queries_are_none(tmp_path: Path) -> None:
