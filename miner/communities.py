@@ -83,14 +83,13 @@ def _neighbours(
         raise InputError(f"[batches] b3: training query {int(positive.argmin())} has no positive")
     starts = range(0, len(texts), CHUNK_QUERIES)
     depth = min(b3.first_rank + b3.ranks, len(texts))
-    ranked = ranks_in_pool(negatives, positive, depth)
-    if ranked is None:
+    ranked, missing = ranks_in_pool(negatives, positive, depth)
+    if len(missing):
         dimensions = gather(positive[:1]).shape[1]
         searcher = exact_searcher(dimensions, (gather(positive[start : start + CHUNK_QUERIES]) for start in starts))
-        ranked = np.empty((len(texts), depth), np.int32)
-        for start in starts:
-            here = slice(start, start + CHUNK_QUERIES)
-            ranked[here] = searcher.search(encode(texts[here]), depth)[0]
+        for start in range(0, len(missing), CHUNK_QUERIES):
+            rows = missing[start : start + CHUNK_QUERIES]
+            ranked[rows] = searcher.search(encode([texts[row] for row in rows]), depth)[0]
     neighbours = np.full((len(texts), b3.ranks), -1, np.int32)
     for start in starts:
         here = slice(start, start + CHUNK_QUERIES)
@@ -100,30 +99,31 @@ def _neighbours(
     return neighbours
 
 
-def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> IntArray | None:
+def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> tuple[IntArray, IntArray]:
     """Return the ``depth`` queries int32 [Q, depth] whose ``positive`` int32 [Q] each query's pool ranks first.
 
-    None if that is not what a search over the positives would give: if some pool holds fewer that "ann" brought, or if
-    pools are of several generations. Queries of one positive follow each other, the lower row first, as in a search of
-    equal scores. It saves the search where most passages are positives.
+    Also the rows int32 of those for which that is not what a search over the positives would give: their pool holds
+    fewer that "ann" brought; all, where pools are of several generations. Queries of one positive follow each other,
+    the lower row first, as in a search of equal scores. It saves the search where many passages are positives.
     """
     if len(np.unique(negatives.mined_from)) > 1:
-        return None
+        return np.zeros((len(positive), depth), np.int32), np.arange(len(positive), dtype=np.int32)
+    missing = np.zeros(len(positive), bool)
     asking = np.argsort(positive, kind="stable").astype(np.int32)  # those of one positive lie together
     nobody = int(max(positive.max(), negatives.passages.max())) + 1
     starts = np.searchsorted(positive[asking], np.arange(nobody + 2))
-    ranked = np.empty((len(positive), depth), np.int32)
+    ranked = np.zeros((len(positive), depth), np.int32)
     for start in range(0, len(positive), CHUNK_QUERIES):
         here = slice(start, start + CHUNK_QUERIES)
         found = np.where(negatives.sources[here] & SOURCES["ann"], negatives.passages[here], nobody)
         counts = starts[found + 1] - starts[found]
         taken = np.clip(depth - (counts.cumsum(axis=1) - counts), 0, counts)
-        if (taken.sum(axis=1) < depth).any():
-            return None
-        many = taken.ravel()
+        enough = taken.sum(axis=1) == depth
+        missing[here] = ~enough
+        many, first = taken[enough].ravel(), starts[found[enough]].ravel()
         within = np.arange(many.sum()) - np.repeat(many.cumsum() - many, many)
-        ranked[here] = asking[np.repeat(starts[found].ravel(), many) + within].reshape(-1, depth)
-    return ranked
+        ranked[here][enough] = asking[np.repeat(first, many) + within].reshape(-1, depth)
+    return ranked, np.flatnonzero(missing).astype(np.int32)
 
 
 def neighbour_graph(neighbours: IntArray) -> Graph:

@@ -133,11 +133,14 @@ def test_a_pool_that_ranks_enough_positives_saves_the_search(tmp_path: Path, mon
     positive = np.arange(QUERIES, dtype=np.int32)
     for spoil in ("too few", "carried"):
         if spoil == "too few":
-            assert ranks_in_pool(topics.negatives, positive, 7) is None
+            assert len(ranks_in_pool(topics.negatives, positive, 7)[1]) == QUERIES
             mined.sources[5, 8:] = 2
         else:
             mined.mined_from[7] = 1
-        assert ranks_in_pool(mined, positive, 8) is None
+        missing = ranks_in_pool(mined, positive, 8)[1].tolist()
+        assert missing == ([5] if spoil == "too few" else [*range(QUERIES)])
+        found = _neighbours(b3, topics.texts, topics.encode, topics.gather, mined)
+        np.testing.assert_array_equal(found, searched)
         mined.sources[5, 8:-2] = 1
 
 
@@ -155,8 +158,8 @@ def test_a_pool_ranks_queries_that_share_a_positive_as_a_search_would(
     mined.sources[:] = 1
     positive = (np.arange(QUERIES, dtype=np.int32) * 7 % QUERIES) // shared * shared
     expected = np.argsort(-scores[:, positive], axis=1, kind="stable")[:, :depth]
-    ranked = ranks_in_pool(mined, positive, depth)
-    assert ranked is not None and ranked.tolist() == expected.tolist()
+    ranked, missing = ranks_in_pool(mined, positive, depth)
+    assert len(missing) == 0 and ranked.tolist() == expected.tolist()
 
 
 def test_ranks_beyond_the_queries_are_none(tmp_path: Path) -> None:
