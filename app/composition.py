@@ -13,7 +13,7 @@ import numpy as np
 
 from app.config import RunConfig, data_folder, read_config
 from app.progress import Report
-from app.rankers import ranker_s_teacher, teaching_ranker, telling_cuts
+from app.rankers import teacher_of_ranker, teaching_ranker, telling_cuts
 from indexer.shards import open_vectors
 from indexer.slices import check_slices
 from miner.audit import plant
@@ -264,7 +264,7 @@ def _ranker_teacher(config: RunConfig) -> TorchRanker | None:
     """Return the frozen ranker of [ranker] teacher."""
     if config.ranker is None or config.ranker.teacher is None:
         return None
-    return ranker_s_teacher(config.ranker, config.train.precision, config.train.device)
+    return teacher_of_ranker(config.ranker, config.train.precision, config.train.device)
 
 
 def _ranker_parts(run: Run, report: Report, teacher: TorchRanker | None) -> RankerParts | None:

@@ -57,7 +57,7 @@ def teaching_ranker(config: TeacherConfig, precision: str) -> TorchRanker:
     return TorchRanker(model, "auto" if precision == "int8" else precision)
 
 
-def ranker_s_teacher(config: RankerTrainConfig, precision: str, device: str) -> TorchRanker:
+def teacher_of_ranker(config: RankerTrainConfig, precision: str, device: str) -> TorchRanker:
     """Open the ranker that ``config`` names as teacher; it answers with log-odds. Raises InputError if that fails."""
     assert config.teacher is not None
     named = RankerConfig(config.teacher, config.teacher_max_length, activation="identity", label=config.teacher_label)

@@ -95,7 +95,8 @@ def _begun_anew(config: RunConfig) -> str | None:
 def _drawn_by_nobody(config: RunConfig) -> str | None:
     """Return what to say where negative sets are mined that neither model, nor a plan of batches, reads."""
     refresh, train = config.refresh, config.train
-    read = train.num_negatives > 0 or config.batches.name == "b3" or config.ranker is not None
+    stored = config.teacher is not None and config.teacher.is_stored
+    read = train.num_negatives > 0 or config.batches.name == "b3" or config.ranker is not None or stored
     if read or refresh.trigger in ("never", "once") or config.turns.retriever == 0:
         return None
     return (

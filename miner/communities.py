@@ -115,7 +115,9 @@ def ranks_in_pool(negatives: NegativeSet, positive: IntArray, depth: int) -> tup
     ranked = np.zeros((len(positive), depth), np.int32)
     for start in range(0, len(positive), CHUNK_QUERIES):
         here = slice(start, start + CHUNK_QUERIES)
-        found = np.where(negatives.sources[here] & SOURCES["ann"], negatives.passages[here], nobody)
+        passages = negatives.passages[here]
+        from_ann = (negatives.sources[here] & SOURCES["ann"] > 0) & (passages >= 0)
+        found = np.where(from_ann, passages, nobody)
         counts = starts[found + 1] - starts[found]
         taken = np.clip(depth - (counts.cumsum(axis=1) - counts), 0, counts)
         enough = taken.sum(axis=1) == depth

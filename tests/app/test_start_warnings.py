@@ -91,6 +91,7 @@ def test_sets_that_nobody_draws_from_are_told_of(tiny: Path) -> None:
     assert '"steps:3" mines' in said
     assert warnings_at_start(replace(alone, refresh=RefreshConfig("never")), 20) == []
     assert warnings_at_start(replace(alone, batches=BatchPlanConfig("b3")), 20) == []
+    assert warnings_at_start(replace(alone, teacher=TeacherConfig("a-ranker", over="batch")), 20) == []
 
 
 def test_a_teacher_that_scores_few_of_what_is_drawn_is_warned_of(tiny: Path) -> None:

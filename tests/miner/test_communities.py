@@ -156,6 +156,7 @@ def test_a_pool_ranks_queries_that_share_a_positive_as_a_search_would(
     scores = topics.queries @ topics.passages.T
     mined.passages[:] = np.argsort(-scores, axis=1, kind="stable")
     mined.sources[:] = 1
+    mined.passages[:] = np.insert(mined.passages[:, :-1], 3, -1, axis=1)  # a place that holds nothing
     positive = (np.arange(QUERIES, dtype=np.int32) * 7 % QUERIES) // shared * shared
     expected = np.argsort(-scores[:, positive], axis=1, kind="stable")[:, :depth]
     ranked, missing = ranks_in_pool(mined, positive, depth)
