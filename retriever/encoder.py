@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retriever.checkpointed_layers import checkpoint_layers
+from retriever.device import on_device
 from retriever.durable import sha256_json
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.errors import CorruptError, InputError
@@ -145,7 +146,7 @@ class DualEncoder(nn.Module):
         parts = []
         for batch in batches:
             ids, mask = tower.pad([token_ids[i] for i in batch])
-            parts.append(tower(ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)))
+            parts.append(tower(on_device(ids, device), on_device(mask, device)))
         return in_order(parts, batches)
 
     def _fast_vectors(self, side: Side, shares: Sequence[list[list[int]]], budget: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retriever.checkpointed_layers import checkpoint_layers
+from retriever.device import on_device
 from retriever.engines.fast_ranker import HEADS, head_logits
 from retriever.engines.fast_training import CHUNK, TOKENS, FastTraining, micro_batches, portions, why_not_fast
 from retriever.gradcache import in_order
@@ -63,7 +64,7 @@ class TrainedRanker(nn.Module):
             parts = []
             for batch in places:
                 inputs = self.ranker.pad([pairs[i] for i in batch])
-                inputs = {name: values.to(device, non_blocking=True) for name, values in inputs.items()}
+                inputs = {name: on_device(values, device) for name, values in inputs.items()}
                 parts.append(self.ranker.classifier(**inputs).logits.float())
         else:
             batches = micro_batches(lengths, self.chunk(budget), min(budget, TOKENS))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from miner.batch_plans import ClusterPlan
 from retriever.artifacts import Artifact
 from retriever.batch_step import BatchStep
 from retriever.checkpoint import model_folder
@@ -21,7 +22,8 @@ from retriever.phases import PhasesConfig
 from retriever.protocols import FloatArray, Negatives
 from retriever.ranks import Ranks
 from retriever.refresh_policy import RefreshConfig
-from retriever.retriever_learner import RetrieverLearner
+from retriever.retriever_learner import RetrieverLearner, RetrieverParts
+from tests.retriever.rank_cases import ngame
 from tests.retriever.training_stand_ins import TRAIN, Bench, MinesAtOnce, stopping_at
 from tests.stand_ins import HashEncoder
 
@@ -251,3 +253,35 @@ def test_a_ranker_s_steps_tell_of_its_own_negatives(tmp_path: Path) -> None:
     assert [step["phase"] for step in bench.told("step")] == ["ranker", "retriever"]
     assert {*told[0]["ann"]} == {"drawn", "gradient"} and {*told[1]["ann"]} == {"drawn", "gradient", "score"}
     assert told[0]["ann"]["gradient"] + told[0]["bm25"]["gradient"] == pytest.approx(1, abs=1e-3)
+
+
+class Clustered(Bench):
+    """A bench whose batches are NGAME's."""
+
+    def retriever_parts(self) -> RetrieverParts:
+        return ngame(self, super().retriever_parts())
+
+
+def test_ngame_s_clusters_encode_nothing_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs, two of them with clusters: each batch's queries and passages pass the model once, as in order."""
+    encode, calls, plans = DualEncoder._fast_vectors, list[tuple[int, int]](), list[bool]()
+    plan = ClusterPlan.plan
+
+    def counted(model: DualEncoder, side: Any, shares: Any, budget: int) -> list[torch.Tensor]:
+        queries, passages = shares
+        calls.append((len(queries), len(passages)))
+        return encode(model, side, shares, budget)
+
+    def noted(planner: ClusterPlan, epoch: int, bank: FloatArray | None = None) -> Any:
+        plans.append(bank is not None)
+        return plan(planner, epoch, bank)
+
+    monkeypatch.setattr(DualEncoder, "_fast_vectors", counted)
+    monkeypatch.setattr(ClusterPlan, "plan", noted)
+    train = replace(TRAIN, accumulation=1, max_steps=15)
+    for kind in (Bench, Clustered):
+        bench = kind(tmp_path / kind.__name__, train=train, refresh=RefreshConfig(trigger="never"))
+        assert (len(bench.queries), bench.run().reason) == (20, "finished")
+    assert len(calls) == 2 * 15 and {queries for queries, _ in calls} == {4}
+    assert max(passages for _, passages in calls) <= 4
+    assert plans.count(True) == 2
