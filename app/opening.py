@@ -42,11 +42,18 @@ def encoder_opener(
         if model not in last:
             last.clear()
             sample = calibration_texts(corpus) if config.precision == "int8" and corpus is not None else []
-            last[model] = ModelEncoder(load_encoder(folder), config.precision, engine=config.engine, calibration=sample)
-            choice = last[model].choice
+            last[model] = ModelEncoder(
+                load_encoder(folder),
+                config.precision,
+                engine=config.engine,
+                calibration=sample,
+                query_precision=config.query_precision,
+            )
+            choice, of_queries = last[model].choice, last[model].of_queries
             if report is not None and choice not in told:
                 told.append(choice)
-                report("engine", engine=choice.engine, precision=choice.precision, reason=choice.reason)
+                queries = {} if of_queries == choice else {"queries": f"{of_queries.engine} {of_queries.precision}"}
+                report("engine", engine=choice.engine, precision=choice.precision, reason=choice.reason, **queries)
         return last[model]
 
     return open_encoder
@@ -90,7 +97,8 @@ def open_generation_encoder(generation: Artifact) -> ModelEncoder:
     """
     made = IndexConfig(**generation.facts["index_config"])
     engine, precision = ("torch", "auto") if made.precision == "int8" else (made.engine, made.precision)
-    return ModelEncoder(load_encoder(model_folder(generation)), precision, engine=engine)
+    encoder = load_encoder(model_folder(generation))
+    return ModelEncoder(encoder, precision, engine=engine, query_precision=made.query_precision)
 
 
 ENCODER_ALONE = Openers(open_generation_encoder)

@@ -35,6 +35,13 @@ GenerationOption = Annotated[
 ConfigArgument = Annotated[Path, typer.Argument(help="The run.toml that `hone init` wrote.", show_default=False)]
 
 
+class QueryPrecision(StrEnum):
+    """Number formats in which queries are computed; "auto" is that of passages, but never int8."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+
+
 class Precision(StrEnum):
     """Number formats in which an encoder computes."""
 

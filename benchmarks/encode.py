@@ -27,10 +27,12 @@ KEYS = (
     "openvino_vs_st_default",
     "query_vs_st",
     "query_openvino_vs_st",
+    "query_int8_vs_st",
     "query_vs_st_openvino",
     "cosine_mean",
     "cosine_min",
     "int8_cosine_mean",
+    "query_int8_cosine_mean",
 )
 PASSAGES, QUICK_PASSAGES = 320, 96
 QUERIES = 40
@@ -38,9 +40,11 @@ CALIBRATION = 128
 """Passages that int8 is calibrated on; they are not among those that are encoded."""
 NO_BF16 = "this processor has no bf16 instructions"
 NO_OPENVINO = "hone's extra openvino is not installed"
+NO_ONNX = "hone's extra onnx is not installed"
 DEFAULT, OPENVINO = "sentence-transformers", "sentence-transformers, OpenVINO"
 BF16, AUTOCAST = "sentence-transformers, bf16", "sentence-transformers, bf16 by autocast"
 TORCH_FP32, TORCH_BF16, OURS_OPENVINO, INT8 = "hone, fp32", "hone, bf16", "hone, OpenVINO", "hone, OpenVINO int8"
+INT8_QUERIES = "hone, queries in int8"
 
 
 def main() -> None:
@@ -57,8 +61,9 @@ def main() -> None:
         with started(_entrants(host.bf16 is not None, calibration)) as contestants:
             for contestant in contestants:
                 show(f"{contestant.entrant.name}: {contestant.versions}")
-            alternate(contestants, "work", 1, passages=passages)  # warm up
-            answers = alternate(contestants, "work", options.rounds, passages=passages)
+            of_passages = [one for one in contestants if one.entrant.name != INT8_QUERIES]
+            alternate(of_passages, "work", 1, passages=passages)  # warm up
+            answers = alternate(of_passages, "work", options.rounds, passages=passages)
             alternate(contestants, "ask", 1, queries=queries)
             asked = alternate(contestants, "ask", options.rounds, queries=queries)
         _report(host, answers, asked, drawn[:count])
@@ -69,8 +74,8 @@ def _entrants(bf16: bool, calibration: str) -> list[Entrant]:
         told = {"model": model, "backend": backend, "settings": settings, "autocast": autocast}
         return Entrant(name, "benchmarks.contestants.st_encode", environment, told)
 
-    def ours(name: str, engine: str, precision: str, texts: str = "") -> Entrant:
-        settings = {"model": model, "engine": engine, "precision": precision, "calibration": texts}
+    def ours(name: str, engine: str, precision: str, **told: str) -> Entrant:
+        settings = {"model": model, "engine": engine, "precision": precision, **told}
         return Entrant(name, "benchmarks.contestants.hone_encode", settings=settings)
 
     model = model_path("minilm")
@@ -81,7 +86,9 @@ def _entrants(bf16: bool, calibration: str) -> list[Entrant]:
     ]
     if find_spec("openvino") is not None:
         entrants += [peer(OPENVINO, "sentence-transformers-openvino", "openvino")]
-        entrants += [ours(OURS_OPENVINO, "openvino", best), ours(INT8, "openvino", "int8", calibration)]
+        entrants += [ours(OURS_OPENVINO, "openvino", best), ours(INT8, "openvino", "int8", calibration=calibration)]
+    if find_spec("onnxruntime") is not None:
+        entrants += [ours(INT8_QUERIES, "torch", best, query_precision="int8")]
     if bf16:
         entrants += [peer(BF16, "sentence-transformers", dtype="bfloat16"), ours(TORCH_BF16, "torch", "bf16")]
         entrants += [peer(AUTOCAST, "sentence-transformers", autocast=True)]
@@ -126,7 +133,15 @@ def _report(host: Machine, answers: Answers, asked: Answers, passages: list[str]
             "query_vs_st_openvino": ratio(asked, OPENVINO, OURS_OPENVINO),
             "int8_cosine_mean": float(cosines[INT8].mean()),
         }
-    reasons = {key: NO_BF16 if key == "vs_st_bf16" else NO_OPENVINO for key in KEYS if figures[key] is None}
+    if INT8_QUERIES in asked:
+        coarse = _cosine(asked[INT8_QUERIES][-1].arrays["vectors"], asked[DEFAULT][-1].arrays["vectors"])
+        show(f"{INT8_QUERIES}: cosine to {DEFAULT}, mean {coarse.mean():.6f}, least {coarse.min():.6f}")
+        figures |= {
+            "query_int8_vs_st": ratio(asked, DEFAULT, INT8_QUERIES),
+            "query_int8_cosine_mean": float(coarse.mean()),
+        }
+    lacking = {"vs_st_bf16": NO_BF16, "query_int8_vs_st": NO_ONNX, "query_int8_cosine_mean": NO_ONNX}
+    reasons = {key: lacking.get(key, NO_OPENVINO) for key in KEYS if figures[key] is None}
     last_line(
         KEYS, figures, reasons, passages=len(passages), share_of_peak=round(shares[ours], 3), machine=host.as_facts()
     )

@@ -32,7 +32,8 @@ class IndexConfig:
     fixes nprobe, efSearch or k_factor (empty: the cheapest that reach ``target_recall`` are measured);
     ``max_memory_mb`` is the most that the index may take, in millions of bytes (None: no limit); ``seed`` is
     that of k-means; ``engine`` and ``precision`` tell what computes the vectors, in which number format ("auto":
-    what is fastest on this hardware among those that are as good as float32); ``lexical`` adds an index of the words,
+    what is fastest on this hardware among those that are as good as float32), ``query_precision`` in which queries are
+    computed ("auto": as passages, but never in int8); ``lexical`` adds an index of the words,
     by which a server can search too; ``rerank_depth``: where a generation holds a ranker, the gate has that rerank so
     many hits of dev queries and judges what it makes of them (0: the gate does not ask); ``slices``: fields of the dev
     queries' metadata, and no queries of one value may fall by themselves. Raises InputError naming the key that is out
@@ -46,6 +47,7 @@ class IndexConfig:
     seed: int = 13
     engine: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    query_precision: Literal["auto", "int8"] = "auto"
     lexical: bool = True
     rerank_depth: int = 20
     slices: tuple[str, ...] = ()

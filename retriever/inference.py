@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retriever.device import pick_device
 from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder
-from retriever.engines.choice import Choice, Engine, choose, open_engine
+from retriever.engines.choice import Choice, Engine, choose, choose_for_queries, open_engine
 from retriever.engines.fast_forward import names_of
 from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
@@ -37,8 +37,8 @@ class ModelEncoder:
     """Implements retriever.protocols.TokenEncoder and TokenKeeper over a DualEncoder.
 
     ``cut_texts`` counts the texts of each side that were longer than the model reads.
-    ``choice`` tells which engine computes passages, and why. Queries are never computed in int8: there are few of
-    them, and each is compared with every passage.
+    ``choice`` tells which engine computes passages, and why, ``of_queries`` which queries. These are computed in int8
+    only where that is asked for: there are few of them, and each is compared with every passage.
     """
 
     def __init__(
@@ -48,19 +48,18 @@ class ModelEncoder:
         device: str = "auto",
         engine: str = "torch",
         calibration: Sequence[str] = (),
+        query_precision: str = "auto",
     ) -> None:
-        """Take precision and engine as ``choose`` does, and passages to calibrate int8 on.
+        """Take precisions and engine as ``choose`` and ``choose_for_queries`` do, and passages to calibrate int8 on.
 
-        Raises InputError like ``choose``, and for an engine that is not installed or cannot take the model.
+        Raises InputError like these, and for an engine that is not installed or cannot take the model.
         """
         self._device = pick_device(device)
         self._model = model
         known = names_of(model.passage.transformer) is not None
         self.choice = choose(engine, precision, self._device, known)
-        of_queries = self.choice
-        if self.choice.precision == "int8":
-            of_queries = choose("torch", "auto", self._device, known)
-        else:
+        self.of_queries = of_queries = choose_for_queries(query_precision, self.choice, self._device, known)
+        if self.choice.precision != "int8":
             calibration = ()
         self.computed_by = f"{self.choice.engine} {self.choice.precision}"
         sample = f" calibrated on {sha256_json(list(calibration))}" if calibration else ""

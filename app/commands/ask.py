@@ -16,6 +16,7 @@ from app.options import (
     GenerationOption,
     JsonOption,
     Precision,
+    QueryPrecision,
     RankerOption,
     SkipMissing,
     StoreOption,
@@ -98,6 +99,9 @@ def evaluate(
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, without the index.")] = False,
     factory: Annotated[str, typer.Option("--factory", help="Index for --model: auto or a FAISS factory.")] = "auto",
     precision: Annotated[Precision, typer.Option("--precision", help="For --model.")] = Precision.FP32,
+    query_precision: Annotated[
+        QueryPrecision, typer.Option("--query-precision", help="For --model: auto, as passages, or int8.")
+    ] = QueryPrecision.AUTO,
     run: Annotated[Path | None, typer.Option("--run", help="Write the hits as a TREC run here.")] = None,
     per_query: Annotated[Path | None, typer.Option("--per-query", help="Write a JSON line a query here.")] = None,
     from_run: Annotated[Path | None, typer.Option("--from-run", help="Measure this TREC run instead.")] = None,
@@ -114,8 +118,10 @@ def evaluate(
             check_writable(out)
     if from_run is not None and (model is not None or store is not None or generation is not None or exact):
         raise InputError("--from-run measures a file; leave out --model, --store, --generation and --exact")
-    if model is None and (is_given(context, "factory") or is_given(context, "precision")):
-        raise InputError("--factory and --precision are for --model: a generation is measured as it was built")
+    if model is None and any(is_given(context, name) for name in ("factory", "precision", "query_precision")):
+        raise InputError(
+            "--factory, --precision and --query-precision are for --model: a generation is measured as it was built"
+        )
     if model is not None and (store is not None or generation is not None):
         raise InputError("--model measures a model without a store; leave out --store and --generation")
     with ExitStack() as stack:
@@ -125,7 +131,7 @@ def evaluate(
             if from_run is not None:
                 done = stack.enter_context(scored_run(data, split, from_run, **how))
             elif model is not None:
-                config = IndexConfig(factory=factory, precision=precision.value)
+                config = IndexConfig(factory=factory, precision=precision.value, query_precision=query_precision.value)
                 indexed = indexed_model(data, split, model, config, report, skip_missing=skip_missing)
                 done = evaluate_split(stack.enter_context(indexed), data, split, exact=exact, **how)
             else:

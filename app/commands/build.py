@@ -21,6 +21,7 @@ from app.options import (
     EngineName,
     JsonOption,
     Precision,
+    QueryPrecision,
     SkipMissing,
     StoreOption,
     is_given,
@@ -44,6 +45,10 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option("--precision", help="fp32 (exact), bf16, int8, or auto: bf16 where the hardware has it."),
 ]
+QueryPrecisionOption = Annotated[
+    QueryPrecision,
+    typer.Option("--query-precision", help="auto: as passages; int8: quicker for single queries, a little coarser."),
+]
 EngineOption = Annotated[
     EngineName,
     typer.Option("--engine", help="What computes the encoder: torch, openvino or auto."),
@@ -62,6 +67,7 @@ def index(
     factory: Factory = "auto",
     engine: EngineOption = EngineName.AUTO,
     precision: PrecisionOption = Precision.AUTO,
+    query_precision: QueryPrecisionOption = QueryPrecision.AUTO,
     job: Annotated[str | None, typer.Option("--job", hidden=True)] = None,
     job_priority: Annotated[Priority, typer.Option("--job-priority", hidden=True)] = Priority.LOW,
     skip_missing: SkipMissing = False,
@@ -99,6 +105,7 @@ def index(
             "target_recall": target_recall,
             "engine": engine.value,
             "precision": precision.value,
+            "query_precision": query_precision.value,
             "rerank_depth": rerank_depth,
             "slices": tuple(slices or ()),
         }

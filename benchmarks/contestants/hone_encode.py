@@ -15,7 +15,13 @@ LOADED: dict[str, ModelEncoder] = {}
 
 
 def load(
-    model: str, engine: str, precision: str, calibration: str, device: str = "cpu", max_length: int | None = None
+    model: str,
+    engine: str,
+    precision: str,
+    calibration: str = "",
+    device: str = "cpu",
+    max_length: int | None = None,
+    query_precision: str = "auto",
 ) -> dict[str, Any]:
     """Open the encoder; ``calibration`` is a JSON file of passages, "" for none."""
     texts = json.loads(Path(calibration).read_text()) if calibration else []
@@ -25,6 +31,7 @@ def load(
         device,
         engine=engine,
         calibration=texts,
+        query_precision=query_precision,
     )
     return {}
 
@@ -36,13 +43,13 @@ def work(passages: str) -> dict[str, Any]:
 
 def ask(queries: str) -> dict[str, Any]:
     """Encode the queries of a JSON file one after the other."""
-    seconds = []
+    seconds, vectors = [], []
     for query in json.loads(Path(queries).read_text()):
         began = time.perf_counter()
-        LOADED["encoder"].encode_queries([query])
+        vectors.append(LOADED["encoder"].encode_queries([query]))
         seconds.append(time.perf_counter() - began)
-    return {"seconds": float(np.median(seconds))}
+    return {"seconds": float(np.median(seconds)), "vectors": np.concatenate(vectors)}
 
 
 if __name__ == "__main__":
-    compete({"load": load, "work": work, "ask": ask}, ["transformers", "torch", "openvino"])
+    compete({"load": load, "work": work, "ask": ask}, ["transformers", "torch", "openvino", "onnxruntime"])

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from retriever.device import has_fast_bf16
+from retriever.engines.onnx_engine import ASKED, OnnxEngine
 from retriever.engines.openvino_engine import HINTS, OpenVinoEngine, PaddedBatch
 from retriever.engines.torch_engine import TorchEngine
 from retriever.errors import InputError
@@ -71,6 +72,20 @@ def choose(engine: str, precision: str, device: torch.device, known: bool) -> Ch
     return Choice(engine, precision, because)
 
 
+def choose_for_queries(precision: str, passages: Choice, device: torch.device, known: bool) -> Choice:
+    """Settle what computes queries where ``passages`` computes passages; int8 is for who asks for it by ``precision``.
+
+    Raises InputError for a word that is neither "auto" nor "int8", and for int8 on an accelerator.
+    """
+    if precision not in ("auto", "int8"):
+        raise InputError(f"[index] query_precision = {precision!r}: choose one of auto, int8")
+    if precision == "int8":
+        if device.type != "cpu":
+            raise InputError(f"[index] {ASKED} computes on the CPU, not on {device}; take it out")
+        return Choice("onnxruntime", "int8", "int8 was asked for queries")
+    return passages if passages.precision != "int8" else choose("torch", "auto", device, known)
+
+
 def _engine(precision: str, device: torch.device, known: bool, fast_bf16: bool) -> tuple[str, str]:
     if precision == "int8":
         return "openvino", "the engine that has int8"
@@ -95,6 +110,8 @@ def open_engine(
     tower: Tower, choice: Choice, device: torch.device, streams: int, calibration: Sequence[PaddedBatch] = ()
 ) -> Engine:
     """Return the engine of ``choice`` over ``tower``, made for ``streams`` threads that call it at once."""
+    if choice.engine == "onnxruntime":
+        return OnnxEngine(tower)
     if choice.engine == "torch":
         return TorchEngine(tower, choice.precision, device)
     return OpenVinoEngine(tower, choice.precision, streams, calibration)

@@ -15,30 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from retriever.engines.fast_forward import Forward, fast_forward
+from retriever.engines.traced_graph import traced_graph
 from retriever.errors import InputError
 from retriever.protocols import FloatArray
 from retriever.tower import Tower
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What OpenVINO must compute in where the graph does not say otherwise; left alone it takes bf16 silently."""
-EXAMPLE = np.array([[1, 2, 3, 4], [1, 2, 0, 0]])
 
 PaddedBatch = tuple[NDArray[Any], NDArray[Any]]
-
-
-class _Graph(nn.Module):
-    """What is traced: a tower's forward pass in operations that other engines can read."""
-
-    def __init__(self, tower: Tower, forward: Forward) -> None:
-        super().__init__()
-        self._tower = tower
-        self._forward = forward
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self._tower.pool(self._forward(input_ids, attention_mask), attention_mask)
 
 
 class OpenVinoEngine:
@@ -53,12 +39,7 @@ class OpenVinoEngine:
         int8 lacks its calibration.
         """
         openvino = _import("openvino")
-        forward = fast_forward(tower.transformer, torch.float32, first_only=tower.pooling == "cls", packed=False)
-        if forward is None:
-            kind = tower.transformer.config.model_type
-            raise InputError(f'[index] engine = "openvino" cannot take a model of type {kind!r}; choose "torch"')
-        graph = _Graph(tower.to("cpu").eval(), forward)
-        example = torch.from_numpy(EXAMPLE), torch.from_numpy(EXAMPLE.clip(0, 1))
+        graph, example = traced_graph(tower, 'engine = "openvino"', 'choose "torch"')
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it traces by a way that torch deprecates
             model = openvino.convert_model(graph, example_input=example)

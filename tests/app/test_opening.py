@@ -1,13 +1,17 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from app.indexing import rebuild
 from app.opening import CALIBRATION_PASSAGES, calibration_texts, encoder_opener, open_generation_encoder, openers
 from indexer.factory import IndexConfig
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
+from retriever.inference import ModelEncoder
+from retriever.protocols import FloatArray, Side
 from retriever.store import Store
 from tests.app.command_line import silent
 
@@ -65,6 +69,27 @@ def test_int8_is_calibrated_on_the_corpus_and_asked_without_it(indexed: Path) ->
     served = open_generation_encoder(Artifact(made.kind, 0, made.path, {**made.manifest, "facts": facts}))
     assert served.fingerprints.query == coarse.fingerprints.query
     assert served.fingerprints.space == coarse.fingerprints.space
+
+
+def test_a_generation_made_for_queries_in_int8_is_asked_in_it_and_encodes_no_passage_anew(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, encode = generation(indexed, 0), ModelEncoder.encode_tokens
+    told: list[tuple[str, dict[str, Any]]] = []
+    sides: set[str] = set()
+
+    def noted(encoder: ModelEncoder, side: Side, *arguments: Any) -> FloatArray:
+        sides.add(side)
+        return encode(encoder, side, *arguments)
+
+    monkeypatch.setattr(ModelEncoder, "encode_tokens", noted)
+    changed = rebuild(Store(indexed), {"query_precision": "int8"}, lambda event, **fields: told.append((event, fields)))
+    assert [fields["queries"] for event, fields in told if event == "engine"] == ["onnxruntime int8"]
+    served = open_generation_encoder(changed)
+    assert served.fingerprints.as_facts().items() <= changed.facts.items()
+    assert changed.facts["passage_fingerprint"] == made.facts["passage_fingerprint"]
+    assert changed.facts["query_fingerprint"] != made.facts["query_fingerprint"]
+    assert sides == {"query"}
 
 
 def test_calibration_takes_evenly_spread_passages(indexed: Path) -> None:

@@ -193,6 +193,18 @@ def test_int8_is_for_passages_alone_and_knows_its_calibration(model: DualEncoder
     assert other.fingerprints.space == coarse.fingerprints.space == exact.fingerprints.space
 
 
+def test_queries_are_computed_in_int8_where_that_is_asked_for_and_passages_as_ever(model: DualEncoder) -> None:
+    exact = ModelEncoder(model, device="cpu")
+    quick = ModelEncoder(model, device="cpu", query_precision="int8")
+    np.testing.assert_array_equal(quick.encode_passages(TEXTS), exact.encode_passages(TEXTS))
+    queries, precise = quick.encode_queries(TEXTS), exact.encode_queries(TEXTS)
+    assert float((queries * precise).sum(1).min()) > 0.98 and not np.allclose(queries, precise, atol=1e-5)
+    np.testing.assert_array_equal(queries[7:9], quick.encode_queries(TEXTS[7:9]))
+    assert quick.fingerprints.passage == exact.fingerprints.passage, "no passage is encoded anew for it"
+    assert quick.fingerprints.query != exact.fingerprints.query
+    assert quick.fingerprints.space == exact.fingerprints.space
+
+
 def test_openvino_gives_torch_s_vectors_to_several_streams(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODED_TOKENS, "cpu", 50)
     other = ModelEncoder(model, "fp32", "cpu", engine="openvino")

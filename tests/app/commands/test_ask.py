@@ -106,8 +106,9 @@ def test_evaluate_tells_at_once_what_it_could_not_do_later(hone: Hone, tiny: Pat
     ("arguments", "said"),
     [
         (["search", "baka", "--rerank-depth", 9], "--rerank-depth says how many hits --rerank orders"),
-        (["evaluate", "--data", ".", "--factory", "Flat"], "--factory and --precision are for --model"),
-        (["evaluate", "--data", ".", "--precision", "fp32"], "--factory and --precision are for --model"),
+        (["evaluate", "--data", ".", "--factory", "Flat"], "--factory, --precision and --query-precision are for"),
+        (["evaluate", "--data", ".", "--precision", "fp32"], "--factory, --precision and --query-precision are for"),
+        (["evaluate", "--data", ".", "--query-precision", "int8"], "are for --model: a generation is measured"),
         (
             ["evaluate", "--data", ".", "--from-run", "a.trec", "--exact"],
             "leave out --model, --store, --generation and",

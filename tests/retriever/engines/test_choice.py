@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retriever.engines import choice
-from retriever.engines.choice import Choice, choose
+from retriever.engines.choice import Choice, choose, choose_for_queries
 from retriever.errors import InputError
 
 CPU = torch.device("cpu")
@@ -74,3 +74,23 @@ def test_openvino_is_refused_on_an_accelerator() -> None:
 def test_a_model_that_runs_through_transformers_is_told_of(engine: str) -> None:
     assert "through transformers" in choose(engine, "fp32", CPU, known=False).reason
     assert "through transformers" not in choose(engine, "fp32", CPU, known=True).reason
+
+
+def test_queries_are_computed_as_passages_but_in_int8_only_where_it_is_asked_for() -> None:
+    passages = Choice("openvino", "bf16", "")
+    assert choose_for_queries("auto", passages, CPU, known=True) is passages
+    coarse = choose_for_queries("auto", Choice("openvino", "int8", ""), CPU, known=True)
+    assert coarse.engine == "torch" and coarse.precision != "int8"
+    assert choose_for_queries("int8", passages, CPU, known=True).engine == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "message"),
+    [
+        ("fp32", "cpu", "query_precision = 'fp32': choose one of auto, int8"),
+        ("int8", "cuda", 'query_precision = "int8" computes on the CPU, not on cuda'),
+    ],
+)
+def test_a_query_precision_that_cannot_be_is_refused(precision: str, device: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_for_queries(precision, Choice("torch", "fp32", ""), torch.device(device), known=True)

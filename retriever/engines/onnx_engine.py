@@ -1,0 +1,94 @@
+"""The engine of single queries: ONNX Runtime over int8 weights, activations quantised as they come, no calibration.
+
+Does not know texts, nor which engine is chosen when.
+"""
+
+import importlib
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retriever.engines.traced_graph import traced_graph
+from retriever.errors import InputError
+from retriever.protocols import FloatArray
+from retriever.tower import Tower
+
+ASKED = 'query_precision = "int8"'
+INPUTS = ("input_ids", "attention_mask")
+
+
+class OnnxEngine:
+    """Implements retriever.engines.choice.Engine on the CPU; each call computes on its caller's thread.
+
+    A batch's texts are computed one by one: the activations of a layer share one scale, by which a text's vector would
+    hang on its neighbours.
+    """
+
+    least_tokens = 64
+
+    def __init__(self, tower: Tower) -> None:
+        """Quantise ``tower``: weights by output channel, activations by batch.
+
+        Raises InputError if ONNX Runtime is not installed, or for a model of a family that it is not given here.
+        """
+        onnx, runtime = _import("onnx"), _import("onnxruntime")
+        quantization = _import("onnxruntime.quantization")
+        with tempfile.TemporaryDirectory(prefix="hone-onnx-") as folder:
+            exact, coarse = Path(folder) / "exact.onnx", Path(folder) / "coarse.onnx"
+            _export(tower, exact)
+            quantization.quantize_dynamic(
+                _weights_named(onnx.load(exact)), coarse, per_channel=True, weight_type=quantization.QuantType.QInt8
+            )
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            self._session = runtime.InferenceSession(coarse.read_bytes(), options, ["CPUExecutionProvider"])
+
+    def vectors(self, ids: NDArray[Any], mask: NDArray[Any], alone: bool = False) -> FloatArray:
+        """Return float32 [n, dim] for token ids and mask, int64 [n, length], padded on the right."""
+        ends = mask.sum(1)
+        texts = [(ids[row : row + 1, :end], mask[row : row + 1, :end]) for row, end in enumerate(ends)]
+        found: list[FloatArray] = [self._session.run(None, dict(zip(INPUTS, one, strict=True)))[0] for one in texts]
+        return np.concatenate(found)
+
+
+def _export(tower: Tower, file: Path) -> None:
+    graph, example = traced_graph(tower, ASKED, "take it out")
+    free = {0: "texts", 1: "length"}
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter that takes this one's place needs a graph without branches on values, which pooling has.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            example,
+            str(file),
+            input_names=[*INPUTS],
+            output_names=["vectors"],
+            dynamic_axes=dict.fromkeys(INPUTS, free),
+            dynamo=False,
+        )
+
+
+def _weights_named(model: Any) -> Any:
+    """Return ``model`` with its constants as initializers: weights that are constants would stay in float32."""
+    constants = [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    for node in constants:
+        tensor = node.attribute[0].t
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+        model.graph.node.remove(node)
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # else it logs that it was not
+    return model
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed: pip install -e '.[onnx]' in the checkout, or take out [index] {ASKED}"
+        ) from error
