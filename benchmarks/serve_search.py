@@ -29,6 +29,7 @@ from benchmarks.report import last_line, show
 from benchmarks.servers import (
     NAIVE,
     OURS,
+    QUERIES_IN_INT8,
     ask,
     closed_rounds,
     faster,
@@ -83,7 +84,7 @@ Work = Callable[[], AbstractContextManager[None]]
 def main() -> None:
     """Measure and print."""
     claim = "Searches answered per second against FastAPI + sentence-transformers."
-    options, engine = parse_with_engine("serve_search", claim)
+    options, engine = parse_with_engine("serve_search", claim, QUERIES_IN_INT8)
     host = machine.look()
     show(host.sentence)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:

@@ -34,6 +34,7 @@ NAIVE = {
 }
 """Name: environment and settings of a server that encodes once a request."""
 INFINITY, INFINITY_BF16 = "infinity", "infinity, bf16"
+QUERIES_IN_INT8 = "onnxruntime"
 LEAST_REQUESTS = 200
 SHARE_OF_CAPACITY = 0.7
 """Of the slowest contestant at so many clients: the arrival rate at which waiting is compared."""
@@ -44,10 +45,11 @@ Requests = Callable[[Contestant], Iterator[bytes]]
 """Gives requests to a contestant's server, without end."""
 
 
-def parse_with_engine(name: str, claim: str) -> tuple[Options, str]:
-    """Read the command line of a benchmark of servers: its options, and the engine of hone's."""
+def parse_with_engine(name: str, claim: str, *more: str) -> tuple[Options, str]:
+    """Read the command line of a benchmark of servers: its options, and the engine of hone's, which may be ``more``."""
     parser = parser_for(name, claim)
-    parser.add_argument("--engine", choices=("auto", "torch", "openvino"), default="auto", help="of hone's server")
+    engines = ("auto", "torch", "openvino", *more)
+    parser.add_argument("--engine", choices=engines, default="auto", help="of hone's server")
     given = parser.parse_args()
     engine: str = given.engine
     return options_of(given), engine
@@ -58,7 +60,8 @@ def indexed(scratch: Path, data: Path, passages: int, engine: str) -> Path:
     (scratch / "data").mkdir()
     lines = [json.dumps({"_id": str(row), "text": text}) for row, text in enumerate(sample_passages(data, passages))]
     (scratch / "data" / "corpus.jsonl").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", "--engine", engine, str(scratch / "data")]
+    how = ["--query-precision", "int8"] if engine == QUERIES_IN_INT8 else ["--engine", engine]
+    command = [sys.executable, "-m", "app.cli", "index", "--model", "minilm", *how, str(scratch / "data")]
     subprocess.run([*command, "--store", str(scratch / "store")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return scratch / "store"
 

@@ -24,7 +24,7 @@ from app.comparison.run_curve import (
     measure_curve,
     measured_curve,
 )
-from app.comparison.run_history import Clock, costs, refreshes, seconds_of_checkpoints
+from app.comparison.run_history import Clock, aged, costs, refreshes, seconds_of_checkpoints
 from app.composition import check_depth, check_queries, first_planner, splits, with_positives, with_verdicts
 from app.config import RunConfig
 from app.opening import encoder_opener
@@ -311,6 +311,7 @@ def _found(bench: Bench, run: PlannedRun) -> RunResult | None:
         warnings=list(dict.fromkeys(said)),
         code_version="" if newest is None else newest.manifest["code_version"],
         reranked=reranked,
+        aged=aged(events),
     )
 
 
@@ -359,6 +360,7 @@ def run_json(run: RunResult) -> dict[str, Any]:
         "last": _chosen_json(run.points[-1]),
         "reranked": None if run.reranked is None else _reranked_json(run.reranked),
         "refreshes": [_rounded(asdict(refresh)) for refresh in run.refreshes],
+        "aged": [asdict(one) for one in run.aged],
         "costs": _rounded(asdict(run.costs)),
         "peak": dict(run.peak),
         "cpu": dict(run.cpu),

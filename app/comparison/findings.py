@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.comparison.reranked_run import RerankedRun
 from app.comparison.run_curve import METRIC, Point
-from app.comparison.run_history import Costs, Refresh
+from app.comparison.run_history import Aged, Costs, Refresh
 from app.comparison.significance import holm, randomisation_p, t_interval
 
 ROUNDS = 10_000
@@ -29,6 +29,7 @@ class RunResult:
 
     ``ended``: "steps", "minutes" or "early" (by [train] patience). ``peak``: resident bytes, ``cpu``: seconds
     computed, both by process. ``machines``: those that its sessions were trained on. ``reranked`` None: no ranker.
+    ``aged``: its measures of staleness.
     """
 
     system: str
@@ -46,6 +47,7 @@ class RunResult:
     warnings: Sequence[str]
     code_version: str
     reranked: RerankedRun | None = None
+    aged: Sequence[Aged] = ()
 
     def chosen(self, limit: float, of: Sequence[float]) -> int:
         """Return the place of the point that is best on dev among those whose ``of`` is at most ``limit``.

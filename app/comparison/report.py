@@ -43,6 +43,7 @@ def html(results: Results) -> str:
     pictures = [_intervals(results, reading) for reading in readings]
     main = len(readings)
     body += [*shown[:main], _legend(results), _figures(pictures), "<h2>On dev, while training</h2>", _curves(results)]
+    body.append(_staleness(results))
     body += shown[2 * main :]
     body += [
         f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
@@ -113,6 +114,24 @@ def _curves(results: Results) -> str:
         curves = [_curve(results, name, colour, key) for name, colour in _colours(results).items()]
         caption = f"{METRIC} on {results['data']['dev']['split']} against {axis}: thin each seed, bold their mean"
         shown = draw_curves(caption, axis, METRIC, [curve for curve in curves if curve.bold])
+        pictures.append(f"{shown}<figcaption>{escape(caption)}</figcaption>" if shown else "")
+    return _figures(pictures)
+
+
+def _staleness(results: Results) -> str:
+    """Return what the trainers' probes told of their negatives, drawn."""
+    pictures = []
+    for key, told in (
+        ("overlap", "overlap@10 of the negatives in use with a fresh order"),
+        ("easy", "share of easy ones"),
+    ):
+        curves = []
+        for name, colour in _colours(results).items():
+            runs = [run for run in results["runs"] if run["system"] == name and run["aged"]]
+            lines = [[(float(one["step"]), float(one[key])) for one in run["aged"]] for run in runs]
+            curves += [Curve(colour, lines, _mean_line(lines))] if lines else []
+        caption = f"{told} against steps: thin each seed, bold their mean"
+        shown = draw_curves(caption, "steps", key, curves)
         pictures.append(f"{shown}<figcaption>{escape(caption)}</figcaption>" if shown else "")
     return _figures(pictures)
 

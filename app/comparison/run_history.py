@@ -1,4 +1,4 @@
-"""What the event log of a training run tells: seconds trained and waited, seconds of refreshing, which refreshes came.
+"""What the event log of a training run tells: seconds trained, waited and refreshed, which refreshes came, how stale.
 
 Does not know stores, processes or who reads the figures.
 """
@@ -25,6 +25,16 @@ class Refresh:
     step: int
     begun: float | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Aged:
+    """What the trainer's probe of its negatives told at ``step``, as ``retriever.staleness.Staleness`` means it."""
+
+    step: int
+    overlap: float
+    drift: float
+    easy: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,12 @@ def refreshes(events: Sequence[Event], clock: Clock) -> list[Refresh]:
             step, origin = event["step"], event["step"] - event["staleness"]
             adopted[step] = Refresh(origin, step, begun.get(origin), clock.at(event["time"]))
     return [adopted[step] for step in sorted(adopted)]
+
+
+def aged(events: Sequence[Event]) -> list[Aged]:
+    """Return the measures of staleness in the order of steps; of one that a resumed run took again, the later."""
+    told = {event["step"]: event for event in events if event["event"] == "staleness"}
+    return [Aged(step, *(told[step][name] for name in ("overlap", "drift", "easy"))) for step in sorted(told)]
 
 
 def costs(events: Sequence[Event], starts: Sequence[float]) -> Costs:

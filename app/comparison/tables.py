@@ -3,6 +3,7 @@
 Does not know either format.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ Means over seeds. In all = training + waiting, up to the last checkpoint. Encodi
 refresher's seconds beside that. CPU: what both computed on all cores, start-up included. Age: steps from a \
 checkpoint to the adoption of its negatives. MB: peak resident memory. Seconds compare only if nothing else ran on the \
 machine; the CPU's suffer less."""
+
+AGED = """\
+Probes of the negatives in use, [refresh] probe_every steps apart. Overlap@10: of a query's ten best candidates as \
+mined and as the weights of the moment rank them, so 1 is fresh. Drift: change of their scores. Easy: share of the ten \
+that teach next to nothing any more. In brackets the worst probe."""
 
 RERANKED = """\
 {split}: the first {depth} hits of a run's best checkpoint or its last, put in order by a ranker; of the two the one \
@@ -101,7 +107,15 @@ def tables(results: Results) -> list[Table]:
     readings = results["findings"]["readings"]
     shown = [_reading(results, reading) for reading in readings]
     shown += [_gaps(results, reading) for reading in readings]
-    return [*shown, *_reranked(results), _costs(results), _systems(results), _runs(results), *_failed(results)]
+    return [
+        *shown,
+        *_reranked(results),
+        _costs(results),
+        *_aged(results),
+        _systems(results),
+        _runs(results),
+        *_failed(results),
+    ]
 
 
 def limit_text(reading: Mapping[str, Any]) -> str:
@@ -242,6 +256,25 @@ def _costs(results: Results) -> Table:
         ["system", "steps", *seconds, "CPU", "steps/s", "refreshes", "age", "trainer MB", "refresher MB"],
         rows,
     )
+
+
+def _aged(results: Results) -> list[Table]:
+    rows = []
+    for name in results["systems"]:
+        told = [one for run in results["runs"] if run["system"] == name for one in run["aged"]]
+        if told:
+            overlap, drift, easy = ([one[key] for one in told] for key in ("overlap", "drift", "easy"))
+            rows.append(
+                [
+                    name,
+                    str(len(told)),
+                    f"{statistics.fmean(overlap):.2f} ({min(overlap):.2f})",
+                    f"{statistics.fmean(drift):+.3f} ({max(drift, key=abs):+.3f})",
+                    f"{statistics.fmean(easy):.1%} ({max(easy):.1%})",
+                ]
+            )
+    table = Table("How stale negatives became", AGED, ["system", "probes", "overlap@10", "drift", "easy"], rows)
+    return [table] if rows else []
 
 
 def _megabytes(size: float | None) -> str:

@@ -11,7 +11,7 @@ from app.comparison.carrying_out import run_json
 from app.comparison.findings import RunResult, as_json, find
 from app.comparison.reranked_run import RerankedRun
 from app.comparison.run_curve import Judged, Measuring, Point
-from app.comparison.run_history import Costs, Refresh
+from app.comparison.run_history import Aged, Costs, Refresh
 from retriever.artifacts import Artifact
 from retriever.data import Corpus
 from retriever.ingest import ingest_corpus, load_query_set
@@ -106,6 +106,7 @@ def run_of(
         sessions=1,
         warnings=(),
         code_version="0.1+abc",
+        aged=[Aged(mark.step + 10, 0.6, -0.05, 0.25 / (place + 1)) for place, mark in enumerate(refreshes)],
     )
 
 

@@ -42,7 +42,7 @@ def test_the_page_is_whole_and_needs_nothing_beside_it() -> None:
     assert page.startswith("<!doctype html>") and nesting.seen.count("h1") == 1
     assert nesting.fetched == [] and "script" not in nesting.seen and "link" not in nesting.seen
     assert not re.search(r"https?://|url\(|@import", page)
-    assert nesting.seen.count("svg") == 4
+    assert nesting.seen.count("svg") == 6
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
 
 
@@ -73,14 +73,14 @@ def test_colours_follow_the_systems() -> None:
     legend = re.search(r'<ul class="legend">.*?</ul>', page)
     assert legend is not None
     assert re.findall(r'swatch c(\d)"></span>(\w+)', legend[0]) == [("0", "static"), ("1", "refreshed")]
-    assert page.count("<polyline") == 2 * (6 + 2)
+    assert page.count("<polyline") == 4 * (6 + 2), "dev twice, and two measures of staleness"
 
 
 def test_markdown_tables_are_square() -> None:
     text = markdown(results_of(some_runs()))
     assert text.startswith("# Comparison: compare\n\n- refreshed against static: +0.0500")
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
     assert "| refreshed | 0.4740" in text

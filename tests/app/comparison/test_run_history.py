@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from app.comparison.run_history import Clock, Refresh, costs, refreshes, seconds_of_checkpoints
+from app.comparison.run_history import Aged, Clock, Refresh, aged, costs, refreshes, seconds_of_checkpoints
 
 
 def event(time: float, name: str, source: str | None = "trainer", **fields: Any) -> dict[str, Any]:
@@ -77,3 +77,12 @@ def test_refreshes_lie_between_their_checkpoint_and_their_adoption() -> None:
     events = [*FIRST, *SECOND[:-2], again, *SECOND[-2:]]
     found = refreshes(events, Clock(events, STARTS))
     assert found == [Refresh(0, 1, 6.0, 15.0), Refresh(2, 3, None, 36.0)], "of a replayed adoption the replay counts"
+
+
+def test_a_probe_that_a_resumed_run_takes_again_counts_once() -> None:
+    probes = [
+        event(1, "staleness", step=50, overlap=0.4, drift=-0.1, easy=0.3),
+        event(2, "staleness", step=100, overlap=0.7, drift=0.0, easy=0.1),
+        event(9, "staleness", step=100, overlap=0.8, drift=0.0, easy=0.0),
+    ]
+    assert aged([*FIRST, *probes]) == [Aged(50, 0.4, -0.1, 0.3), Aged(100, 0.8, 0.0, 0.0)]

@@ -89,6 +89,14 @@ def test_costs_and_runs_are_shown_as_people_say_them() -> None:
     assert systems.rows == [["static", 'refresh.trigger = "once"'], ["refreshed", "the run as it is"]]
 
 
+def test_staleness_is_told_of_each_system_that_measured_it() -> None:
+    runs = [replace(run, aged=()) if run.system == "static" else run for run in some_runs()]
+    title = "How stale negatives became"
+    table = next(table for table in tables(results_of(runs)) if table.title == title)
+    assert table.rows == [["refreshed", "6", "0.60 (0.60)", "-0.050 (-0.050)", "18.8% (25.0%)"]]
+    assert title not in {table.title for table in tables(results_of([replace(run, aged=()) for run in runs]))}
+
+
 def test_notes_name_what_limits_the_figures() -> None:
     plain = notes(results_of(some_runs()))
     assert any("randomisation test" in note for note in plain) and not any("good" in note for note in plain)
