@@ -30,10 +30,10 @@ class Knobs:
     guide_decay: float | None = None
     gce_q: float = 0.7
     ccl_margin: float = 0.4
-    ccl_weight: float = 1.0
+    ccl_weight: float = 50.0
     ms_alpha: float = 2.0
     ms_beta: float = 50.0
-    ms_threshold: float = 1.0
+    ms_threshold: float = 0.5
     ms_epsilon: float = 0.1
 
 

@@ -53,7 +53,7 @@ ANOTHER: dict[str, dict[str, Any]] = {
     "ccl_weight": {"ccl_weight": 2.0},
     "ms_alpha": {"ms_alpha": 1.0},
     "ms_beta": {"ms_beta": 10.0},
-    "ms_threshold": {"ms_threshold": 0.5},
+    "ms_threshold": {"ms_threshold": 1.0},
     "ms_epsilon": {"ms_epsilon": 1.0},
 }
 
