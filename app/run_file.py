@@ -119,7 +119,7 @@ target_recall = 0.95
 engine = "auto"             # what encodes: torch or openvino; the run says which it took, and why
 lexical = true              # an index of the words too, so that a server can search by them
 precision = "auto"          # of encoding; "fp32" is exact everywhere, "int8" needs openvino
-# query_precision = "int8"  # queries alone, quicker one by one; needs the extra onnx
+# query_precision = "int8"  # queries alone, quicker one by one; needs the extra onnx and a CPU
 """
 
 

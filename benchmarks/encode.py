@@ -87,7 +87,7 @@ def _entrants(bf16: bool, calibration: str) -> list[Entrant]:
     if find_spec("openvino") is not None:
         entrants += [peer(OPENVINO, "sentence-transformers-openvino", "openvino")]
         entrants += [ours(OURS_OPENVINO, "openvino", best), ours(INT8, "openvino", "int8", calibration=calibration)]
-    if find_spec("onnxruntime") is not None:
+    if all(map(find_spec, ("onnx", "onnxruntime"))):
         entrants += [ours(INT8_QUERIES, "torch", best, query_precision="int8")]
     if bf16:
         entrants += [peer(BF16, "sentence-transformers", dtype="bfloat16"), ours(TORCH_BF16, "torch", "bf16")]

@@ -100,7 +100,7 @@ def evaluate(
     factory: Annotated[str, typer.Option("--factory", help="Index for --model: auto or a FAISS factory.")] = "auto",
     precision: Annotated[Precision, typer.Option("--precision", help="For --model.")] = Precision.FP32,
     query_precision: Annotated[
-        QueryPrecision, typer.Option("--query-precision", help="For --model: auto, as passages, or int8.")
+        QueryPrecision, typer.Option("--query-precision", help="For --model: auto (as passages, never int8) or int8.")
     ] = QueryPrecision.AUTO,
     run: Annotated[Path | None, typer.Option("--run", help="Write the hits as a TREC run here.")] = None,
     per_query: Annotated[Path | None, typer.Option("--per-query", help="Write a JSON line a query here.")] = None,

@@ -47,7 +47,7 @@ PrecisionOption = Annotated[
 ]
 QueryPrecisionOption = Annotated[
     QueryPrecision,
-    typer.Option("--query-precision", help="auto: as passages; int8: quicker for single queries, a little coarser."),
+    typer.Option("--query-precision", help="auto: as passages, never int8; int8: quicker one by one, on a CPU alone."),
 ]
 EngineOption = Annotated[
     EngineName,

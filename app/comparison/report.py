@@ -43,7 +43,7 @@ def html(results: Results) -> str:
     pictures = [_intervals(results, reading) for reading in readings]
     main = len(readings)
     body += [*shown[:main], _legend(results), _figures(pictures), "<h2>On dev, while training</h2>", _curves(results)]
-    body.append(_staleness(results))
+    body += _staleness(results)
     body += shown[2 * main :]
     body += [
         f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
@@ -118,8 +118,8 @@ def _curves(results: Results) -> str:
     return _figures(pictures)
 
 
-def _staleness(results: Results) -> str:
-    """Return what the trainers' probes told of their negatives, drawn."""
+def _staleness(results: Results) -> list[str]:
+    """Return what the trainers' probes told of their negatives, drawn; nothing where no run has one."""
     pictures = []
     for key, told in (
         ("overlap", "overlap@10 of the negatives in use with a fresh order"),
@@ -129,11 +129,18 @@ def _staleness(results: Results) -> str:
         for name, colour in _colours(results).items():
             runs = [run for run in results["runs"] if run["system"] == name and run["aged"]]
             lines = [[(float(one["step"]), float(one[key])) for one in run["aged"]] for run in runs]
-            curves += [Curve(colour, lines, _mean_line(lines))] if lines else []
+            curves += [Curve(colour, lines, _mean_by_step(lines))] if lines else []
         caption = f"{told} against steps: thin each seed, bold their mean"
         shown = draw_curves(caption, "steps", key, curves)
         pictures.append(f"{shown}<figcaption>{escape(caption)}</figcaption>" if shown else "")
-    return _figures(pictures)
+    return ["<h2>Negatives in use, while training</h2>", _figures(pictures)] if any(pictures) else []
+
+
+def _mean_by_step(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """Return the mean over seeds at the steps that all have: a probe waits for the first set, which comes at any."""
+    told = [dict(line) for line in lines]
+    shared = sorted(set.intersection(*(set(one) for one in told)))
+    return [(step, statistics.fmean(one[step] for one in told)) for step in shared]
 
 
 def _curve(results: Results, name: str, colour: int, key: str) -> Curve:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from retriever.device import has_fast_bf16
-from retriever.engines.onnx_engine import ASKED, OnnxEngine
+from retriever.engines.onnx_engine import ASKED, INSTEAD, OnnxEngine
 from retriever.engines.openvino_engine import HINTS, OpenVinoEngine, PaddedBatch
 from retriever.engines.torch_engine import TorchEngine
 from retriever.errors import InputError
@@ -81,7 +81,7 @@ def choose_for_queries(precision: str, passages: Choice, device: torch.device, k
         raise InputError(f"[index] query_precision = {precision!r}: choose one of auto, int8")
     if precision == "int8":
         if device.type != "cpu":
-            raise InputError(f"[index] {ASKED} computes on the CPU, not on {device}; take it out")
+            raise InputError(f"[index] {ASKED} computes on the CPU, not on {device}; {INSTEAD}")
         return Choice("onnxruntime", "int8", "int8 was asked for queries")
     return passages if passages.precision != "int8" else choose("torch", "auto", device, known)
 

@@ -1,9 +1,11 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 from app.comparison.report import html, markdown
+from app.comparison.run_history import Aged
 from tests.app.comparison.results_stand_ins import results_of, some_runs
 
 VOID = {"meta", "br"}
@@ -84,3 +86,18 @@ def test_markdown_tables_are_square() -> None:
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
     assert "| refreshed | 0.4740" in text
+
+
+def test_staleness_is_averaged_at_the_steps_that_all_seeds_have() -> None:
+    runs = [replace(run, aged=[]) if run.system == "static" else run for run in some_runs()]
+    assert "Negatives in use" not in html(results_of([replace(run, aged=[]) for run in runs]))
+    runs = [
+        replace(run, aged=[Aged(step, 0.1 * run.seed, 0.0, 0.5) for step in (50 * run.seed, 200, 400)])
+        if run.aged
+        else run
+        for run in runs
+    ]
+    page = html(results_of(runs))
+    drawn = page[page.index("Negatives in use") :]
+    bold = re.findall(r'class="bold c1" points="([^"]*)"', drawn)
+    assert [len(points.split()) for points in bold] == [2, 2], "steps 200 and 400 of three seeds"
