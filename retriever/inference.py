@@ -16,7 +16,7 @@ from retriever.durable import sha256_json
 from retriever.encoder import DualEncoder
 from retriever.engines.choice import Choice, Engine, choose, choose_for_queries, open_engine
 from retriever.engines.fast_forward import names_of
-from retriever.engines.onnx_engine import RECIPE
+from retriever.engines.onnx_engine import bits
 from retriever.protocols import Fingerprints, FloatArray, Progress, Side, silent
 from retriever.streams import most_streams, streams
 from retriever.token_batches import mixed, pad, shared_budget, token_batches
@@ -64,7 +64,7 @@ class ModelEncoder:
             calibration = ()
         self.computed_by = f"{self.choice.engine} {self.choice.precision}"
         sample = f" calibrated on {sha256_json(list(calibration))}" if calibration else ""
-        recipe = f", {RECIPE}" if of_queries.engine == "onnxruntime" else ""
+        recipe = f", products of {bits()} bits" if of_queries.engine == "onnxruntime" else ""
         self.fingerprints: Fingerprints = model.fingerprints(
             query=f"{of_queries.engine} {of_queries.precision}{recipe}", passage=self.computed_by + sample
         )

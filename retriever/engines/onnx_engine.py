@@ -21,11 +21,17 @@ from retriever.tower import Tower
 
 ASKED = 'query_precision = "int8"'
 INSTEAD = "take it out, or `hone index --query-precision auto` where a generation has it"
-RECIPE = "products alone, weights by channel in 7 bits"
-"""Part of a query's fingerprint. Of 8 bits a processor without VNNI would lose sums that overflow, silently."""
 EXPORTING = threading.Lock()
 """torch's exporter allows one export at a time in a process."""
 INPUTS = ("input_ids", "attention_mask")
+
+
+def bits() -> int:
+    """Return how many bits a weight has here, which the query fingerprint tells.
+
+    Sums of 8-bit products overflow, silently, on x86 without VNNI.
+    """
+    return 7 if torch.cpu._is_avx2_supported() and not torch.cpu._is_vnni_supported() else 8
 
 
 class OnnxEngine:
@@ -71,7 +77,7 @@ def _quantized(tower: Tower) -> bytes:
             coarse,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            reduce_range=True,
+            reduce_range=bits() == 7,
             weight_type=quantization.QuantType.QInt8,
         )
         return coarse.read_bytes()

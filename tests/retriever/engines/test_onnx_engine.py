@@ -94,3 +94,12 @@ def test_nothing_is_imported_until_it_is_asked_for() -> None:
     script = "import sys, retriever.engines.choice; print({'onnx', 'onnxruntime'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("avx2", "vnni", "expected"), [(True, True, 8), (True, False, 7), (False, False, 8)])
+def test_weights_have_a_bit_less_where_sums_would_overflow(
+    monkeypatch: pytest.MonkeyPatch, avx2: bool, vnni: bool, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert onnx_engine.bits() == expected
