@@ -10,6 +10,8 @@ import pytest
 
 from app.audited_runs import find_runs
 from app.auditing import audit
+from app.python_dataset import PythonDatasetConfig, write_python_dataset
+from app.python_sources import default_roots
 from tests.mislabelled import found, mislabel
 from tests.stand_ins import write_tiny_data
 from tests.tiny_model import write_tiny_model
@@ -89,8 +91,9 @@ def test_a_tenth_of_wrong_labels_is_found_on_tiny_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_tenth_of_wrong_labels_is_found_on_real_text(tmp_path: Path) -> None:
-    sizes = ("--passages", "240", "--train", "160", "--dev", "20", "--test", "20")
-    hone(tmp_path, "dataset", "python", "data", *sizes, "--tokens", "64")
+    """Of the standard library alone: with other packages installed the texts would be others, and the figures."""
+    sizes = PythonDatasetConfig(passages=240, train=160, dev=20, test=20)
+    write_python_dataset(tmp_path / "data", sizes, default_roots()[-1:])
     wrong = mislabel(tmp_path / "data", 0.1)
     (tmp_path / "run.toml").write_text(RUN.format(model="minilm", length=48, steps=30, half=15, rate=5e-5))
     hone(tmp_path, "cycle", "run.toml")
