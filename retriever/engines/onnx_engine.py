@@ -41,14 +41,13 @@ class OnnxEngine:
     hang on its neighbours.
     """
 
-    least_tokens = 64
+    least_tokens = 16
 
     def __init__(self, tower: Tower) -> None:
-        """Quantise ``tower``: weights by output channel, activations by batch.
+        """Quantise ``tower``: weights by output channel, activations as they come.
 
         Raises InputError if ONNX Runtime is not installed, or for a model of a family that it is not given here.
         """
-        _import("onnx")
         runtime = _import("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -87,7 +86,7 @@ def _export(tower: Tower, file: Path) -> None:
     graph, example = traced_graph(tower, ASKED, INSTEAD)
     free = {0: "texts", 1: "length"}
     with EXPORTING, torch.no_grad(), warnings.catch_warnings():
-        # The exporter that takes this one's place needs a graph without branches on values, which pooling has.
+        # The exporter that takes this one's place refuses branches on values, and pooling has one.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,
